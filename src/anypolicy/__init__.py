@@ -1,0 +1,47 @@
+"""Any policy learns by any published method.
+
+import anypolicy as ap
+run = ap.train("ngrpo+vade", task="reasoning-gym/chain_sum", policy="smollm2-135m", steps=200, seed=0)
+study = ap.compare(["grpo", "ngrpo"], task="tiny-add", seeds=5)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from anypolicy.errors import InputError
+
+if TYPE_CHECKING:
+    from anypolicy.catalogue import Card, method, methods
+    from anypolicy.studies import compare, evaluate, explain, reproduce, show
+    from anypolicy.training import Run, Settings, resume, train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Card": "catalogue",
+    "method": "catalogue",
+    "methods": "catalogue",
+    "train": "training",
+    "resume": "training",
+    "Run": "training",
+    "Settings": "training",
+    "evaluate": "studies",
+    "compare": "studies",
+    "reproduce": "studies",
+    "explain": "studies",
+    "show": "studies",
+}
+
+__all__ = ["InputError", "__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'anypolicy' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"anypolicy.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,120 @@
+"""The catalogue: the methods folder is the registry. A method is a function with a `Card` that returns a recipe."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anypolicy.errors import InputError
+
+
+@dataclass(frozen=True)
+class Card:
+    """The facts of a method. `changes` names the stages it gives to a composition; `conflicts` maps
+    "own stage × other.stage" pairs that contradict each other to the reason; `no_signal` lists the constant rewards
+    from which the method must learn nothing; `metrics` documents log names of its own."""
+
+    title: str
+    paper: str
+    year: int
+    family: str
+    idea: str
+    changes: tuple[str, ...]
+    composes_with: str
+    claim: str
+    conflicts: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+    no_signal: tuple[float, ...] = (0.0, 1.0)
+    metrics: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Method:
+    """A catalogued method: `build(**knobs)` gives its recipe, with the paper's defaults."""
+
+    slug: str
+    card: Card
+    build: Callable[..., Any]
+
+    @property
+    def knobs(self) -> dict[str, inspect.Parameter]:
+        """The method's own settings: its function's parameters."""
+        return dict(inspect.signature(self.build).parameters)
+
+    @property
+    def source(self) -> str:
+        """The whole method file, as a reader sees it."""
+        return Path(inspect.getsourcefile(inspect.unwrap(self.build)) or "").read_text()
+
+    @property
+    def header(self) -> str:
+        """The docstring of the method's file."""
+        return inspect.getdoc(sys.modules[self.build.__module__]) or ""
+
+
+REGISTERED: dict[str, Method] = {}
+
+
+def method(card: Card, slug: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a method. Its slug is the function's name with dashes; its parameters are its settings."""
+
+    def register(build: Callable[..., Any]) -> Callable[..., Any]:
+        name = slug or build.__name__.replace("_", "-")
+        known = REGISTERED.get(name)
+        if known is not None and known.build.__module__ != build.__module__:
+            raise InputError("method", name, f"{known.build.__module__} has this name already: choose another")
+        REGISTERED[name] = Method(name, card, build)
+        return build
+
+    return register
+
+
+@functools.cache
+def load_all() -> None:
+    """Import every method file of this package and every `anypolicy.methods` entry point of other packages."""
+    import anypolicy.methods as folder
+
+    for module in pkgutil.walk_packages(folder.__path__, folder.__name__ + "."):
+        importlib.import_module(module.name)
+    for entry in importlib.metadata.entry_points(group="anypolicy.methods"):
+        entry.load()
+
+
+def load_file(path: str | Path) -> None:
+    """Import a method file by path (`--method-file`)."""
+    path = Path(path).resolve()
+    if path.suffix != ".py" or not path.is_file():
+        raise InputError("method-file", str(path), "give the path of an existing .py file with an @method function")
+    name = f"anypolicy_method_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError("method-file", str(path), f"it cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def methods() -> dict[str, Method]:
+    """All methods by slug."""
+    load_all()
+    return dict(sorted(REGISTERED.items()))
+
+
+def get(slug: str) -> Method:
+    """One method; an unknown name is an error that says the nearest."""
+    known = methods()
+    if slug not in known:
+        raise InputError("method", slug, f"use one of {', '.join(known)}", choices=known)
+    return known[slug]

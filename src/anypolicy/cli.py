@@ -1,0 +1,320 @@
+"""The command line. Options are generated from the functions and the settings of the methods themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import typing
+import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from anypolicy.errors import InputError
+
+EXAMPLES = """Any policy learns by any published method.
+
+  anypolicy train ngrpo --task reasoning-gym/chain_sum --policy smollm2-135m
+  anypolicy train grpo+ngrpo.advantage+sapo.loss+vade.sampler --task my_prompts.jsonl
+  anypolicy resume runs/ngrpo-tiny-add-0
+  anypolicy compare grpo ngrpo --task tabular-lock --seeds 5
+  anypolicy reproduce ngrpo
+  anypolicy methods | show ngrpo | explain ngrpo+vade --task tiny-add | eval DIR | open DIR
+"""
+
+
+@dataclass(frozen=True)
+class NoKnobs:
+    """No method, no settings of methods."""
+
+
+def knobs_type(specs: list[str], files: list[str]) -> type:
+    """A dataclass with one field a method: its function's parameters."""
+    from anypolicy import catalogue
+    from anypolicy.compose import parse
+
+    for path in files:
+        catalogue.load_file(path)
+    parts: dict[str, Any] = {}
+    for spec in specs:
+        for m, _ in parse(spec):
+            hints = typing.get_type_hints(m.build)
+            inner = [(k, hints[k], dataclasses.field(default=p.default)) for k, p in m.knobs.items()]
+            own = dataclasses.make_dataclass(m.slug.replace("-", "_"), inner, frozen=True)
+            own.__doc__ = f"Settings of {m.slug}: {m.card.idea}."
+            parts[m.slug.replace("-", "_")] = own
+    if not parts:
+        return NoKnobs
+    outer = [(k, v, dataclasses.field(default_factory=v)) for k, v in parts.items()]
+    return dataclasses.make_dataclass("Knobs", outer, frozen=True)
+
+
+def changed(knobs: Any) -> dict[str, dict[str, Any]]:
+    """Only the settings that differ from the methods' defaults, by slug."""
+    out: dict[str, dict[str, Any]] = {}
+    for f in dataclasses.fields(knobs):
+        own = getattr(knobs, f.name)
+        given = {k.name: getattr(own, k.name) for k in dataclasses.fields(own) if getattr(own, k.name) != k.default}
+        if given:
+            out[f.name.replace("_", "-")] = given
+    return out
+
+
+def settings_dict(settings: Any) -> dict[str, Any]:
+    """The fields of Settings as keyword arguments."""
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+def train_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def train(
+        method: Positional[str],
+        settings: Annotated[Settings, OmitArgPrefixes],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, OmitArgPrefixes],  # type: ignore[valid-type]
+        quiet: bool = False,
+    ) -> None:
+        """Train a policy.
+
+        METHOD is a name or a composition: a+b takes what b changes, a+b.stage takes one stage.
+
+          anypolicy train grpo --task tabular-lock --steps 50
+          anypolicy train ngrpo+vade --task reasoning-gym/chain_sum --policy smollm2-135m
+          anypolicy train grpo+ngrpo.advantage --task tiny-add --ngrpo.virtual-reward 1.0 --lr 3e-4
+          anypolicy train grpo --task prompts.jsonl:verifier=numeric --policy path/to/model --dtype bfloat16
+        """
+        from anypolicy import training
+
+        run = training.start(training.plan(method, settings, changed(knobs)), quiet=quiet)
+        finish(run, quiet)
+
+    return train
+
+
+def finish(run: Any, quiet: bool) -> None:
+    """Report of a finished run, on the screen and as a page."""
+    from anypolicy.studies import run_page, run_summary
+
+    page = run_page(run)
+    if not quiet:
+        print(run_summary(run, page))
+
+
+def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False) -> None:
+    """Go on with a run that stopped, to the same numbers as if it had not.
+
+      anypolicy resume runs/ngrpo-tiny-add-0
+      anypolicy resume runs/ngrpo-tiny-add-0 --steps 400
+
+    Args:
+        run: the run directory
+        steps: make the run this long in all
+        quiet: no progress
+    """
+    from anypolicy import training
+
+    finish(training.resume(run, steps=steps, quiet=quiet), quiet)
+
+
+def evaluate(run: Positional[Path], prompts: int | None = None, temperature: float = 0.0) -> None:
+    """Evaluate a run's newest checkpoint on held-out prompts.
+
+      anypolicy eval runs/ngrpo-tiny-add-0
+      anypolicy eval runs/ngrpo-tiny-add-0 --prompts 500 --temperature 1
+
+    Args:
+        run: the run directory
+        prompts: how many held-out prompts
+        temperature: 0 is greedy
+    """
+    from anypolicy import studies
+
+    print(json.dumps(studies.evaluate(run, prompts=prompts, temperature=temperature), indent=2))
+
+
+def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def compare(
+        methods: Positional[tuple[str, ...]],
+        settings: Annotated[Settings, OmitArgPrefixes],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, OmitArgPrefixes],  # type: ignore[valid-type]
+        seeds: int = 5,
+        metric: str | None = None,
+        workers: int = 1,
+        quiet: bool = False,
+    ) -> None:
+        """Train methods with the same seeds and judge the difference.
+
+          anypolicy compare grpo ngrpo --task tabular-lock --seeds 5
+          anypolicy compare grpo sapo gspo --task tiny-add --steps 200 --seeds 8 --workers 2 --metric eval/accuracy
+
+        Args:
+            methods: names or compositions
+            settings: of every run
+            knobs: of the methods
+            seeds: runs of each method, with the same seeds in all
+            metric: a name of the evaluation rows, e.g. eval/accuracy or probe/success
+            workers: processes; give each run --threads 1 when using several
+            quiet: no progress
+        """
+        from anypolicy import studies
+
+        given = settings_dict(settings)
+        if given.pop("seed"):
+            raise InputError("seed", settings.seed, "compare uses seeds 0, 1, …: set --seeds N")  # type: ignore[attr-defined]
+        task = given.pop("task")
+        out = given.pop("out")
+        study = studies.compare(
+            list(methods), task=task, seeds=seeds, out=out, metric=metric, knobs=changed(knobs), workers=workers,
+            quiet=quiet, **given,
+        )  # fmt: skip
+        print(study)
+
+    return compare
+
+
+def reproduce(
+    method: Positional[str], seeds: int | None = None, workers: int = 1, claims: Path | None = None
+) -> None:
+    """Check a paper's central claim at small scale: expected against measured, with intervals and a verdict.
+
+      anypolicy reproduce ngrpo
+      anypolicy reproduce vade --seeds 8 --workers 2
+
+    Args:
+        method: whose claim
+        seeds: runs of each arm; default as the claim says
+        workers: processes
+        claims: folder of claim files, if not that of the checkout
+    """
+    from anypolicy import studies
+
+    studies.reproduce(method, seeds=seeds, workers=workers, claims=claims)
+
+
+def methods(json_output: Annotated[bool, tyro.conf.arg(name="json")] = False, method_file: tuple[Path, ...] = ()) -> None:
+    """List all methods.
+
+      anypolicy methods
+      anypolicy methods --json
+
+    Args:
+        json_output: a list of objects, with slug, paper, year, family, changes, composes_with, claim
+        method_file: .py files with methods of your own
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from anypolicy import catalogue, studies
+
+    for path in method_file:
+        catalogue.load_file(path)
+    entries = studies.listing()
+    if json_output:
+        print(json.dumps(entries, indent=2, ensure_ascii=False))
+        return
+    table = Table(box=None, header_style="bold")
+    for column in ("method", "year", "paper", "changes", "idea"):
+        table.add_column(column)
+    for e in entries:
+        table.add_row(e["slug"], str(e["year"]), e["paper"], ", ".join(e["changes"]) or "—", e["idea"])
+    Console().print(table)
+    print("\nanypolicy show NAME prints a method whole.")
+
+
+def show(method: Positional[str], method_file: tuple[Path, ...] = ()) -> None:
+    """Print a method: card, settings and its whole file.
+
+      anypolicy show ngrpo
+
+    Args:
+        method: its name
+        method_file: .py files with methods of your own
+    """
+    from anypolicy import catalogue, studies
+
+    for path in method_file:
+        catalogue.load_file(path)
+    print(studies.show(method))
+
+
+def explain_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def explain(
+        method: Positional[str],
+        settings: Annotated[Settings, OmitArgPrefixes],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, OmitArgPrefixes],  # type: ignore[valid-type]
+    ) -> None:
+        """Say what a run would do, stage by stage, without starting it.
+
+        anypolicy explain ngrpo+vade --task tiny-add
+        """
+        from anypolicy import studies
+
+        given = settings_dict(settings)
+        print(studies.explain(method, task=given.pop("task"), knobs=changed(knobs), **given))
+
+    return explain
+
+
+def open_page(path: Positional[Path]) -> None:
+    """Open the report of a run or comparison in the browser.
+
+      anypolicy open runs/ngrpo-tiny-add-0
+
+    Args:
+        path: run or comparison directory
+    """
+    page = path / "report.html"
+    if not page.exists():
+        raise InputError("path", str(path), "it has no report.html: finish the run with `anypolicy resume`")
+    webbrowser.open(page.resolve().as_uri())
+    print(page)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 if it worked, 2 for input that cannot be used."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands(args), prog="anypolicy", description=EXAMPLES, args=args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; `anypolicy resume DIR` goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 2
+    return 0
+
+
+def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
+    """The commands; those that train get the settings of the methods that the arguments name."""
+    plain: dict[str, Callable[..., Any]] = {
+        "resume": resume, "eval": evaluate, "reproduce": reproduce, "methods": methods, "show": show, "open": open_page,
+    }  # fmt: skip
+    Knobs: type = NoKnobs
+    Settings: type = NoKnobs
+    if args and args[0] in ("train", "compare", "explain"):
+        from anypolicy.training import Settings as Real
+
+        Settings = Real
+        specs: list[str] = []
+        for word in args[1:]:
+            if word.startswith("-"):
+                break
+            specs.append(word)
+        files = [word for i, word in enumerate(args) if i and "--method-file" in args[:i] and word.endswith(".py")]
+        Knobs = knobs_type(specs, files)
+    return {
+        "train": train_command(Knobs, Settings),
+        "compare": compare_command(Knobs, Settings),
+        "explain": explain_command(Knobs, Settings),
+        **plain,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

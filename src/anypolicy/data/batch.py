@@ -1,0 +1,155 @@
+"""Groups as padded tensors: what advantages, selections and losses are computed on.
+
+Three levels, joined by index and never by row order: *contexts* (each distinct context stands once, so that a group
+pays for its prompt once), *rows* (one per segment) and *trajectories* (one per sample; reward, correct, group).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from anypolicy.data.records import Group, Tokens
+from anypolicy.parts.reduce import Totals, count
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows = segments, tokens = response positions, right-padded. `mask` is True on tokens that are trained.
+
+    `context` is left-padded with `context_valid` False on padding; `context_index` gives each row its context.
+    `logp_old` is the behaviour log-probability (nats, under the sampling temperature); `weight` multiplies a row's
+    terms. `advantage` is set by the loop after the advantage stage. `totals` are the denominators of the whole
+    optimiser batch and survive `select`, so a part of a batch reduces to its share of the whole.
+    """
+
+    context: Int[Tensor, "contexts context_tokens"]
+    context_valid: Bool[Tensor, "contexts context_tokens"]
+    context_index: Int[Tensor, " rows"]
+    response: Int[Tensor, "rows tokens"]
+    valid: Bool[Tensor, "rows tokens"]
+    mask: Bool[Tensor, "rows tokens"]
+    logp_old: Float[Tensor, "rows tokens"]
+    version: Int[Tensor, "rows tokens"]
+    weight: Float[Tensor, " rows"]
+    trajectory: Int[Tensor, " rows"]
+    # one entry per trajectory
+    reward: Float[Tensor, " trajectories"]
+    correct: Bool[Tensor, " trajectories"]
+    group_id: Int[Tensor, " trajectories"]
+    # filled in when a stage asks for them
+    logp_ref: Float[Tensor, "rows tokens"] | None = None
+    entropy: Float[Tensor, "rows tokens"] | None = None
+    value: Float[Tensor, "rows tokens"] | None = None
+    value_target: Float[Tensor, "rows tokens"] | None = None
+    advantage: Float[Tensor, "rows tokens"] | None = None
+    totals: Totals | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.response)
+
+    @property
+    def length(self) -> Int[Tensor, " trajectories"]:
+        """Tokens with mask True of each trajectory."""
+        return torch.zeros(len(self.reward), dtype=torch.long).index_add_(0, self.trajectory, self.mask.sum(1))
+
+    def counted(self) -> Totals:
+        """The denominators: those of the whole optimiser batch if this is a part of one."""
+        return self.totals or count(self.mask, self.trajectory)
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        """Spread one value per trajectory over the tokens of its rows: (trajectories) → (rows, tokens)."""
+        return x[self.trajectory][:, None].expand(self.response.shape)
+
+    def select(self, rows: Tensor) -> Batch:
+        """The given rows (indices or mask) with only the contexts they use; trajectory fields and totals stay."""
+        new: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ROW_FIELDS and value is not None:
+                new[f.name] = value[rows]
+        used, new["context_index"] = torch.unique(new["context_index"], return_inverse=True)
+        context, valid = self.context[used], self.context_valid[used]
+        pad = int((~valid).sum(1).min()) if len(used) else 0
+        wide = int(new["valid"].sum(1).max()) if len(new["valid"]) else 0
+        for name in TOKEN_FIELDS & new.keys():
+            new[name] = new[name][:, : max(wide, 1)]
+        if self.totals is not None:
+            new["totals"] = self.totals._replace(sequence_tokens=self.totals.sequence_tokens[rows])
+        return replace(self, context=context[:, pad:], context_valid=valid[:, pad:], **new)
+
+    def chunks(self, max_tokens: int) -> list[Tensor]:
+        """Row indices of micro-batches of at most `max_tokens` padded tokens, rows of one context together and the
+        context counted once; a single row may exceed it."""
+        context, response = self.context.shape[1], self.response.shape[1]
+        if len(self.context) * context + self.rows * response <= max_tokens:
+            return [torch.arange(self.rows)]
+        parts: list[list[int]] = [[]]
+        seen: set[int] = set()
+        index = self.context_index.tolist()
+        for row in sorted(range(self.rows), key=lambda i: index[i]):
+            size = len(seen | {index[row]}) * context + (len(parts[-1]) + 1) * response
+            if parts[-1] and size > max_tokens:
+                parts.append([])
+                seen = set()
+            parts[-1].append(row)
+            seen.add(index[row])
+        return [torch.tensor(p) for p in parts]
+
+
+TOKEN_FIELDS = {"response", "valid", "mask", "logp_old", "version", "logp_ref", "entropy", "value", "value_target",
+                "advantage"}  # fmt: skip
+ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory"}
+
+
+def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32) -> Batch:
+    """Pad the segments of all trajectories into one batch; group_id is the position in `groups`.
+
+    A trajectory without a reward (NaN: its rollout was aborted) keeps its row but none of its tokens is trained.
+    """
+    contexts: dict[bytes, int] = {}
+    context_ids: list[Tokens] = []
+    segments, index, owner, reward, correct, group_id = [], [], [], [], [], []
+    for g, group in enumerate(groups):
+        for trajectory in group.trajectories:
+            for s in trajectory.segments:
+                ids = s.context if s.training_context is None else s.training_context
+                key = ids.tobytes()
+                if key not in contexts:
+                    contexts[key] = len(context_ids)
+                    context_ids.append(ids)
+                segments.append(s)
+                index.append(contexts[key])
+                owner.append(len(reward))
+            reward.append(trajectory.reward)
+            correct.append(bool(trajectory.correct))
+            group_id.append(g)
+    rows, tokens = len(segments), max([len(s.response) for s in segments] + [1])
+    wide = max([len(c) for c in context_ids] + [0])
+    context = np.zeros((len(context_ids), wide), np.int64)
+    context_valid = np.zeros((len(context_ids), wide), np.bool_)
+    for i, ids in enumerate(context_ids):
+        context[i, wide - len(ids) :] = ids
+        context_valid[i, wide - len(ids) :] = True
+    response, version = np.zeros((rows, tokens), np.int64), np.zeros((rows, tokens), np.int64)
+    valid, mask = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.bool_)
+    logp = np.zeros((rows, tokens), np.float64)
+    for i, s in enumerate(segments):
+        n = len(s.response)
+        response[i, :n], version[i, :n], valid[i, :n], logp[i, :n] = s.response, s.version, True, s.logp
+        mask[i, :n] = s.mask & (not np.isnan(reward[owner[i]]))
+    ints = {"dtype": torch.long}
+    return Batch(
+        context=torch.from_numpy(context), context_valid=torch.from_numpy(context_valid),
+        context_index=torch.tensor(index, **ints), response=torch.from_numpy(response), valid=torch.from_numpy(valid),
+        mask=torch.from_numpy(mask), logp_old=torch.from_numpy(logp).to(dtype), version=torch.from_numpy(version),
+        weight=torch.ones(rows, dtype=dtype), trajectory=torch.tensor(owner, **ints),
+        reward=torch.tensor(reward, dtype=dtype), correct=torch.tensor(correct, dtype=torch.bool),
+        group_id=torch.tensor(group_id, **ints),
+    )  # fmt: skip

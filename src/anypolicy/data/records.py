@@ -1,0 +1,135 @@
+"""What a language policy experiences: prompts, segments, trajectories and groups.
+
+Tokens in, tokens out: a response is kept as the ids that were sampled, with the log-probability under the behaviour
+policy, the policy version and the trainable mask of every token. Text is never encoded again into training ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int64]
+Stop = Literal["eos", "stop", "length", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One problem. `messages` (chat) or `tokens` (already ids) say what the policy sees; `answer` is the label."""
+
+    id: str
+    messages: tuple[dict[str, Any], ...] = ()
+    tokens: tuple[int, ...] | None = None
+    media: dict[str, Any] = field(default_factory=dict)
+    answer: Any = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def without_label(self) -> Prompt:
+        """The prompt as a label-free method may see it."""
+        return replace(self, answer=None, info={})
+
+
+@dataclass(slots=True)
+class Segment:
+    """Context ids and the response ids that followed, with per-token provenance.
+
+    `logp` is in nats under the sampling temperature; `mask` is True where the policy chose the token (a forced or a
+    tool's token is False); `version` counts optimiser steps at sampling time. `training_context` replaces `context`
+    in the update where a method samples under one context and trains under another.
+    """
+
+    context: Tokens
+    response: Tokens
+    logp: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    version: NDArray[np.int64]
+    training_context: Tokens | None = None
+    media: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One sample with one return: a single segment for a plain answer, several for turns or sub-problems.
+
+    `reward` is the total of the named `rewards`; `correct` is the verifier's verdict and is kept apart from it (None:
+    unknown). `spans` are (first, last + 1, name) token ranges of turns or steps, counted over the joined responses;
+    `parent` and `branch` (token index) say where a trajectory forked from another.
+    """
+
+    id: str
+    segments: list[Segment]
+    reward: float = float("nan")
+    rewards: dict[str, float] = field(default_factory=dict)
+    correct: bool | None = None
+    stop: Stop = "eos"
+    spans: tuple[tuple[int, int, str], ...] = ()
+    parent: str | None = None
+    branch: int | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Number of tokens the policy chose."""
+        return int(sum(s.mask.sum() for s in self.segments))
+
+    @property
+    def response(self) -> Tokens:
+        """The response ids of all segments, joined."""
+        return np.concatenate([s.response for s in self.segments])
+
+
+@dataclass(slots=True)
+class Group:
+    """The trajectories of one (prompt, stage): what group statistics run over. May be ragged.
+
+    `position` is the prompt's place in the training split, by which samplers keep their books.
+    """
+
+    id: str
+    prompt: Prompt
+    trajectories: list[Trajectory]
+    stage: str = "direct"
+    position: int = -1
+
+
+def to_json(group: Group) -> dict[str, Any]:
+    """A group as plain JSON values (for checkpoints and samples); `from_json` gives it back bit for bit."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            return x.tolist()
+        if isinstance(x, dict):
+            return {k: plain(v) for k, v in x.items()}
+        return [plain(v) for v in x] if isinstance(x, list | tuple) else x
+
+    def fields(x: Any) -> dict[str, Any]:
+        return {name: plain(getattr(x, name)) for name in x.__slots__}
+
+    trajectories = [{**fields(t), "segments": [fields(s) for s in t.segments]} for t in group.trajectories]
+    own = {"id": group.id, "stage": group.stage, "position": group.position}
+    return own | {"prompt": fields(group.prompt), "trajectories": trajectories}
+
+
+def from_json(value: dict[str, Any]) -> Group:
+    """The inverse of `to_json`."""
+
+    def segment(s: dict[str, Any]) -> Segment:
+        train = s["training_context"]
+        return Segment(
+            np.array(s["context"], np.int64), np.array(s["response"], np.int64), np.array(s["logp"], np.float32),
+            np.array(s["mask"], np.bool_), np.array(s["version"], np.int64),
+            None if train is None else np.array(train, np.int64), s["media"],
+        )  # fmt: skip
+
+    def trajectory(t: dict[str, Any]) -> Trajectory:
+        spans = tuple((a, b, name) for a, b, name in t["spans"])
+        return Trajectory(**{**t, "segments": [segment(s) for s in t["segments"]], "spans": spans})
+
+    p = value["prompt"]
+    tokens = None if p["tokens"] is None else tuple(p["tokens"])
+    prompt = Prompt(**{**p, "messages": tuple(p["messages"]), "tokens": tokens})
+    trajectories = [trajectory(t) for t in value["trajectories"]]
+    return Group(value["id"], prompt, trajectories, value["stage"], value["position"])

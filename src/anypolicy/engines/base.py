@@ -1,0 +1,37 @@
+"""What produces responses. A protocol and its two records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from anypolicy.data.records import Segment, Stop, Tokens
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 is greedy; top_p = 1 and top_k = 0 keep the whole vocabulary."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+class Request(NamedTuple):
+    """`n` continuations of `context` + `prefix`. The prefix opens the response, with mask False and logp 0."""
+
+    context: Tokens
+    n: int = 1
+    prefix: tuple[int, ...] = ()
+
+
+class Engine(Protocol):
+    def generate(
+        self, requests: list[Request], sampling: Sampling, generator: torch.Generator, version: int = 0
+    ) -> list[list[tuple[Segment, Stop]]]:
+        """The continuations of every request, in order, as segments with the log-probability (nats, of the
+        temperature-scaled distribution before top-p/top-k) of every sampled token, stop token included."""
+        ...

@@ -1,0 +1,120 @@
+"""The native engine: the policy's own forward pass with a cache, on this machine.
+
+Each distinct context is read once and its cache expanded to the group; rows leave the batch when they end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anypolicy.data.records import Segment, Stop
+from anypolicy.engines.base import Request, Sampling
+from anypolicy.errors import InputError
+from anypolicy.policies.base import Policy
+
+
+class NativeEngine:
+    """Samples from a `Policy` with temperature, top-k, top-p and stop tokens."""
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    @torch.no_grad()
+    def generate(
+        self, requests: list[Request], sampling: Sampling, generator: torch.Generator, version: int = 0
+    ) -> list[list[tuple[Segment, Stop]]]:
+        """Continuations of every request, in order. The log-probability is that of the temperature-scaled
+        distribution over the whole vocabulary (temperature 1 if greedy), also where top-k or top-p cut it: it is what
+        the update computes again."""
+        starts: dict[bytes, int] = {}
+        contexts = [np.concatenate([r.context, np.array(r.prefix, np.int64)]) for r in requests]
+        for r, c in zip(requests, contexts, strict=True):
+            if len(r.context) + sampling.max_tokens > self.policy.context_length:
+                limit = self.policy.context_length
+                raise InputError(
+                    "prompt", f"{len(r.context)} tokens",
+                    f"the policy holds {limit} tokens and max_tokens is {sampling.max_tokens}: shorten one of them",
+                )  # fmt: skip
+            starts.setdefault(c.tobytes(), len(starts))
+        distinct = [np.frombuffer(key, np.int64) for key in starts]
+        state, logits = self.policy.prefill(distinct)
+        row_start = [starts[c.tobytes()] for r, c in zip(requests, contexts, strict=True) for _ in range(r.n)]
+        expand = torch.tensor(row_start)
+        state, logits = state.select(expand), logits[expand]
+        done = torch.tensor([len(r.prefix) for r in requests for _ in range(r.n)])
+        tokens, logp, length, ended = self.decode(state, logits, sampling, generator, done)
+        out: list[list[tuple[Segment, Stop]]] = []
+        row = 0
+        for r in requests:
+            answers: list[tuple[Segment, Stop]] = []
+            for _ in range(r.n):
+                n, p = int(length[row]), len(r.prefix)
+                response = np.concatenate([np.array(r.prefix, np.int64), tokens[row, :n]])
+                sampled = np.concatenate([np.zeros(p, np.float32), logp[row, :n]])
+                mask = np.arange(p + n) >= p
+                segment = Segment(r.context, response, sampled, mask, np.full(p + n, version, np.int64))
+                answers.append((segment, "eos" if ended[row] else "length"))
+                row += 1
+            out.append(answers)
+        return out
+
+    def decode(
+        self, state, logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator,
+        done: Int[Tensor, " rows"],
+    ):  # fmt: skip
+        """Token by token until every row has ended. Returns (rows, tokens) ids and log-probabilities, the length of
+        every row and whether a stop token ended it."""
+        rows, limit = len(logits), sampling.max_tokens
+        ids = np.zeros((rows, limit), np.int64)
+        logp = np.zeros((rows, limit), np.float32)
+        length, ended = np.zeros(rows, np.int64), np.zeros(rows, np.bool_)
+        stops = torch.tensor(self.policy.stop_ids, dtype=torch.long)
+        alive = torch.nonzero(done < limit).squeeze(1)
+        if len(alive) < rows:
+            state, logits = state.select(alive), logits[alive]
+        left = limit - done[alive]
+        for t in range(limit):
+            if not len(alive):
+                break
+            token, chosen = draw(logits, sampling, generator)
+            where = alive.numpy()
+            ids[where, t], logp[where, t], length[where] = token.numpy(), chosen.numpy(), t + 1
+            stopped = torch.isin(token, stops)
+            ended[where] = stopped.numpy()
+            going = torch.nonzero(~stopped & (left > t + 1)).squeeze(1)
+            if len(going) < len(alive):
+                state, token, alive, left = state.select(going), token[going], alive[going], left[going]
+            if len(alive):
+                logits = self.policy.step(state, token)
+        return ids, logp, length, ended
+
+
+def draw(
+    logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """One token a row and its log-probability before top-k and top-p."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    if sampling.temperature == 0:
+        token = wide.argmax(-1)
+        return token, torch.log_softmax(wide, -1).gather(1, token[:, None]).squeeze(1)
+    logp = torch.log_softmax(wide / sampling.temperature, -1)
+    kept = truncated(logp, sampling)
+    noise = torch.empty_like(logp).exponential_(generator=generator)
+    token = (kept.exp() / noise).argmax(-1)
+    return token, logp.gather(1, token[:, None]).squeeze(1)
+
+
+def truncated(logp: Float[Tensor, "rows vocabulary"], sampling: Sampling) -> Float[Tensor, "rows vocabulary"]:
+    """−inf outside the k likeliest tokens and outside the smallest set that holds top_p of the probability."""
+    if 0 < sampling.top_k < logp.shape[1]:
+        floor = logp.topk(sampling.top_k, -1).values[:, -1:]
+        logp = logp.masked_fill(logp < floor, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, index = logp.sort(-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        cut = torch.zeros_like(before, dtype=torch.bool).scatter(1, index, before >= sampling.top_p)
+        logp = logp.masked_fill(cut, -torch.inf)
+    return logp

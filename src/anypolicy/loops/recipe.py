@@ -1,0 +1,185 @@
+"""What a group method is: a frozen recipe with one field a stage, and the protocol of every stage.
+
+    sampler → rollout → reward → advantage → selection → loss → optimiser
+
+A stage is a small frozen dataclass of numbers that can be called. Equal numbers make equal recipes, so a recipe can be
+written down, printed and compared. Protocols carry no code; `loops/stages.py` holds the stages that several methods
+share, and what only one method has stands in its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from anypolicy.data.batch import Batch
+from anypolicy.data.records import Group, Prompt
+from anypolicy.engines.base import Engine, Sampling
+from anypolicy.policies.base import Policy, Scores
+from anypolicy.tasks.base import Task
+
+
+class PromptOrder(Protocol):
+    """The running state of a sampler: which prompts come next. Saved in every checkpoint."""
+
+    def draw(self, n: int, step: int, round: int) -> list[int]:
+        """Positions in the training split of the next n prompts."""
+        ...
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        """Learn from scored groups, those that a selection drops included; `position` names the prompt."""
+        ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    def metrics(self) -> dict[str, float]: ...
+
+
+class Sampler(Protocol):
+    def begin(self, prompts: int, seed: int) -> PromptOrder:
+        """A fresh order over `prompts` training prompts."""
+        ...
+
+
+class Rollout(Protocol):
+    @property
+    def group_size(self) -> int: ...
+
+    def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
+        """Unscored groups; may call the engine as often as the paper needs."""
+        ...
+
+
+class Reward(Protocol):
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it may see the answers. A label-free reward gets prompts without them."""
+        ...
+
+    def __call__(self, world: World, groups: list[Group]) -> None:
+        """Set reward, the named parts and, if it knows, `correct` of every trajectory. Sees whole groups."""
+        ...
+
+
+class Credit(NamedTuple):
+    """Token-level credit with targets for the critic."""
+
+    advantage: Float[Tensor, "rows tokens"]
+    value_target: Float[Tensor, "rows tokens"] | None = None
+
+
+class Advantage(Protocol):
+    def __call__(self, batch: Batch) -> Tensor | Credit:
+        """One value per trajectory, or a (rows, tokens) `Credit`. May read `needs_reference`, `needs_value`,
+        `needs_entropy` fields of itself as class attributes: the loop then fills logp_ref, value, entropy."""
+        ...
+
+
+class Choice(NamedTuple):
+    """What a selection keeps. `groups` (groups) and `mask` (rows, tokens) are True where kept; `weight` (rows)
+    multiplies a row's loss terms; `surplus` marks kept groups beyond the target that the next step begins with;
+    `short` asks for more prompts."""
+
+    groups: Bool[Tensor, " groups"]
+    mask: Bool[Tensor, "rows tokens"] | None = None
+    weight: Float[Tensor, " rows"] | None = None
+    surplus: Bool[Tensor, " groups"] | None = None
+    short: bool = False
+
+
+class Selection(Protocol):
+    @property
+    def max_rounds(self) -> int:
+        """How often a step may draw prompts; 1 means that it never refills."""
+        ...
+
+    def __call__(self, batch: Batch, target: int) -> Choice:
+        """Choose among all groups of the step so far; `target` is the number of groups a full step has."""
+        ...
+
+
+class LossTerms(NamedTuple):
+    """Named terms that are summed, and named numbers to log. Both are shares of the whole optimiser batch: made with
+    `reduce(…, totals=batch.counted())`, they add up over micro-batches (names that end in min or max combine so)."""
+
+    terms: dict[str, Float[Tensor, ""]]
+    metrics: dict[str, Float[Tensor, ""]]
+
+
+class Loss(Protocol):
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the loss lets a gradient flow through the entropy."""
+        ...
+
+    @property
+    def needs_reference(self) -> bool: ...
+
+    def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
+        """Rows that contribute to some term; the others cost no forward pass."""
+        ...
+
+    def __call__(self, scores: Scores, batch: Batch) -> LossTerms: ...
+
+
+class Critic(Protocol):
+    """A value function on the policy's hidden state, with its own loss and learning rate."""
+
+    @property
+    def lr(self) -> float: ...
+
+    def loss(self, value: Float[Tensor, "rows tokens"], batch: Batch) -> LossTerms: ...
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How one batch of experience becomes updates.
+
+    `epochs` passes over the batch, each split by whole groups into `minibatches` optimiser steps (a clip acts only from
+    the second on); gradient norm clipped to `grad_clip`; learning rate warmed up linearly over `warmup` updates.
+    """
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    grad_clip: float | None = 1.0
+    warmup: int = 0
+    epochs: int = 1
+    minibatches: int = 1
+
+
+@dataclass(frozen=True)
+class GroupRecipe:
+    """A complete method for groups of sampled responses."""
+
+    sampler: Sampler
+    rollout: Rollout
+    reward: Reward
+    advantage: Advantage
+    selection: Selection
+    loss: Loss
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    critic: Critic | None = None
+
+
+@dataclass(frozen=True)
+class World:
+    """What the stages may use: the policy that samples, the engine, the task, the sampling settings, and a user's own
+    reward function (prompt, response texts of the whole group) → one number each."""
+
+    policy: Policy
+    engine: Engine
+    task: Task
+    sampling: Sampling
+    seed: int
+    version: int = 0
+    reward_function: Callable[[Prompt, list[str]], Sequence[float]] | None = None

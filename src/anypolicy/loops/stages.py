@@ -1,0 +1,270 @@
+"""Stages that several methods share. Each is a frozen dataclass of numbers around pure functions of `parts`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from anypolicy.data.batch import Batch
+from anypolicy.data.records import Group, Prompt, Trajectory
+from anypolicy.engines.base import Request
+from anypolicy.errors import InputError
+from anypolicy.loops.recipe import Choice, LossTerms, Reward, World
+from anypolicy.parts import surrogate
+from anypolicy.parts.advantages import Std, group_normalise
+from anypolicy.parts.kl import Estimator, kl
+from anypolicy.parts.reduce import Mode, reduce
+from anypolicy.policies.base import Scores
+from anypolicy.runs.seeds import generator
+
+
+# --- sampler ---------------------------------------------------------------------------------------------------------
+class EpochOrder:
+    """Every prompt once per epoch, in an order drawn anew for each epoch from (seed, epoch)."""
+
+    def __init__(self, prompts: int, seed: int):
+        self.prompts, self.seed, self.drawn = prompts, seed, 0
+
+    def draw(self, n: int, step: int, round: int) -> list[int]:
+        out: list[int] = []
+        while len(out) < n:
+            epoch, start = divmod(self.drawn, self.prompts)
+            order = torch.randperm(self.prompts, generator=generator(self.seed, "sampler", epoch))
+            taken = order[start : start + n - len(out)].tolist()
+            out += taken
+            self.drawn += len(taken)
+        return out
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        """Uniform epochs learn nothing from results."""
+
+    def state(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.drawn = state["drawn"]
+
+    def metrics(self) -> dict[str, float]:
+        return {"epoch": self.drawn / self.prompts}
+
+
+@dataclass(frozen=True)
+class UniformSampler:
+    """Shuffled epochs over the training prompts."""
+
+    def begin(self, prompts: int, seed: int) -> EpochOrder:
+        return EpochOrder(prompts, seed)
+
+
+# --- rollout ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class GroupRollout:
+    """`group_size` independent responses to every prompt."""
+
+    group_size: int = 8
+
+    def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
+        requests = [Request(world.policy.encode(prompt), self.group_size) for prompt in prompts]
+        sampled = world.engine.generate(requests, world.sampling, generator, world.version)
+        return [
+            Group(p.id, p, [Trajectory(f"{p.id}/{i}", [s], stop=stop) for i, (s, stop) in enumerate(answers)])
+            for p, answers in zip(prompts, sampled, strict=True)
+        ]
+
+
+# --- reward ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class VerifierReward:
+    """The task's verifier: its score is the reward, its verdict is `correct`. A user's own reward function, if given,
+    replaces the score and leaves the verdict."""
+
+    needs_labels = True
+
+    def __call__(self, world: World, groups: list[Group]) -> None:
+        for group in groups:
+            texts = [world.policy.decode(t.response) for t in group.trajectories]
+            scores = [
+                world.task.score(group.prompt, t.response, text)
+                for t, text in zip(group.trajectories, texts, strict=True)
+            ]
+            rewards = [s.reward for s in scores]
+            if world.reward_function is not None:
+                rewards = call_reward(world.reward_function, group.prompt, texts)
+            for t, score, reward in zip(group.trajectories, scores, rewards, strict=True):
+                t.correct, t.reward, t.rewards = score.correct, reward, {"task": reward}
+
+
+def call_reward(function: Any, prompt: Prompt, texts: list[str]) -> list[float]:
+    """Call a user's reward function on one group and check what it returns."""
+    name = f"reward {getattr(function, '__name__', function)}"
+    try:
+        values = [float(v) for v in function(prompt, texts)]
+    except Exception as error:
+        given = f"{type(error).__name__}: {error}"
+        raise InputError(
+            name, given, f"it failed on prompt {prompt.id!r}; it must return one number per response"
+        ) from error
+    if len(values) != len(texts):
+        raise InputError(name, f"{len(values)} values", f"return one number for each of the {len(texts)} responses")
+    if bad := [v for v in values if not math.isfinite(v)]:
+        raise InputError(name, bad[0], f"rewards must be finite numbers; look at prompt {prompt.id!r}")
+    return values
+
+
+@dataclass(frozen=True)
+class SumReward:
+    """Several rewards added; each is logged apart under its own name."""
+
+    parts: tuple[Reward, ...]
+
+    @property
+    def needs_labels(self) -> bool:
+        return any(p.needs_labels for p in self.parts)
+
+    def __call__(self, world: World, groups: list[Group]) -> None:
+        trajectories = [t for g in groups for t in g.trajectories]
+        total = [0.0] * len(trajectories)
+        named: list[dict[str, float]] = [{} for _ in trajectories]
+        for part in self.parts:
+            part(world, groups)
+            for i, t in enumerate(trajectories):
+                total[i] += t.reward
+                named[i] |= t.rewards
+        for t, reward, parts in zip(trajectories, total, named, strict=True):
+            t.reward, t.rewards = reward, parts
+
+
+# --- advantage -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class GroupAdvantage:
+    """A_i = (r_i − mean) / (std + eps) over the trajectories of i's group."""
+
+    min_group = 2
+    std: Std = "sample"
+    eps: float = 1e-6
+
+    def __call__(self, batch: Batch) -> Float[Tensor, " trajectories"]:
+        return group_normalise(batch.reward, batch.group_id, std=self.std, eps=self.eps)
+
+
+# --- selection -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class KeepAll:
+    """Every group is trained on."""
+
+    max_rounds = 1
+
+    def __call__(self, batch: Batch, target: int) -> Choice:
+        return Choice(torch.ones(int(batch.group_id.max()) + 1, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class DropSolved:
+    """Dynamic sampling by the verifier's verdicts: drop groups that are all correct, with `all_wrong` also those that
+    are all wrong, and draw new prompts until `target` groups are kept or `max_rounds` draws were made. Groups beyond
+    the target begin the next step if `carry`, else they are dropped."""
+
+    all_wrong: bool = False
+    carry: bool = False
+    max_rounds: int = 10
+
+    def __call__(self, batch: Batch, target: int) -> Choice:
+        groups = int(batch.group_id.max()) + 1
+        size = torch.bincount(batch.group_id, minlength=groups)
+        right = torch.bincount(batch.group_id, weights=batch.correct.double(), minlength=groups)
+        keep = right < size
+        if self.all_wrong:
+            keep &= right > 0
+        over = keep & (keep.cumsum(0) > target)
+        return Choice(keep & ~over, surplus=over if self.carry else None, short=int(keep.sum()) < target)
+
+
+# --- loss ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Clip:
+    """The clipped surrogate min(r A, clip(r, 1 − low, 1 + high) A)."""
+
+    low: float = 0.2
+    high: float = 0.2
+    dual: float | None = None
+
+    def __call__(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+        return surrogate.clipped(ratio, advantage, self.low, self.high, self.dual)
+
+    def metrics(self, ratio: Tensor, advantage: Tensor) -> dict[str, Tensor]:
+        return {"ratio/clipped": surrogate.clip_active(ratio, advantage, self.low, self.high).to(ratio.dtype)}
+
+
+@dataclass(frozen=True)
+class NoClip:
+    """The plain surrogate r A; with one update per batch this is REINFORCE with a baseline."""
+
+    def __call__(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+        return ratio * advantage
+
+    def metrics(self, ratio: Tensor, advantage: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """−reduce(gate(ratio, A)) + kl_coef · reduce(KL) − entropy_coef · reduce(entropy), all in one aggregation.
+
+    `gate` gives the per-token objective from importance ratio and advantage; `ratio` is per token or, as in GSPO, the
+    length-normalised one of the sequence. `max_tokens` is the constant of the const aggregation.
+    """
+
+    gate: Any = Clip()
+    ratio: Literal["token", "sequence"] = "token"
+    aggregation: Mode = "seq-mean-token-mean"
+    kl: Estimator | None = None
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    max_tokens: int | None = None
+
+    @property
+    def needs_entropy(self) -> bool:
+        return self.entropy_coef != 0
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl is not None and self.kl_coef != 0
+
+    def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
+        mask = batch.mask
+        if not (self.needs_entropy or self.needs_reference):
+            mask = mask & (batch.advantage != 0) & (batch.weight != 0)[:, None]
+        return mask.any(1)
+
+    def __call__(self, scores: Scores, batch: Batch) -> LossTerms:
+        def mean(x: Tensor) -> Tensor:
+            return reduce(x, batch.mask, self.aggregation, totals=batch.counted(), max_tokens=self.max_tokens)
+
+        advantage, weight = batch.advantage, batch.weight[:, None]
+        assert advantage is not None
+        if self.ratio == "token":
+            ratio = surrogate.token_ratio(scores.logp, batch.logp_old)
+        else:
+            ratio = surrogate.sequence_ratio(scores.logp, batch.logp_old, batch.mask)
+        terms = {"policy": -mean(weight * self.gate(ratio, advantage))}
+        if self.needs_reference and batch.logp_ref is not None and self.kl is not None:
+            divergence = kl(scores.logp, batch.logp_ref, self.kl)
+            terms["kl"] = self.kl_coef * mean(weight * divergence)
+        if self.needs_entropy and scores.entropy is not None:
+            terms["entropy"] = -self.entropy_coef * mean(weight * scores.entropy)
+        with torch.no_grad():
+            r = ratio.detach()
+            log = {"ratio/mean": r, "kl/behaviour": batch.logp_old - scores.logp, **self.gate.metrics(r, advantage)}
+            if batch.logp_ref is not None:
+                log["kl/ref"] = kl(scores.logp, batch.logp_ref, "k3")
+            watched = max(batch.counted().watched, 1)
+            metrics = {n: torch.where(batch.mask, x, 0).sum() / watched for n, x in log.items() if not n.endswith("min")}
+            metrics |= {n: torch.where(batch.mask, x, torch.inf).amin() for n, x in log.items() if n.endswith("min")}
+            metrics["ratio/max"] = torch.where(batch.mask, r, 0).amax()
+        return LossTerms(terms, metrics)

@@ -1,0 +1,48 @@
+"""GRPO: group relative policy optimisation, the baseline of the language family.
+
+Paper: DeepSeekMath, arXiv 2402.03300, section 4.1 (eq. 3 objective, eq. 4 KL estimator, outcome supervision).
+Idea: the group of responses to one prompt is its own baseline, so no critic is needed.
+Changes: nothing; it is what the others change.
+Silent: what an all-equal group gets. Here exactly 0: the rounding error of the mean divided by eps is not a signal.
+Differs: the standard deviation is the sample one (G − 1) as in verl and TRL; eps is 1e-6 (verl), TRL has 1e-4.
+"""
+
+from anypolicy.catalogue import Card, method
+from anypolicy.loops.recipe import GroupRecipe, Optimiser
+from anypolicy.loops.stages import (
+    Clip,
+    GroupAdvantage,
+    GroupRollout,
+    KeepAll,
+    PolicyLoss,
+    UniformSampler,
+    VerifierReward,
+)
+from anypolicy.parts.advantages import Std
+
+
+@method(
+    Card(
+        title="Group Relative Policy Optimization",
+        paper="arXiv 2402.03300",
+        year=2024,
+        family="language",
+        idea="normalise each response's reward by mean and standard deviation of its group; clip the token ratio",
+        changes=(),
+        composes_with="every method of the family",
+        claim="baseline of the claims of other methods",
+    )
+)
+def grpo(
+    group_size: int = 8, clip: float = 0.2, kl_coef: float = 1e-3, std: Std = "sample", eps: float = 1e-6
+) -> GroupRecipe:
+    """Mean/std advantage, clip 0.2/0.2, k3 to the reference in the loss, mean over sequences of token means."""
+    return GroupRecipe(
+        sampler=UniformSampler(),
+        rollout=GroupRollout(group_size),
+        reward=VerifierReward(),
+        advantage=GroupAdvantage(std, eps),
+        selection=KeepAll(),
+        loss=PolicyLoss(Clip(clip, clip), kl="k3", kl_coef=kl_coef),
+        optimiser=Optimiser(lr=1e-6),
+    )

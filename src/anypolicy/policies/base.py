@@ -1,0 +1,65 @@
+"""What the loops and engines ask of a language policy. A protocol: it carries no code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from anypolicy.data.batch import Batch
+from anypolicy.data.records import Prompt, Tokens
+
+
+class Scores(NamedTuple):
+    """The policy's view of a batch, with gradients: per-token log-probability (nats, under the temperature), entropy
+    over the whole vocabulary, and the hidden state from which each response token was predicted."""
+
+    logp: Float[Tensor, "rows tokens"]
+    entropy: Float[Tensor, "rows tokens"] | None = None
+    hidden: Float[Tensor, "rows tokens width"] | None = None
+
+
+class DecodeState(Protocol):
+    """The cache of a batch of sequences that are being generated."""
+
+    def select(self, rows: Int[Tensor, " kept"]) -> DecodeState:
+        """The state of the given rows, repeated or left out as `rows` says: expands a prompt to its group and lets
+        finished rows leave."""
+        ...
+
+
+class Policy(Protocol):
+    """A language policy. `module` holds every parameter; those with requires_grad are trained and checkpointed."""
+
+    module: nn.Module
+    dtype: torch.dtype
+    stop_ids: tuple[int, ...]
+    context_length: int
+    hidden_size: int
+
+    def encode(self, prompt: Prompt) -> Tokens:
+        """The context ids of a prompt."""
+        ...
+
+    def decode(self, tokens: Tokens) -> str:
+        """Text of response ids, special tokens left out."""
+        ...
+
+    def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
+        """Log-probabilities of the batch's response tokens; each distinct context is computed once."""
+        ...
+
+    def prefill(self, contexts: list[Tokens]) -> tuple[DecodeState, Float[Tensor, "contexts vocabulary"]]:
+        """Read the contexts; the logits (temperature 1) of the token that follows each."""
+        ...
+
+    def step(self, state: DecodeState, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
+        """Append one token to every row of the state; the logits of the next."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the policy into an existing empty folder so that it can be loaded again by that path."""
+        ...

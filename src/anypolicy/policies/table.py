@@ -1,0 +1,82 @@
+"""A table of logits as a language policy: exact, instant, and the smallest thing a method must be able to teach."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anypolicy.data.batch import Batch
+from anypolicy.data.records import Prompt, Tokens
+from anypolicy.policies.base import Scores
+
+
+class TableState(NamedTuple):
+    """Which prompt each row answers and how many tokens it has."""
+
+    prompt: Int[Tensor, " rows"]
+    position: Int[Tensor, " rows"]
+
+    def select(self, rows: Tensor) -> TableState:
+        return TableState(self.prompt[rows], self.position[rows])
+
+
+class Table(nn.Module):
+    """z[prompt, position, token], the logits of independent tokens."""
+
+    def __init__(self, logits: Float[Tensor, "prompts length vocabulary"]):
+        super().__init__()
+        self.logits = nn.Parameter(logits.clone())
+
+
+class TablePolicy:
+    """π(token | prompt n, position l) = softmax(z[n, l]). The context of prompt n is the single id n; every response
+    has exactly `length` tokens. `hidden` is the one-hot of (prompt, position), so a linear value head is a table."""
+
+    def __init__(self, logits: Float[Tensor, "prompts length vocabulary"]):
+        self.module = Table(logits)
+        self.dtype = logits.dtype
+        prompts, length, _ = logits.shape
+        self.stop_ids: tuple[int, ...] = ()
+        self.context_length = 1 + length
+        self.hidden_size = prompts * length
+
+    def encode(self, prompt: Prompt) -> Tokens:
+        return np.array(prompt.tokens, np.int64)
+
+    def decode(self, tokens: Tokens) -> str:
+        return " ".join(str(t) for t in tokens)
+
+    def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
+        z, tokens = self.module.logits, batch.response.shape[1]
+        prompt = batch.context[batch.context_index, -1]
+        all_logp = torch.log_softmax(z[:, :tokens] / temperature, -1)[prompt]
+        logp = all_logp.gather(2, batch.response[..., None]).squeeze(2)
+        spread = -(all_logp.exp() * all_logp).sum(-1) if entropy else None
+        where = None
+        if hidden:
+            index = prompt[:, None] * z.shape[1] + torch.arange(tokens)
+            where = nn.functional.one_hot(index, self.hidden_size).to(self.dtype)
+        return Scores(torch.where(batch.valid, logp, 0), spread, where)
+
+    @torch.no_grad()
+    def prefill(self, contexts: list[Tokens]) -> tuple[TableState, Tensor]:
+        prompt = torch.tensor([int(c[0]) for c in contexts])
+        position = torch.tensor([len(c) - 1 for c in contexts])
+        return TableState(prompt, position), self.module.logits[prompt, position]
+
+    @torch.no_grad()
+    def step(self, state: TableState, tokens: Tensor) -> Tensor:
+        state.position.add_(1)
+        return self.module.logits[state.prompt, state.position]
+
+    def save(self, folder: Path) -> None:
+        """table.safetensors and config.json."""
+        save_file({"logits": self.module.logits.detach().contiguous()}, folder / "table.safetensors")
+        (folder / "config.json").write_text(json.dumps({"type": "table", "shape": list(self.module.logits.shape)}))

@@ -1,0 +1,57 @@
+"""The live line of a run: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Shows step, reward, accuracy and the last held-out accuracy of a run."""
+
+    def __init__(self, steps: int, first: int, title: str, *, quiet: bool):
+        self.console = Console(stderr=True, quiet=quiet)
+        self.steps, self.title = steps, title
+        self.every = max(steps // 10, 1)
+        self.held = ""
+        self.bar = Bar(
+            TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[news]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self.console, disable=quiet or not self.console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task(title, total=steps, completed=first, news="")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.bar.stop()
+
+    def note(self, text: str) -> None:
+        """What is going on between steps."""
+        self.bar.update(self.task, news=text)
+
+    def stepped(self, row: dict[str, Any]) -> None:
+        """One more step."""
+        news = f"reward {row.get('reward/mean', 0):.3f}  correct {row.get('accuracy', 0):.2f}{self.held}"
+        self.bar.update(self.task, advance=1, news=news)
+        if not self.console.is_terminal and (row["step"] + 1) % self.every == 0:
+            self.console.print(f"{self.title}  step {row['step'] + 1}/{self.steps}  {news}", highlight=False)
+
+    def evaluated(self, row: dict[str, Any]) -> None:
+        """A held-out evaluation, kept in sight."""
+        if "eval/accuracy" in row:
+            text = f"{row['eval/accuracy']:.3f} [{row['eval/low']:.3f}, {row['eval/high']:.3f}]"
+            self.held = f"  held-out {text}"
+        elif probes := {k: v for k, v in row.items() if k.startswith("probe/")}:
+            name, value = next(iter(probes.items()))
+            text = f"{value:.4f}"
+            self.held = f"  {name.removeprefix('probe/')} {text}"
+        else:
+            return
+        self.console.print(f"{self.title}  step {row['step']}/{self.steps} {self.held.strip()}", highlight=False)

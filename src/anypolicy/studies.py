@@ -1,0 +1,175 @@
+"""Looking at methods and runs: show, explain, evaluate, compare, reproduce."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, fields, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from anypolicy import catalogue, training
+from anypolicy.errors import InputError
+from anypolicy.evidence.claims import Verdict, run_claim
+from anypolicy.evidence.compare import Comparison, compare_runs
+from anypolicy.evidence.plots import Curve
+from anypolicy.loops.evaluate import evaluate as evaluate_world
+from anypolicy.runs.checkpoint import latest_checkpoint
+from anypolicy.runs.directory import RunDirectory
+
+
+def listing() -> list[dict[str, Any]]:
+    """The catalogue as plain values: one object a method."""
+    out = []
+    for slug, m in catalogue.methods().items():
+        card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal")}
+        conflicts = {f"{own} × {other}": why for (own, other), why in m.card.conflicts.items()}
+        knobs = {k: p.default for k, p in m.knobs.items()}
+        out.append({"slug": slug, **card, "conflicts": conflicts, "settings": knobs})
+    return out
+
+
+def show(slug: str) -> str:
+    """A method: its card, its settings and its whole file."""
+    m = catalogue.get(slug)
+    knobs = "\n".join(f"  --{slug}.{k.replace('_', '-')}  {p.default}" for k, p in m.knobs.items())
+    return (
+        f"{slug}: {m.card.title} ({m.card.paper}, {m.card.year})\n{m.card.idea}\n\n"
+        f"changes: {', '.join(m.card.changes) or 'nothing (it is the base)'}\ncomposes with: {m.card.composes_with}\n"
+        f"claim: {m.card.claim}\nsettings:\n{knobs}\n\n{m.source}"
+    )
+
+
+def explain(
+    method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None = None, **settings: Any
+) -> str:
+    """What a run would do, stage by stage, without starting it: whose each stage is, its numbers, and its cost."""
+    p = training.plan(method, training.Settings(task, **settings), knobs)
+    s, r = p.settings, p.recipe
+    lines = [f"{method} on {s.task}, policy {s.policy or 'of the task'}", ""]
+    for f in fields(r):
+        stage = getattr(r, f.name)
+        lines.append(f"  {f.name:<10} {p.composition.origin[f.name]:<13} {stage if stage is not None else '—'}")
+    rows = (s.prompts or 0) * r.rollout.group_size
+    updates = r.optimiser.epochs * r.optimiser.minibatches
+    lines += [
+        "",
+        f"  a step: {s.prompts} prompts × {r.rollout.group_size} responses = {rows} rows of up to {s.max_tokens} tokens, "
+        f"{updates} optimiser step(s)",
+        f"  the run: {s.steps} steps, up to {rows * s.steps * (s.max_tokens or 0):,} tokens generated "
+        f"(times up to {r.selection.max_rounds} where the selection refills)",
+        f"  data: {len(p.task.train)} training prompts, {len(p.task.heldout)} held out",
+    ]
+    lines += [f"  {k} = {v}: suggested by the task or policy, not the paper's" for k, v in p.suggested.items()]
+    return "\n".join(lines)
+
+
+def evaluate(path: str | Path, *, prompts: int | None = None, temperature: float = 0.0) -> dict[str, float]:
+    """Held-out accuracy of a run's newest checkpoint, with its interval. Writes samples/eval.jsonl."""
+    with RunDirectory.open(path) as run:
+        p = training.plan_from(run.recipe())
+        world = training.world_of(p)
+        loop = training.group_loop(p, world)
+        if latest_checkpoint(run.path) is None:
+            raise InputError("run", str(path), "it has no checkpoint yet: go on with `anypolicy resume`")
+        training.load_into(p, run, loop)
+        chosen = p.task.heldout[: prompts or p.settings.eval_prompts]
+        log, samples = evaluate_world(world, chosen, temperature)
+        run.write_samples("eval", samples)
+        return log
+
+
+# --- compare ---------------------------------------------------------------------------------------------------------
+def one_run(arm: str, seed: int, out: Path, task: str, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]):
+    """Train, resume or reuse one run of a comparison; its ledger."""
+    mine = {k: v for k, v in knobs.items() if k in {word.partition(".")[0] for word in arm.split("+")}}
+    p = training.plan(arm, training.Settings(task, seed=seed, out=out, **settings), mine)
+    if (out / "recipe.yaml").exists():
+        run = training.resume(out, steps=p.settings.steps, quiet=True)
+    else:
+        run = training.start(p, quiet=True)
+    return arm, seed, run.rows
+
+
+def compare(
+    methods: list[str], *, task: str, seeds: int = 5, out: str | Path | None = None, metric: str | None = None,
+    knobs: dict[str, dict[str, Any]] | None = None, workers: int = 1, quiet: bool = False, **settings: Any,
+) -> Comparison:  # fmt: skip
+    """Train every method with the same seeds and say which is better, by how much, how surely and at what cost.
+
+    Runs are kept under `out`; a comparison that was killed goes on where it was. `metric` is a name of the evaluation
+    rows; by default held-out accuracy, or the task's own probe where there is no held-out split.
+    """
+    if len(methods) < 2 or len(set(methods)) < len(methods):
+        raise InputError("methods", methods, "name at least two different methods")
+    if seeds < 2:
+        raise InputError("seeds", seeds, "a comparison needs at least 2 seeds")
+    for arm in methods:
+        mine = {k: v for k, v in (knobs or {}).items() if k in {w.partition(".")[0] for w in arm.split("+")}}
+        training.plan(arm, training.Settings(task, **settings), mine)
+    folder = Path(out or Path("runs") / ("compare-" + "-".join(methods))[:100].replace("/", "-"))
+    jobs = [
+        (arm, seed, folder / arm / f"seed-{seed}", task, knobs or {}, settings) for seed in range(seeds) for arm in methods
+    ]
+    ledgers: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in methods}
+    with training.counting(len(jobs), "compare", quiet=quiet) as tick:
+        for arm, seed, rows in run_jobs(jobs, workers):
+            ledgers[arm][seed] = rows
+            tick(f"{arm} seed {seed}")
+    return summarise(ledgers, metric, folder, task)
+
+
+def run_jobs(jobs: list[Any], workers: int):
+    """Results as they finish: here, or in `workers` processes."""
+    if workers <= 1:
+        for job in jobs:
+            yield one_run(*job)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(one_run, *job) for job in jobs]):
+            yield done.result()
+
+
+def summarise(
+    ledgers: dict[str, dict[int, list[dict[str, Any]]]], metric: str | None, folder: Path, task: str
+) -> Comparison:
+    """Final values, curves and cost of every arm, judged, and the report written."""
+    some = next(iter(next(iter(ledgers.values())).values()))
+    names = [k for k in some[-1] if k.startswith(("eval/", "probe/"))]
+    metric = metric or ("eval/accuracy" if "eval/accuracy" in names else "probe/success")
+    if metric not in names:
+        raise InputError("metric", metric, f"the evaluations have {', '.join(names)}", choices=names)
+    final: dict[str, dict[int, float]] = {}
+    cost: dict[str, dict[int, float]] = {}
+    curves: list[Curve] = []
+    for arm, runs in ledgers.items():
+        evaluations = {seed: [r for r in rows if r.get("event") == "eval"] for seed, rows in runs.items()}
+        final[arm] = {seed: rows[-1][metric] for seed, rows in evaluations.items()}
+        cost[arm] = {seed: sum(r.get("tokens/generated", 0) for r in rows) for seed, rows in runs.items()}
+        steps = [r["step"] for r in next(iter(evaluations.values()))]
+        curves.append(Curve(arm, steps, [[r[metric] for r in rows] for rows in evaluations.values()]))
+    comparison = compare_runs(final, curves=curves, costs=cost, metric=metric, task=task)
+    comparison.report(folder / "report.html")
+    return comparison
+
+
+# --- reproduce -------------------------------------------------------------------------------------------------------
+def reproduce(slug: str, *, seeds: int | None = None, workers: int = 1, claims: str | Path | None = None) -> Verdict:
+    """Run a method's claim at laptop scale and judge it. Evidence goes to docs/evidence beside the claims folder."""
+    folder = Path(claims) if claims else find_claims()
+    path = folder / f"{slug.replace('-', '_')}.py"
+    known = sorted(f.stem.replace("_", "-") for f in folder.glob("*.py"))
+    if not path.exists():
+        raise InputError("method", slug, f"there are claims for {', '.join(known)}", choices=known)
+    return run_claim(path, seeds=seeds, workers=workers, out=folder.parent / "docs" / "evidence")
+
+
+def find_claims() -> Path:
+    """The claims folder of the working directory or of the checkout this package is installed from."""
+    for base in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (base / "claims").is_dir():
+            return base / "claims"
+    raise InputError("claims", str(Path.cwd()), "run this in a checkout of anypolicy, or give --claims FOLDER")

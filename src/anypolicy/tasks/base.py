@@ -1,0 +1,43 @@
+"""What a task with verifiable prompts gives. A protocol: it carries no code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from anypolicy.data.records import Prompt, Tokens
+from anypolicy.policies.base import Policy
+
+
+class Score(NamedTuple):
+    """A verifier's verdict on one response: the reward and, apart from it, whether the answer is correct."""
+
+    reward: float
+    correct: bool
+
+
+class Task(Protocol):
+    """Prompts in two disjoint splits and the verifier. `max_tokens` is the response limit that fits the task."""
+
+    name: str
+    train: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    max_tokens: int
+
+    def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
+        """Verify one response, given as sampled ids and as decoded text."""
+        ...
+
+
+@runtime_checkable
+class MakesPolicy(Protocol):
+    """A task that brings the policy to start from (a table, a transformer of its own vocabulary)."""
+
+    def make_policy(self, seed: int) -> Policy: ...
+
+
+@runtime_checkable
+class Probes(Protocol):
+    """A task that can measure a policy beyond sampled answers, e.g. its exact success probability."""
+
+    def probe(self, policy: Policy) -> dict[str, float]: ...

@@ -1,0 +1,336 @@
+"""`train` and `resume`: settings become a recipe, a task, a policy and a run directory, and the loop runs."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from anypolicy import catalogue
+from anypolicy.compose import Composition, compose
+from anypolicy.data.records import Prompt
+from anypolicy.engines.base import Sampling
+from anypolicy.engines.native import NativeEngine
+from anypolicy.errors import InputError
+from anypolicy.loops.evaluate import evaluate
+from anypolicy.loops.group import GroupLoop, check
+from anypolicy.loops.recipe import GroupRecipe, World
+from anypolicy.policies.base import Policy
+from anypolicy.policies.load import load_policy
+from anypolicy.progress import Progress
+from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from anypolicy.runs.directory import RunDirectory, recipe_differences, recipe_digest
+from anypolicy.runs.trackers import make_trackers
+from anypolicy.tasks.base import MakesPolicy, Task
+from anypolicy.tasks.load import load_task
+
+RewardFunction = Callable[[Prompt, list[str]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run needs beside its method. Empty ones take the value that the task, the policy or the method suggests."""
+
+    task: str
+    """reasoning-gym/NAME, hf/DATA SET, a .jsonl file, tiny-add or tabular-lock; settings follow as name:key=value,…"""
+    policy: str | None = None
+    """Hugging Face id or folder, a .gguf file, smollm2-135m, or transformer:layers=2,width=64,heads=4"""
+    steps: int = 100
+    """rollout batches to learn from"""
+    seed: int = 0
+    """one number decides data order, sampling, initial weights"""
+    out: Path | None = None
+    """run directory; default runs/METHOD-TASK-SEED"""
+    prompts: int | None = None
+    """groups in a step"""
+    group_size: int | None = None
+    """responses to a prompt"""
+    lr: float | None = None
+    """learning rate"""
+    optimiser: Literal["adamw", "sgd"] | None = None
+    """update rule"""
+    epochs: int | None = None
+    """passes over each rollout batch"""
+    minibatches: int | None = None
+    """optimiser steps in a pass"""
+    temperature: float = 1.0
+    """of sampling, and of the log-probabilities that are trained"""
+    top_p: float = 1.0
+    """nucleus sampling"""
+    top_k: int = 0
+    """sample among the k likeliest tokens; 0 for all"""
+    max_tokens: int | None = None
+    """response limit"""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """of the policy; the optimiser keeps float32 master weights"""
+    lora_rank: int = 0
+    """train low-rank adapters of this rank (peft); 0 trains all weights"""
+    micro_tokens: int = 8192
+    """padded tokens in one forward pass; memory, not results"""
+    eval_every: int | None = None
+    """steps between held-out evaluations; default a fifth of the run"""
+    eval_prompts: int = 200
+    """held-out prompts in an evaluation"""
+    checkpoint_every: int | None = None
+    """steps between checkpoints; default a tenth of the run"""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
+    threads: int | None = None
+    """processor threads of torch; default all cores"""
+    reward: str | None = None
+    """your own reward: FILE.py:FUNCTION(prompt, responses) -> one number each"""
+    method_file: tuple[Path, ...] = ()
+    """.py files with methods of your own"""
+
+
+@dataclass
+class Run:
+    """A run that has ended (or was opened): its directory, its ledger and its trained policy."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    policy: Policy | None = None
+    seconds: float = 0.0
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Ledger rows of held-out evaluations."""
+        return [r for r in self.rows if r.get("event") == "eval"]
+
+
+@dataclass
+class Plan:
+    """Everything resolved and checked, nothing started."""
+
+    composition: Composition
+    settings: Settings
+    recipe: GroupRecipe
+    task: Task
+    suggested: dict[str, str] = field(default_factory=dict[str, str])
+
+    def written(self) -> dict[str, Any]:
+        """The complete recipe as plain values, enough to run again."""
+        settings = {
+            k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
+            for k, v in asdict(self.settings).items()
+            if k != "out"
+        }
+        return {"method": self.composition.spec, "knobs": self.composition.knobs, **settings}
+
+
+def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | None = None) -> Plan:
+    """Resolve names, defaults and suggestions; every error that can be known now is raised now."""
+    for path in settings.method_file:
+        catalogue.load_file(path)
+    composition = compose(method, knobs)
+    task = load_task(settings.task, seed=settings.seed)
+    policy = settings.policy or ("" if isinstance(task, MakesPolicy) else "smollm2-135m")
+    suggested = {**suggestions(policy), **getattr(task, "suggested", {})}
+    taken = {k: v for k, v in suggested.items() if getattr(settings, k) is None}
+    s = replace(settings, policy=policy, **taken)
+    recipe = overridden(composition.recipe, s)
+    s = replace(
+        s,
+        prompts=s.prompts or 8,
+        max_tokens=s.max_tokens or task.max_tokens,
+        dtype=s.dtype or "float32",
+        eval_every=max(s.steps // 5, 1) if s.eval_every is None else s.eval_every,
+        checkpoint_every=max(s.steps // 10, 1) if s.checkpoint_every is None else s.checkpoint_every,
+        threads=s.threads or torch.get_num_threads(),
+    )
+    positive(s)
+    assert s.prompts is not None
+    check(recipe, s.prompts)
+    return Plan(composition, s, recipe, task, {k: f"{v}" for k, v in taken.items()})
+
+
+def suggestions(policy: str) -> dict[str, Any]:
+    """Settings that fit a kind of policy: small networks want larger steps than the papers' billions of parameters."""
+    if policy.startswith("transformer"):
+        return {"lr": 3e-4}
+    return {"lr": 1e-5, "dtype": "bfloat16"} if policy == "smollm2-135m" else {}
+
+
+def overridden(recipe: GroupRecipe, s: Settings) -> GroupRecipe:
+    """The recipe with the user's numbers in place of the method's."""
+    if s.group_size is not None:
+        recipe = replace(recipe, rollout=replace(recipe.rollout, group_size=s.group_size))  # type: ignore[type-var]
+    given = {"lr": s.lr, "kind": s.optimiser, "epochs": s.epochs, "minibatches": s.minibatches}
+    chosen = {k: v for k, v in given.items() if v is not None}
+    return replace(recipe, optimiser=replace(recipe.optimiser, **chosen))
+
+
+def positive(s: Settings) -> None:
+    """Numbers that must be above 0 (or not negative)."""
+    for name in ("steps", "prompts", "group_size", "lr", "epochs", "minibatches", "max_tokens", "threads",
+                 "micro_tokens", "eval_prompts", "temperature", "top_p"):  # fmt: skip
+        value = getattr(s, name)
+        if value is not None and not value > 0:
+            raise InputError(name, value, "use a number above 0")
+    for name in ("eval_every", "checkpoint_every", "lora_rank", "top_k", "seed"):
+        if (value := getattr(s, name)) is not None and value < 0:
+            raise InputError(name, value, "use 0 or more")
+    if s.top_p > 1:
+        raise InputError("top_p", s.top_p, "use a number in (0, 1]")
+
+
+def load_reward(spec: str) -> RewardFunction:
+    """FILE.py:FUNCTION."""
+    path, _, name = spec.rpartition(":")
+    if not path.endswith(".py") or not Path(path).is_file():
+        raise InputError("reward", spec, "give FILE.py:FUNCTION with an existing file")
+    module_spec = importlib.util.spec_from_file_location("anypolicy_reward_file", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not callable(function := getattr(module, name, None)):
+        raise InputError("reward", name, f"{path} has no such function", choices=dir(module))
+    return function
+
+
+def world_of(p: Plan) -> World:
+    """Policy, engine and task of a plan."""
+    s = p.settings
+    assert s.max_tokens is not None and s.dtype is not None and s.threads is not None
+    torch.set_num_threads(s.threads)
+    if s.policy:
+        policy: Policy = load_policy(s.policy, dtype=s.dtype, lora_rank=s.lora_rank, seed=s.seed)
+    else:
+        assert isinstance(p.task, MakesPolicy)
+        policy = p.task.make_policy(s.seed)
+    reward = load_reward(s.reward) if s.reward else None
+    sampling = Sampling(s.max_tokens, s.temperature, s.top_p, s.top_k)
+    return World(policy, NativeEngine(policy), p.task, sampling, s.seed, reward_function=reward)
+
+
+def group_loop(p: Plan, world: World) -> GroupLoop:
+    """The loop at step 0; keeps a copy of the policy as reference if a stage needs one."""
+    stages = (p.recipe.loss, p.recipe.advantage)
+    needed = any(getattr(stage, "needs_reference", False) for stage in stages)
+    reference = copy.deepcopy(world.policy) if needed else None
+    assert p.settings.prompts is not None
+    return GroupLoop(
+        p.recipe, world, prompts=p.settings.prompts, micro_tokens=p.settings.micro_tokens, reference=reference
+    )
+
+
+def train(
+    method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None = None, quiet: bool = False, **settings: Any
+) -> Run:
+    """Train a policy and return the run.
+
+    `method` is a name or a composition ("grpo+ngrpo.advantage"); `knobs` are settings of the methods themselves, by
+    slug; the rest are the fields of `Settings`. Raises InputError before any work for what cannot be used.
+    """
+    known = [f.name for f in fields(Settings)]
+    for name in settings:
+        if name not in known:
+            raise InputError(name, settings[name], f"train has the settings {', '.join(known)}", choices=known)
+    return start(plan(method, Settings(task, **settings), knobs), quiet=quiet)
+
+
+def start(p: Plan, *, quiet: bool = False) -> Run:
+    """Run a plan from step 0 in a new directory."""
+    world = world_of(p)
+    name = f"{p.composition.spec}-{p.settings.task}-{p.settings.seed}".replace("/", "-").replace(":", "-")
+    out = Path(p.settings.out or Path("runs") / name)
+    with RunDirectory.create(out, p.written()) as run:
+        return go(p, run, world, quiet=quiet)
+
+
+def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -> Run:
+    """Go on with a run as if it had never stopped; `steps` makes it longer."""
+    with RunDirectory.open(path) as run:
+        written = dict(run.recipe())
+        if steps is not None:
+            written["steps"] = steps
+        p = plan_from(written)
+        return go(p, run, world_of(p), quiet=quiet)
+
+
+def plan_from(written: dict[str, Any]) -> Plan:
+    """The plan that a recipe.yaml describes."""
+    values = dict(written)
+    try:
+        method, knobs = values.pop("method"), values.pop("knobs")
+        values["trackers"] = tuple(values["trackers"])
+        values["method_file"] = tuple(Path(x) for x in values["method_file"])
+        settings = Settings(**values)
+    except (KeyError, TypeError) as error:
+        raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
+    return plan(method, settings, knobs)
+
+
+def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
+    """The run itself: checkpoint, evaluate, learn, log, in this order at every step."""
+    s, began = p.settings, time.monotonic()
+    loop = group_loop(p, world)
+    first = restore(p, run, loop)
+    trackers = make_trackers(s.trackers, run.path, p.written(), first)
+    digest = {"digest": recipe_digest(comparable(p)), "recipe": comparable(p)}
+    with Progress(s.steps, first, p.composition.spec, quiet=quiet) as bar:
+        for step in range(first, s.steps + 1):
+            if step > first and (step == s.steps or (s.checkpoint_every and step % s.checkpoint_every == 0)):
+                save_checkpoint(run.path, step, {"optimiser": loop.updater.tensors()}, digest | {"loop": loop.state()})
+            if step in (0, s.steps) or (s.eval_every and step % s.eval_every == 0):
+                bar.note("evaluating")
+                log, samples = evaluate(world, p.task.heldout[: s.eval_prompts])
+                run.append(row := {"step": step, "event": "eval", **log})
+                run.write_samples(f"step-{step:06d}", samples)
+                bar.evaluated(row)
+                for tracker in trackers:
+                    tracker.log(row, step)
+            if step == s.steps:
+                break
+            tick = time.monotonic()
+            row = {"step": step, **loop.step()}
+            run.append(row)
+            run.append_timing({"step": step, "seconds": time.monotonic() - tick})
+            bar.stepped(row)
+            for tracker in trackers:
+                tracker.log(row, step)
+    for tracker in trackers:
+        tracker.close()
+    run.save_policy(world.policy.save)
+    return Run(run.path, run.read(), world.policy, time.monotonic() - began)
+
+
+def comparable(p: Plan) -> dict[str, Any]:
+    """The part of a recipe that must not change between stop and resume."""
+    return {k: v for k, v in p.written().items() if k not in ("steps", "trackers", "eval_every", "checkpoint_every")}
+
+
+def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> int:
+    """Load the newest checkpoint into the loop, if there is one, and cut the ledger to it; the step to begin with."""
+    folder = latest_checkpoint(run.path)
+    if folder is None:
+        run.truncate_to(0)
+        return 0
+    saved = load_checkpoint(folder)
+    if recipe_digest(comparable(p)) != saved.state["digest"]:
+        changed = recipe_differences(saved.state["recipe"], comparable(p))
+        raise InputError("recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back")
+    loop.restore(saved.state["loop"], saved.tensors["optimiser"])
+    run.truncate_to(saved.step)
+    return saved.step
+
+
+def fit(
+    recipe: GroupRecipe, task: Task, policy: Policy, *, steps: int, prompts: int, seed: int = 0,
+    temperature: float = 1.0, max_tokens: int | None = None, micro_tokens: int = 1 << 20,
+) -> Iterator[tuple[dict[str, float], Policy]]:  # fmt: skip
+    """The bare loop in memory, for studies and claims: yields the log of every step and the policy it has changed."""
+    check(recipe, prompts)
+    sampling = Sampling(max_tokens or task.max_tokens, temperature)
+    world = World(policy, NativeEngine(policy), task, sampling, seed)
+    stages = (recipe.loss, recipe.advantage)
+    needed = any(getattr(stage, "needs_reference", False) for stage in stages)
+    reference = copy.deepcopy(policy) if needed else None
+    loop = GroupLoop(recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=reference)
+    for _ in range(steps):
+        yield loop.step(), policy
