@@ -73,9 +73,9 @@ def evaluate(path: str | Path, *, prompts: int | None = None, temperature: float
         p = training.plan_from(run.recipe())
         world = training.world_of(p)
         loop = training.group_loop(p, world)
-        if latest_checkpoint(run.path) is None:
+        if (folder := latest_checkpoint(run.path)) is None:
             raise InputError("run", str(path), "it has no checkpoint yet: go on with `anypolicy resume`")
-        training.load_into(p, run, loop)
+        training.load_into(p, folder, loop)
         chosen = p.task.heldout[: prompts or p.settings.eval_prompts]
         log, samples = evaluate_world(world, chosen, temperature)
         run.write_samples("eval", samples)

@@ -26,7 +26,7 @@ from anypolicy.policies.load import load_policy
 from anypolicy.progress import Progress
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences, recipe_digest
-from anypolicy.runs.trackers import make_trackers
+from anypolicy.runs.trackers import check_trackers, make_trackers
 from anypolicy.tasks.base import MakesPolicy, Task
 from anypolicy.tasks.load import load_task
 
@@ -144,6 +144,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
         threads=s.threads or torch.get_num_threads(),
     )
     positive(s)
+    check_trackers(s.trackers)
     assert s.prompts is not None
     check(recipe, s.prompts)
     return Plan(composition, s, recipe, task, {k: f"{v}" for k, v in taken.items()})
@@ -308,15 +309,18 @@ def comparable(p: Plan) -> dict[str, Any]:
 def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> int:
     """Load the newest checkpoint into the loop, if there is one, and cut the ledger to it; the step to begin with."""
     folder = latest_checkpoint(run.path)
-    if folder is None:
-        run.truncate_to(0)
-        return 0
+    step = load_into(p, folder, loop) if folder else 0
+    run.truncate_to(step)
+    return step
+
+
+def load_into(p: Plan, folder: Path, loop: GroupLoop) -> int:
+    """Put a checkpoint into the loop; the step it was taken at."""
     saved = load_checkpoint(folder)
     if recipe_digest(comparable(p)) != saved.state["digest"]:
         changed = recipe_differences(saved.state["recipe"], comparable(p))
         raise InputError("recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back")
     loop.restore(saved.state["loop"], saved.tensors["optimiser"])
-    run.truncate_to(saved.step)
     return saved.step
 
 

@@ -96,7 +96,7 @@ class Group:
 
 
 def to_json(group: Group) -> dict[str, Any]:
-    """A group as plain JSON values (for checkpoints and samples); `from_json` gives it back bit for bit."""
+    """A scored group as plain JSON values, its prompt by name only."""
 
     def plain(x: Any) -> Any:
         if isinstance(x, np.ndarray):
@@ -109,12 +109,12 @@ def to_json(group: Group) -> dict[str, Any]:
         return {name: plain(getattr(x, name)) for name in x.__slots__}
 
     trajectories = [{**fields(t), "segments": [fields(s) for s in t.segments]} for t in group.trajectories]
-    own = {"id": group.id, "stage": group.stage, "position": group.position}
-    return own | {"prompt": fields(group.prompt), "trajectories": trajectories}
+    own = {"id": group.id, "stage": group.stage, "position": group.position, "prompt": group.prompt.id}
+    return own | {"trajectories": trajectories}
 
 
-def from_json(value: dict[str, Any]) -> Group:
-    """The inverse of `to_json`."""
+def from_json(value: dict[str, Any], prompt: Prompt) -> Group:
+    """The inverse of `to_json`, bit for bit, given the prompt of that name."""
 
     def segment(s: dict[str, Any]) -> Segment:
         train = s["training_context"]
@@ -128,8 +128,5 @@ def from_json(value: dict[str, Any]) -> Group:
         spans = tuple((a, b, name) for a, b, name in t["spans"])
         return Trajectory(**{**t, "segments": [segment(s) for s in t["segments"]], "spans": spans})
 
-    p = value["prompt"]
-    tokens = None if p["tokens"] is None else tuple(p["tokens"])
-    prompt = Prompt(**{**p, "messages": tuple(p["messages"]), "tokens": tokens})
     trajectories = [trajectory(t) for t in value["trajectories"]]
     return Group(value["id"], prompt, trajectories, value["stage"], value["position"])

@@ -100,10 +100,10 @@ def draw(
     if sampling.temperature == 0:
         token = wide.argmax(-1)
         return token, torch.log_softmax(wide, -1).gather(1, token[:, None]).squeeze(1)
-    logp = torch.log_softmax(wide / sampling.temperature, -1)
-    kept = truncated(logp, sampling)
-    noise = torch.empty_like(logp).exponential_(generator=generator)
-    token = (kept.exp() / noise).argmax(-1)
+    logp = torch.log_softmax(wide if sampling.temperature == 1 else wide / sampling.temperature, -1)
+    below = truncated(logp, sampling).exp().cumsum(-1, dtype=torch.float64)
+    u = torch.rand(len(below), 1, generator=generator, dtype=torch.float64) * below[:, -1:]
+    token = torch.searchsorted(below, u, right=True).squeeze(1)
     return token, logp.gather(1, token[:, None]).squeeze(1)
 
 

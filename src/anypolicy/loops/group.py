@@ -66,7 +66,7 @@ class GroupLoop:
             if len(self.carried) < self.prompts or round > 0:
                 new = self.sample(round)
                 groups, seen = groups + new, seen + new
-            batch = self.credited(from_groups(groups, self.float_dtype))
+            batch = self.credited(from_groups(groups, self.float_dtype, self.world.sampling.max_tokens))
             choice = self.recipe.selection(batch, self.prompts)
             if not choice.short:
                 break
@@ -223,7 +223,8 @@ class GroupLoop:
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.steps = state["steps"]
         self.order.restore(state["order"])
-        self.carried = [from_json(g) for g in state["carried"]]
+        prompts = self.world.task.train
+        self.carried = [from_json(g, prompts[g["position"]]) for g in state["carried"]]
         self.updater.restore(tensors, state["updates"])
 
 

@@ -217,7 +217,7 @@ class PolicyLoss:
     """−reduce(gate(ratio, A)) + kl_coef · reduce(KL) − entropy_coef · reduce(entropy), all in one aggregation.
 
     `gate` gives the per-token objective from importance ratio and advantage; `ratio` is per token or, as in GSPO, the
-    length-normalised one of the sequence. `max_tokens` is the constant of the const aggregation.
+    length-normalised one of the sequence.
     """
 
     gate: Any = Clip()
@@ -226,7 +226,6 @@ class PolicyLoss:
     kl: Estimator | None = None
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
-    max_tokens: int | None = None
 
     @property
     def needs_entropy(self) -> bool:
@@ -244,7 +243,7 @@ class PolicyLoss:
 
     def __call__(self, scores: Scores, batch: Batch) -> LossTerms:
         def mean(x: Tensor) -> Tensor:
-            return reduce(x, batch.mask, self.aggregation, totals=batch.counted(), max_tokens=self.max_tokens)
+            return reduce(x, batch.mask, self.aggregation, totals=batch.counted(), max_tokens=batch.max_tokens)
 
         advantage, weight = batch.advantage, batch.weight[:, None]
         assert advantage is not None

@@ -1,0 +1,134 @@
+"""One string, one policy: Hugging Face id or folder, GGUF file, `smollm2-135m`, or a small transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
+from transformers.utils import logging as hf_logging
+from transformers.utils.quantization_config import GgufConfig
+
+from anypolicy.errors import InputError
+from anypolicy.policies.causal_lm import CausalLM
+from anypolicy.policies.smollm2 import smollm2_folder
+from anypolicy.policies.transformer import small_transformer
+
+ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
+WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+
+
+def load_policy(
+    spec: str, *, dtype: Literal["float32", "bfloat16", "float64"] = "float32", lora_rank: int = 0, seed: int = 0
+) -> CausalLM:
+    """Load a causal language model.
+
+    `spec`: a Hugging Face id, a folder with config.json and weights, a .gguf file, an alias, or
+    `transformer:layers=2,width=64,heads=4` (bytes as tokens, weights from `seed`). `lora_rank` above 0 trains low-rank
+    adapters through peft and freezes the rest.
+    """
+    name, _, arguments = spec.partition(":")
+    if name == "transformer":
+        policy = from_scratch(arguments, seed)
+        policy.module.to(getattr(torch, dtype))
+        return policy
+    path = ALIASES[spec]() if spec in ALIASES else Path(spec)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    if path.suffix == ".gguf":
+        policy = from_gguf(path, dtype)
+    else:
+        policy = from_pretrained(str(path), dtype)
+    policy.module.requires_grad_(True)
+    if lora_rank:
+        adapt(policy, lora_rank, seed)
+    return policy
+
+
+def from_pretrained(source: str, dtype: str) -> CausalLM:
+    """A folder, or an id of the Hugging Face hub."""
+    folder = Path(source)
+    local = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1
+    if local:
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                "policy", source,
+                "it is no folder with a config.json, no .gguf file, no Hugging Face id (OWNER/NAME) and no alias "
+                f"({', '.join(ALIASES)}, transformer:…)", choices=[*ALIASES, "transformer:"],
+            )  # fmt: skip
+        if not any(folder.glob(pattern) for pattern in WEIGHTS):
+            raise InputError("policy", source, "the folder has no weights (model.safetensors): save the model there")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+        tokenizer = AutoTokenizer.from_pretrained(source) if has_tokenizer(folder) or not local else None
+    except (OSError, ValueError) as error:
+        remedy = "check the folder" if local else "without a network, give a local folder or an alias"
+        first = str(error).strip().splitlines()[0]
+        raise InputError("policy", source, f"it cannot be loaded ({first}): {remedy}") from error
+    return CausalLM(model, tokenizer)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
+
+
+def from_gguf(path: Path, dtype: str) -> CausalLM:
+    """A GGUF file, its packed weights unpacked to ordinary ones; the quantisation marks go, so it can be saved."""
+    if not path.is_file():
+        raise InputError("policy", str(path), "there is no such file")
+    folder, name = str(path.parent), path.name
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=name, dtype=getattr(torch, dtype),
+            quantization_config=GgufConfig(gguf_file=name, dequantize=True),
+        )  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    except (OSError, ValueError) as error:
+        raise InputError("policy", str(path), f"it cannot be read as GGUF ({error})") from error
+    unmark(model)
+    return CausalLM(model, tokenizer)
+
+
+def unmark(model: Any) -> None:
+    """Forget that the weights were once quantised: they are not any more."""
+    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "is_quantized"),
+                        (model, "quantization_method")):  # fmt: skip
+        if name in vars(owner):
+            delattr(owner, name)
+
+
+def from_scratch(arguments: str, seed: int) -> CausalLM:
+    """`layers=2,width=64,heads=4,context=256` over bytes."""
+    settings = {"layers": 2, "width": 64, "heads": 4, "context": 256}
+    for pair in filter(None, arguments.split(",")):
+        key, _, value = pair.partition("=")
+        number = yaml.safe_load(value) if value else None
+        if key not in settings or not isinstance(number, int) or number < 1:
+            raise InputError(
+                "policy", pair, "transformer takes layers, width, heads, context as whole numbers", choices=settings
+            )
+        settings[key] = number
+    if settings["width"] % settings["heads"]:
+        raise InputError("policy", arguments, "the width must be a multiple of the heads")
+    tokenizer = ByT5Tokenizer(extra_ids=0)
+    return small_transformer(
+        vocabulary=len(tokenizer), layers=settings["layers"], width=settings["width"], heads=settings["heads"],
+        context_length=settings["context"], seed=seed, eos_id=int(tokenizer.eos_token_id),
+        pad_id=int(tokenizer.pad_token_id), tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def adapt(policy: CausalLM, rank: int, seed: int) -> None:
+    """Low-rank adapters on every linear layer of the trunk; only they are trained."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise InputError("lora_rank", rank, "install peft: pip install 'anypolicy[lora]'") from error
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy.module = get_peft_model(policy.model, settings).eval()
+

@@ -1,0 +1,140 @@
+"""A run is a directory: recipe.yaml, metrics.jsonl, timing.jsonl, checkpoints/, samples/, policy/, report.html."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from anypolicy.errors import InputError
+from anypolicy.runs.files import disk_errors, new_folder, sweep, write_text
+
+
+def recipe_digest(recipe: dict[str, Any]) -> str:
+    """SHA-256 of a recipe's values."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def recipe_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`field: old → new` for every difference."""
+    names = sorted(old.keys() | new.keys())
+    return [f"{k}: {old.get(k)} → {new.get(k)}" for k in names if old.get(k) != new.get(k)]
+
+
+class RunDirectory:
+    """An open run directory; one process at a time. The ledger holds only numbers that a resumed run repeats bit for
+    bit; times stand apart in timing.jsonl."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise InputError("run", str(path), "another process is training here: wait for it or stop it") from error
+        sweep(path)
+
+    @classmethod
+    def create(cls, path: Path, recipe: dict[str, Any]) -> RunDirectory:
+        """A new run. The directory appears with its recipe in it or not at all."""
+        if (path / "recipe.yaml").exists():
+            raise InputError("out", str(path), f"a run is there: `anypolicy resume {path}`, or choose another --out")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError("out", str(path), "it exists and is no run: choose an empty or new directory")
+        with new_folder(path) as work:
+            (work / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """An existing run."""
+        path = Path(path)
+        if not (path / "recipe.yaml").is_file():
+            raise InputError("run", str(path), "it is no run directory (no recipe.yaml in it)")
+        return cls(path)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        os.close(self._lock)
+
+    def recipe(self) -> dict[str, Any]:
+        """What the run was started with."""
+        try:
+            value = yaml.safe_load((self.path / "recipe.yaml").read_text())
+        except yaml.YAMLError as error:
+            raise InputError("recipe.yaml", str(self.path), f"it is not YAML: {error}") from error
+        if not isinstance(value, dict):
+            raise InputError("recipe.yaml", value, "it must hold the settings of a run")
+        return value
+
+    # --- ledger ------------------------------------------------------------------------------------------------------
+    def append(self, row: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        append_line(self.path / "metrics.jsonl", row)
+
+    def append_timing(self, row: dict[str, Any]) -> None:
+        """One line of timing.jsonl (seconds: different in every run)."""
+        append_line(self.path / "timing.jsonl", row)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines of the ledger."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    def truncate_to(self, step: int) -> None:
+        """Drop what was logged at or after `step`, and a half-written last line."""
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            path = self.path / name
+            if path.exists():
+                kept = [row for row in read_lines(path) if row["step"] < step]
+                write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    # --- products ----------------------------------------------------------------------------------------------------
+    def write_samples(self, name: str, samples: list[dict[str, Any]]) -> None:
+        """samples/<name>.jsonl, replaced atomically."""
+        folder = self.path / "samples"
+        with disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+        lines = [json.dumps(s, ensure_ascii=False, default=str) for s in samples]
+        write_text(folder / f"{name}.jsonl", "".join(line + "\n" for line in lines))
+
+    def read_samples(self, name: str) -> list[dict[str, Any]]:
+        """The samples of that name; none if there are none."""
+        return read_lines(self.path / "samples" / f"{name}.jsonl")
+
+    def save_policy(self, fill: Callable[[Path], None]) -> None:
+        """policy/, replaced as a whole."""
+        with new_folder(self.path / "policy") as work:
+            fill(work)
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """One JSON line in one write; a line cut short by a full disk is taken back."""
+    data = (json.dumps(row) + "\n").encode()
+    with disk_errors(path):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            if os.write(handle, data) < len(data):
+                os.ftruncate(handle, size)
+                raise OSError(28, "No space left on device")
+        finally:
+            os.close(handle)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]

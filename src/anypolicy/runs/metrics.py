@@ -1,0 +1,63 @@
+"""Every name a run may log, with its meaning; the documentation page is made from this table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+NAMES: dict[str, str] = {
+    "step": "rollout batches finished when the row was written",
+    "event": '"eval" marks a row of a held-out evaluation',
+    "epoch": "passes over the training prompts so far",
+    "coverage": "share of training prompts drawn at least once",
+    "reward/mean": "mean reward of the responses sampled in this step, dropped groups included",
+    "reward/std": "sample standard deviation of these rewards",
+    "reward/<part>": "mean of one named part of the reward, where there are several",
+    "accuracy": "share of sampled responses that the verifier finds correct (at the sampling temperature)",
+    "groups/mixed": "share of groups that are neither all correct nor all wrong",
+    "groups/all_correct": "share of groups in which every response is correct",
+    "groups/all_wrong": "share of groups in which none is",
+    "groups/kept": "groups that the selection trains on",
+    "groups/carried": "kept groups beyond the target, with which the next step begins",
+    "length/mean": "mean tokens of a response",
+    "length/truncated": "share of responses that ended at the limit",
+    "tokens/generated": "tokens sampled in this step",
+    "tokens/trained": "tokens with a forward and backward pass in this step, counted once per pass",
+    "entropy/behaviour": "mean −log-probability of sampled tokens, in nats: an estimate of the entropy",
+    "rows/skipped": "rows that contributed to no term of the loss and cost no forward pass",
+    "updates": "optimiser steps taken",
+    "updates/skipped": "mini-batches without any contributing row: no optimiser step",
+    "loss/<term>": "a named term of the loss, mean over the step's updates",
+    "ratio/mean": "mean importance ratio of trained tokens",
+    "ratio/max": "largest importance ratio",
+    "ratio/clipped": "share of trained tokens whose gradient the clip has set to 0",
+    "kl/behaviour": "mean logp_old − logp of trained tokens, in nats",
+    "kl/ref": "mean k3 estimate of the divergence to the reference policy, in nats",
+    "value/mean": "mean of the value head over trained tokens",
+    "grad_norm": "norm of the policy's gradient before clipping, mean over updates",
+    "grad_norm/critic": "the same for the value head",
+    "lr": "learning rate, mean over updates",
+    "eval/accuracy": "share of held-out prompts answered correctly, greedy",
+    "eval/low": "lower end of its 95 % Wilson interval",
+    "eval/high": "upper end of its 95 % Wilson interval",
+    "eval/n": "held-out prompts evaluated",
+    "eval/reward": "mean reward of the held-out answers",
+    "eval/length": "mean tokens of the held-out answers",
+    "probe/<name>": "a number the task measures on the policy itself, e.g. its exact success probability",
+}
+
+
+def documented(name: str, more: Mapping[str, str] | None = None) -> bool:
+    """Whether a logged name stands in the table, in `more` (a method's own names), or under a <…> pattern."""
+    head = name.split("/")[0]
+    return name in NAMES or name in (more or {}) or any(k.startswith(head + "/<") for k in NAMES)
+
+
+def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson interval of a proportion (95 % by default); (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    p, zz = correct / n, z * z
+    middle = (p + zz / (2 * n)) / (1 + zz / n)
+    half = z / (1 + zz / n) * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
+    return max(middle - half, 0.0), min(middle + half, 1.0)

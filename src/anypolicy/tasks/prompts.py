@@ -1,0 +1,115 @@
+"""Prompts with answers from a .jsonl file or a Hugging Face data set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from anypolicy.data.records import Prompt, Tokens
+from anypolicy.errors import InputError
+from anypolicy.tasks.base import Score
+from anypolicy.tasks.split import split
+from anypolicy.tasks.verifiers import verifier
+
+
+class PromptTask:
+    """Prompts, their answers and a named verifier; reward 1 for a correct response, else 0."""
+
+    def __init__(
+        self, name: str, rows: Iterable[tuple[str, dict[str, Any]]], *, prompt: str, answer: str, verifier_name: str,
+        heldout: float, max_tokens: int, instruction: str,
+    ):  # fmt: skip
+        self.name, self.max_tokens = name, max_tokens
+        self.verify = verifier(verifier_name)
+        prompts: dict[str, Prompt] = {}
+        for where, row in rows:
+            one = self.read(where, row, prompt, answer, instruction, verifier_name)
+            known = prompts.setdefault(one.id, one)
+            if known.answer != one.answer:
+                raise InputError(name, f"{where}: {answer} {one.answer!r}", f"the same prompt has answer {known.answer!r}")
+        if len(prompts) < 2:
+            raise InputError(name, f"{len(prompts)} different prompts", "give at least 2, one of them to hold out")
+        self.train, self.heldout = split(prompts.values(), lambda p: p.id, heldout)
+
+    def read(self, where: str, row: dict[str, Any], prompt: str, answer: str, instruction: str, kind: str) -> Prompt:
+        """One checked row."""
+        for field in (prompt, answer):
+            if row.get(field) in (None, "", []):
+                raise InputError(self.name, where, f"it has no {field!r} (fields: {', '.join(row)})", choices=row)
+        messages = row[prompt]
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        if not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
+            raise InputError(self.name, where, f"{prompt!r} must be text or a list of messages with role and content")
+        messages = [dict(m) for m in messages]
+        if instruction:
+            messages[-1]["content"] += "\n" + instruction
+        label = str(row[answer])
+        if kind == "regex":
+            try:
+                re.compile(label)
+            except re.error as error:
+                raise InputError(self.name, where, f"{label!r} is no regular expression: {error}") from error
+        name = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]
+        return Prompt(name, tuple(messages), answer=label)
+
+    def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
+        correct = self.verify(text, prompt.answer)
+        return Score(float(correct), correct)
+
+
+def from_jsonl(
+    path: str, *, prompt: str = "prompt", answer: str = "answer", verifier: str = "exact", heldout: float = 0.2,
+    max_tokens: int = 64, instruction: str = "",
+) -> PromptTask:  # fmt: skip
+    """One JSON object a line, with a prompt (text or messages) and an answer."""
+    file = Path(path)
+    if not file.is_file():
+        raise InputError("task", path, "there is no such file")
+
+    def rows() -> Iterable[tuple[str, dict[str, Any]]]:
+        for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(path, f"line {n}", f"it is not JSON ({error}): mend or remove it") from error
+            if not isinstance(row, dict):
+                raise InputError(path, f"line {n}", "it must be an object with a prompt and an answer")
+            yield f"line {n}", row
+
+    if not file.stat().st_size:
+        raise InputError("task", path, "the file is empty")
+    return PromptTask(
+        path, rows(), prompt=prompt, answer=answer, verifier_name=verifier, heldout=heldout, max_tokens=max_tokens,
+        instruction=instruction,
+    )  # fmt: skip
+
+
+def from_hub(
+    name: str, *, split: str = "train", config: str = "", prompt: str = "prompt", answer: str = "answer",
+    verifier: str = "exact", heldout: float = 0.2, max_tokens: int = 256, instruction: str = "",
+) -> PromptTask:  # fmt: skip
+    """A data set of the Hugging Face hub, or a folder of data files."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise InputError("task", f"hf/{name}", "install datasets: pip install 'anypolicy[tasks]'") from error
+    try:
+        table = load_dataset(name, config or None, split=split)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            "task", f"hf/{name}", f"it cannot be loaded ({first}): check name and split; without a network use a "
+            "folder of data files or a .jsonl file",
+        ) from error  # fmt: skip
+    rows = ((f"row {i}", dict(row)) for i, row in enumerate(table))
+    return PromptTask(
+        f"hf/{name}", rows, prompt=prompt, answer=answer, verifier_name=verifier, heldout=heldout,
+        max_tokens=max_tokens, instruction=instruction,
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""Any data set of reasoning-gym, with its own verifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from typing import Any, Literal
+
+from anypolicy.data.records import Prompt, Tokens
+from anypolicy.errors import InputError
+from anypolicy.tasks.base import Score
+from anypolicy.tasks.split import split
+
+Extract = Literal["text", "first-line", "last-number", "tag"]
+
+
+class ReasoningGymTask:
+    """Generated problems; the reward is the data set's own score in [0, 1], and correct means a full score.
+
+    `graded` false makes the reward 1 or 0. `shots` solved problems of the training split stand before every question
+    as earlier turns.
+    """
+
+    def __init__(
+        self, name: str, seed: int, *, size: int = 2000, heldout: float = 0.2, instruction: str = "", shots: int = 0,
+        extract: Extract = "text", graded: bool = True, max_tokens: int = 32, **config: Any,
+    ):  # fmt: skip
+        self.name, self.max_tokens, self.extract, self.graded = f"reasoning-gym/{name}", max_tokens, extract, graded
+        if extract not in ("text", "first-line", "last-number", "tag"):
+            raise InputError("extract", extract, "use text, first-line, last-number or tag")
+        self.dataset = create(name, config | {"size": size, "seed": seed})
+        self.entries: dict[str, Any] = {}
+        train, held = split(self.dataset, lambda entry: str(entry["question"]), heldout)
+        if len(train) <= shots:
+            raise InputError("shots", shots, f"there are only {len(train)} training problems: raise size")
+        before: list[dict[str, Any]] = []
+        for entry in train[:shots]:
+            before.append({"role": "user", "content": ask(entry, instruction)})
+            before.append({"role": "assistant", "content": str(entry["answer"])})
+        self.train = [self.prompt(entry, instruction, before) for entry in train[shots:]]
+        self.heldout = [self.prompt(entry, instruction, before) for entry in held]
+
+    def prompt(self, entry: Any, instruction: str, before: list[dict[str, Any]]) -> Prompt:
+        name = hashlib.sha256(str(entry["question"]).encode()).hexdigest()[:16]
+        self.entries[name] = entry
+        messages = (*before, {"role": "user", "content": ask(entry, instruction)})
+        return Prompt(name, messages, answer=entry["answer"])
+
+    def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
+        answer = extracted(text, self.extract)
+        value = float(self.dataset.score_answer(answer=answer, entry=self.entries[prompt.id]))
+        correct = value >= 1
+        return Score(min(max(value, 0.0), 1.0) if self.graded else float(correct), correct)
+
+
+def ask(entry: Any, instruction: str) -> str:
+    """The question with the instruction after it."""
+    return f"{entry['question']}\n{instruction}" if instruction else str(entry["question"])
+
+
+def extracted(text: str, how: Extract) -> str | None:
+    """The part of a response that is its answer; None where there is none."""
+    if how == "last-number":
+        found = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
+        return found[-1] if found else None
+    if how == "tag":
+        tags = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+        return tags[-1].strip() if tags else None
+    lines = text.strip().splitlines()
+    return (lines[0] if how == "first-line" and lines else text).strip()
+
+
+def create(name: str, config: dict[str, Any]) -> Any:
+    """The data set, with names and settings checked."""
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise InputError("task", f"reasoning-gym/{name}", "install it: pip install 'anypolicy[tasks]'") from error
+    if name not in DATASETS:
+        raise InputError("task", name, "reasoning-gym has no such data set", choices=DATASETS)
+    known = [f.name for f in dataclasses.fields(DATASETS[name][1])]
+    for key in config:
+        if key not in known:
+            own = "size, heldout, instruction, shots, extract, graded, max_tokens"
+            raise InputError(f"{name}.{key}", config[key], f"use {own} or its own {', '.join(known)}", choices=known)
+    try:
+        return reasoning_gym.create_dataset(name, **config)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError("task", f"reasoning-gym/{name}", f"its settings do not fit: {error}") from error

@@ -1,0 +1,95 @@
+"""Tabular lock: the smallest thing a policy-gradient method must learn. Exact, and seconds a run.
+
+A response is `length` independent tokens; it is correct iff all of them equal the prompt's target. The policy is a
+table of logits, so its success probability is known exactly: Π_l softmax(z[n, l])[target].
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anypolicy.data.records import Prompt, Tokens
+from anypolicy.errors import InputError
+from anypolicy.policies.base import Policy
+from anypolicy.policies.table import TablePolicy
+from anypolicy.tasks.base import Score
+
+Start = Literal["graded", "confident", "mixture"]
+
+
+class TabularLock:
+    """`prompts` locks over `vocabulary` tokens; initial logits N(0, sigma²) and then, by `start`,
+
+    - graded: + delta on the target tokens, delta rising linearly over the prompts from `low` to `high`
+    - confident: a quarter of the prompts + 2 on the targets (easy); the others + `bias` on one fixed wrong token per
+      position (hard): a policy that is sure of wrong answers
+    - mixture: a quarter + 7 (solved), a quarter + 2, half − 0.5 (hard)
+
+    A table does not generalise, so nothing is held out; `probe` gives the exact success over all prompts.
+    """
+
+    heldout: tuple[Prompt, ...] = ()
+
+    def __init__(
+        self, seed: int, *, start: Start = "graded", prompts: int = 32, length: int = 3, vocabulary: int = 8,
+        sigma: float = 1.0, low: float = 1.0, high: float = 4.0, bias: float = 4.0,
+    ):  # fmt: skip
+        for name, value in (("prompts", prompts), ("length", length), ("vocabulary", vocabulary - 1)):
+            if value < 1:
+                raise InputError(f"tabular-lock.{name}", value, "use a larger whole number")
+        if start not in ("graded", "confident", "mixture"):
+            raise InputError("tabular-lock.start", start, "use graded, confident or mixture")
+        self.name, self.max_tokens = "tabular-lock", length
+        self.suggested = {"optimiser": "adamw", "lr": 0.1, "prompts": 16}
+        rng = torch.Generator().manual_seed(seed)
+        shape = (prompts, length)
+        self.target = torch.randint(vocabulary, shape, generator=rng)
+        self.start = sigma * torch.randn(*shape, vocabulary, generator=rng)
+        wrong = (self.target + torch.randint(1, vocabulary, shape, generator=rng)) % vocabulary
+        quarter = torch.arange(prompts) * 4 // prompts
+        self.hard = torch.zeros(prompts, dtype=torch.bool)
+        if start == "graded":
+            delta = torch.linspace(low, high, prompts)
+        elif start == "confident":
+            self.hard = quarter > 0
+            delta = torch.where(self.hard, 0.0, 2.0)
+            self.add(wrong, bias * self.hard)
+        else:
+            self.hard = quarter > 1
+            delta = torch.tensor([7.0, 2.0, -0.5, -0.5])[quarter]
+        self.add(self.target, delta)
+        self.train = [Prompt(f"lock-{n}", tokens=(n,)) for n in range(prompts)]
+        self._answers = self.target.numpy()
+
+    def add(self, tokens: Tensor, amount: Tensor) -> None:
+        """Raise the initial logits of one token per position."""
+        more = amount.to(self.start.dtype)[:, None, None].expand(*tokens.shape, 1)
+        self.start.scatter_add_(2, tokens[..., None], more)
+
+    def make_policy(self, seed: int) -> Policy:
+        """The table at its start (the task's own seed has drawn it)."""
+        return TablePolicy(self.start)
+
+    def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
+        assert prompt.tokens is not None
+        target = self._answers[prompt.tokens[0]]
+        correct = len(response) == len(target) and bool((response == target).all())
+        return Score(float(correct), correct)
+
+    def success(self, policy: Policy) -> Float[Tensor, " prompts"]:
+        """The exact success probability of every prompt."""
+        assert isinstance(policy, TablePolicy)
+        p = policy.module.logits.detach().softmax(-1).gather(2, self.target[..., None])
+        return p.squeeze(2).prod(1)
+
+    def probe(self, policy: Policy) -> dict[str, float]:
+        """Mean exact success over all, easy and hard prompts."""
+        p = self.success(policy).double()
+        out = {"success": float(p.mean())}
+        if self.hard.any():
+            out |= {"success_easy": float(p[~self.hard].mean()), "success_hard": float(p[self.hard].mean())}
+        return out

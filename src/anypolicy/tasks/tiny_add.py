@@ -1,0 +1,153 @@
+"""Tiny addition: a two-layer transformer that has half learnt to add, and the whole pipeline around it.
+
+Prompt: a + b =, three zero-padded digits each (8 tokens); answer: four digits, least significant first, then EOS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from anypolicy.data.records import Prompt, Tokens
+from anypolicy.engines.base import Request, Sampling
+from anypolicy.engines.native import NativeEngine
+from anypolicy.errors import InputError
+from anypolicy.policies.base import Policy
+from anypolicy.policies.causal_lm import CausalLM
+from anypolicy.policies.smollm2 import cache_folder
+from anypolicy.policies.transformer import small_transformer
+from anypolicy.runs.seeds import generator, numpy_generator
+from anypolicy.tasks.base import Score
+from anypolicy.tasks.split import place
+
+PLUS, EQUALS, EOS, DOT, PAD = range(10, 15)
+SHARES = (0.5, 0.3, 0.2)
+RECIPE = 1
+
+
+def prompt_ids(a: int, b: int) -> tuple[int, ...]:
+    """a + b = as tokens."""
+    return (*map(int, f"{a:03d}"), PLUS, *map(int, f"{b:03d}"), EQUALS)
+
+
+def answer_ids(a: int, b: int) -> tuple[int, ...]:
+    """The four digits of a + b, least significant first, and EOS."""
+    return (*map(int, reversed(f"{a + b:04d}")), EOS)
+
+
+class TinyAdd:
+    """Classes k = 1, 2, 3 draw a and b uniformly below 10^k. A fifth of all pairs is held out by their own digits.
+
+    The starting policy ("base") is trained by supervised steps until its accuracy at temperature 1, mean over the
+    classes, reaches `base_accuracy`; it is kept in the cache, one for each seed.
+    """
+
+    def __init__(self, seed: int, *, prompts: int = 600, heldout: int = 300, base_accuracy: float = 0.4):
+        if not 0 <= base_accuracy < 1:
+            raise InputError("tiny-add.base_accuracy", base_accuracy, "use a share in [0, 1)")
+        self.name, self.max_tokens, self.base_accuracy = "tiny-add", 8, base_accuracy
+        self.suggested = {"lr": 3e-4, "prompts": 32}
+        rng = numpy_generator(seed, "tiny-add", "prompts")
+        self.train = self.draw(rng, prompts, held=False)
+        self.heldout = self.draw(rng, heldout, held=True)
+
+    def draw(self, rng: np.random.Generator, n: int, *, held: bool) -> list[Prompt]:
+        """Up to n different pairs, a third of each class (class 1 has only a hundred)."""
+        out: dict[str, Prompt] = {}
+        for k in (1, 2, 3):
+            taken = 0
+            for a, b in rng.integers(0, 10**k, (20 * n, 2)).tolist():
+                name = f"{a}+{b}"
+                if taken < -(-n // 3) and name not in out and held_out(a, b) == held:
+                    out[name] = Prompt(name, tokens=prompt_ids(a, b), answer=answer_ids(a, b), info={"class": k})
+                    taken += 1
+        return list(out.values())[:n]
+
+    def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
+        correct = tuple(response.tolist()) == tuple(prompt.answer)
+        return Score(float(correct), correct)
+
+    def probe(self, policy: Policy) -> dict[str, float]:
+        """Accuracy at temperature 1 of each class and their mean, on 256 fixed problems a class."""
+        each = class_accuracy(policy, numpy_generator(0, "tiny-add", "probe"), generator(0, "tiny-add", "probe"), 256)
+        return {"class_mean": sum(each) / 3} | {f"class_{k}": v for k, v in enumerate(each, 1)}
+
+    def make_policy(self, seed: int) -> Policy:
+        """The base of this seed, from the cache or trained now."""
+        policy = small_transformer(
+            vocabulary=15, layers=2, width=48, heads=4, context_length=24, seed=seed, eos_id=EOS, pad_id=PAD
+        )
+        key = json.dumps([RECIPE, seed, self.base_accuracy, torch.__version__])
+        path = cache_folder() / "tiny-add" / (hashlib.sha256(key.encode()).hexdigest()[:16] + ".safetensors")
+        if not path.exists():
+            train_base(policy, seed, self.base_accuracy)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as work:
+                save_file(dict(policy.module.state_dict()), Path(work) / "base.safetensors")
+                os.replace(Path(work) / "base.safetensors", path)
+        policy.module.load_state_dict(load_file(path))
+        return policy
+
+
+def held_out(a: int, b: int) -> bool:
+    """Whether a pair belongs to the held-out fifth."""
+    return place(f"{a}+{b}") < 0.2
+
+
+def class_accuracy(policy: Policy, rng: np.random.Generator, sampler: torch.Generator, n: int) -> list[float]:
+    """Accuracy at temperature 1 on n random problems of each class, held-out pairs included."""
+    out: list[float] = []
+    engine = NativeEngine(policy)
+    for k in (1, 2, 3):
+        pairs = rng.integers(0, 10**k, (n, 2)).tolist()
+        requests = [Request(np.array(prompt_ids(a, b), np.int64)) for a, b in pairs]
+        answers = engine.generate(requests, Sampling(8), sampler)
+        right = [tuple(s.response.tolist()) == answer_ids(*p) for p, [(s, _)] in zip(pairs, answers, strict=True)]
+        out.append(sum(right) / n)
+    return out
+
+
+def train_base(policy: CausalLM, seed: int, target: float, limit: int = 4000) -> None:
+    """Supervised steps (AdamW 1e-3, weight decay 0.01, batch 128, classes 0.5/0.3/0.2, loss on the answer's tokens),
+    until the class-mean accuracy, looked at every 20 steps, reaches the target. Held-out pairs are never seen."""
+    rng = numpy_generator(seed, "tiny-add", "base")
+    optimiser = torch.optim.AdamW(policy.module.parameters(), lr=1e-3, weight_decay=0.01)
+    print(f"tiny-add: training the base policy of seed {seed} (about half a minute, kept in the cache)", file=sys.stderr)
+    for step in range(limit):
+        if step % 20 == 0:
+            sampler = generator(seed, "tiny-add", "base", step)
+            if sum(class_accuracy(policy, rng, sampler, 512)) / 3 >= target:
+                return
+        tokens = torch.tensor([prompt_ids(*p) + answer_ids(*p) for p in pairs(rng, 128)])
+        loss = answer_loss(policy, tokens)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(policy.module.parameters(), 1.0)
+        optimiser.step()
+    raise RuntimeError(f"the base policy of seed {seed} did not reach accuracy {target} in {limit} steps")
+
+
+def pairs(rng: np.random.Generator, n: int) -> list[tuple[int, int]]:
+    """n training pairs of mixed classes."""
+    out: list[tuple[int, int]] = []
+    while len(out) < n:
+        top = 10 ** int(rng.choice([1, 2, 3], p=SHARES))
+        a, b = (int(x) for x in rng.integers(0, top, 2))
+        if not held_out(a, b):
+            out.append((a, b))
+    return out
+
+
+def answer_loss(policy: CausalLM, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy of the five answer tokens."""
+    logits = policy.module(input_ids=tokens[:, :-1]).logits[:, -5:]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, -5:].flatten())

@@ -1,0 +1,43 @@
+"""Verifiers by name: does a response answer the question?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from anypolicy.errors import InputError
+
+Verifier = Callable[[str, str], bool]
+
+
+def exact(response: str, answer: str) -> bool:
+    """The same text, white space aside."""
+    return response.split() == answer.split()
+
+
+def numeric(response: str, answer: str) -> bool:
+    """The same mathematical value, by math-verify: 1/2 = 0.5, LaTeX included; the last expression of the response."""
+    from math_verify import parse, verify
+
+    gold = parse(answer, parsing_timeout=None)
+    return bool(gold) and verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None)
+
+
+def pattern(response: str, answer: str) -> bool:
+    """The whole response, stripped, matches the regular expression."""
+    return re.fullmatch(answer, response.strip(), re.DOTALL) is not None
+
+
+VERIFIERS: dict[str, Verifier] = {"exact": exact, "numeric": numeric, "regex": pattern}
+
+
+def verifier(name: str) -> Verifier:
+    """A verifier by name."""
+    if name not in VERIFIERS:
+        raise InputError("verifier", name, f"use {', '.join(VERIFIERS)}", choices=VERIFIERS)
+    if name == "numeric":
+        try:
+            import math_verify  # noqa: F401
+        except ImportError as error:
+            raise InputError("verifier", name, "install math-verify: pip install 'anypolicy[tasks]'") from error
+    return VERIFIERS[name]
