@@ -1,6 +1,5 @@
 """The command line. Options are generated from the functions and the settings of the methods themselves."""
 
-from __future__ import annotations
 
 import dataclasses
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import Positional
 
 from anypolicy.errors import InputError
 
@@ -74,8 +73,8 @@ def settings_dict(settings: Any) -> dict[str, Any]:
 def train_command(Knobs: type, Settings: type) -> Callable[..., None]:
     def train(
         method: Positional[str],
-        settings: Annotated[Settings, OmitArgPrefixes],  # type: ignore[valid-type]
-        knobs: Annotated[Knobs, OmitArgPrefixes],  # type: ignore[valid-type]
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
         quiet: bool = False,
     ) -> None:
         """Train a policy.
@@ -139,8 +138,8 @@ def evaluate(run: Positional[Path], prompts: int | None = None, temperature: flo
 def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
     def compare(
         methods: Positional[tuple[str, ...]],
-        settings: Annotated[Settings, OmitArgPrefixes],  # type: ignore[valid-type]
-        knobs: Annotated[Knobs, OmitArgPrefixes],  # type: ignore[valid-type]
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
         seeds: int = 5,
         metric: str | None = None,
         workers: int = 1,
@@ -244,8 +243,8 @@ def show(method: Positional[str], method_file: tuple[Path, ...] = ()) -> None:
 def explain_command(Knobs: type, Settings: type) -> Callable[..., None]:
     def explain(
         method: Positional[str],
-        settings: Annotated[Settings, OmitArgPrefixes],  # type: ignore[valid-type]
-        knobs: Annotated[Knobs, OmitArgPrefixes],  # type: ignore[valid-type]
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
     ) -> None:
         """Say what a run would do, stage by stage, without starting it.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -55,3 +57,22 @@ class Progress:
         else:
             return
         self.console.print(f"{self.title}  step {row['step']}/{self.steps} {self.held.strip()}", highlight=False)
+
+
+@contextmanager
+def counting(total: int, title: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A bar over independent jobs; call what it gives with the name of each one that is done."""
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+               TextColumn("{task.fields[news]}"), TimeElapsedColumn())  # fmt: skip
+    with Bar(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task, done = bar.add_task(title, total=total, news=""), 0
+
+        def tick(news: str) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, advance=1, news=news)
+            if not console.is_terminal:
+                console.print(f"{title}  {done}/{total}  {news}", highlight=False)
+
+        yield tick

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ from anypolicy import catalogue, training
 from anypolicy.errors import InputError
 from anypolicy.evidence.claims import Verdict, run_claim
 from anypolicy.evidence.compare import Comparison, compare_runs
-from anypolicy.evidence.plots import Curve
+from anypolicy.evidence.plots import Curve, interval_dots, learning_curves
+from anypolicy.evidence.report import Block, Figure, Samples, Table, Text, write_report
 from anypolicy.loops.evaluate import evaluate as evaluate_world
+from anypolicy.progress import counting
 from anypolicy.runs.checkpoint import latest_checkpoint
 from anypolicy.runs.directory import RunDirectory
 
@@ -82,8 +82,74 @@ def evaluate(path: str | Path, *, prompts: int | None = None, temperature: float
         return log
 
 
+# --- one run ---------------------------------------------------------------------------------------------------------
+def run_summary(run: training.Run, page: Path) -> str:
+    """Before → after, some answers of both, and what to try next."""
+    first, last = run.evaluations()[0], run.evaluations()[-1]
+    lines = [""]
+    if "eval/accuracy" in last:
+        lines.append(f"held-out accuracy  {held_out(first)}  →  {held_out(last)}   ({last['eval/n']:.0f} prompts, greedy)")
+    for name in (k for k in last if k.startswith("probe/")):
+        lines.append(f"{name.removeprefix('probe/'):<18} {first[name]:.4f}  →  {last[name]:.4f}")
+    for prompt, before, after in pairs_of(run)[:3]:
+        question = " ".join(str(prompt).split())
+        lines.append(f"  {question[-60:]!r}: {before['response']!r} → {after['response']!r} ({verdict(after)})")
+    lines += [
+        f"report {page}   ({run.seconds:.0f} s)",
+        f"next: anypolicy resume {run.path} --steps {2 * last['step']}   # or compare methods: anypolicy compare --help",
+    ]
+    return "\n".join(lines)
+
+
+def held_out(row: dict[str, Any]) -> str:
+    return f"{row['eval/accuracy']:.3f} [{row['eval/low']:.3f}, {row['eval/high']:.3f}]"
+
+
+def verdict(sample: dict[str, Any]) -> str:
+    return "correct" if sample["correct"] else f"wrong, answer {sample['answer']}"
+
+
+def pairs_of(run: training.Run) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """Held-out prompts with the answers of the first and the last evaluation, those that changed first."""
+    with RunDirectory.open(run.path) as folder:
+        steps = [r["step"] for r in run.evaluations()]
+        before, after = (folder.read_samples(f"step-{s:06d}") for s in (steps[0], steps[-1]))
+    both = [(a["prompt"], a, b) for a, b in zip(before, after, strict=False)]
+    return sorted(both, key=lambda row: row[1]["correct"] == row[2]["correct"])
+
+
+def run_page(run: training.Run) -> Path:
+    """report.html of a finished run: accuracy before and after, curves, answers."""
+    rows, evaluations = [r for r in run.rows if "event" not in r], run.evaluations()
+    blocks: list[Block] = [Text(run_summary(run, run.path / "report.html").strip().splitlines()[:1])]
+    steps = [r["step"] for r in evaluations]
+    if "eval/accuracy" in evaluations[-1]:
+        ends = ((f"step {r['step']}", r["eval/accuracy"], r["eval/low"], r["eval/high"]) for r in
+                (evaluations[0], evaluations[-1]))  # fmt: skip
+        blocks.append(Figure("Before and after", interval_dots(list(ends), x="held-out accuracy, 95 % Wilson interval")))
+        curve = Curve("held out, greedy", steps, [[r["eval/accuracy"] for r in evaluations]])
+        sampled = Curve("training prompts, sampled", [r["step"] for r in rows], [[r["accuracy"] for r in rows]])
+        blocks.append(Figure("Accuracy", learning_curves([curve, sampled], y="accuracy")))
+    probes = [k for k in evaluations[-1] if k.startswith("probe/")]
+    if probes:
+        curves = [Curve(k.removeprefix("probe/"), steps, [[r[k] for r in evaluations]]) for k in probes]
+        blocks.append(Figure("Measured on the policy itself", learning_curves(curves, y="probability")))
+    if rows:
+        for name, heading in (("reward/mean", "Reward"), ("length/mean", "Response length (tokens)")):
+            curve = Curve(name, [r["step"] for r in rows], [[r[name] for r in rows]])
+            blocks.append(Figure(heading, learning_curves([curve], y=name)))
+    if pairs := pairs_of(run):
+        shown = [(str(p), b, a) for p, b, a in pairs[:12]]
+        blocks.append(Samples("Answers to held-out prompts", shown))
+    with RunDirectory.open(run.path) as folder:
+        blocks.append(Table("Recipe", ["setting", "value"], list(folder.recipe().items())))
+    return write_report(run.path / "report.html", run.path.name, blocks)
+
+
 # --- compare ---------------------------------------------------------------------------------------------------------
-def one_run(arm: str, seed: int, out: Path, task: str, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]):
+def one_run(
+    arm: str, seed: int, out: Path, task: str, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]
+) -> tuple[str, int, list[dict[str, Any]]]:
     """Train, resume or reuse one run of a comparison; its ledger."""
     mine = {k: v for k, v in knobs.items() if k in {word.partition(".")[0] for word in arm.split("+")}}
     p = training.plan(arm, training.Settings(task, seed=seed, out=out, **settings), mine)
@@ -115,14 +181,14 @@ def compare(
         (arm, seed, folder / arm / f"seed-{seed}", task, knobs or {}, settings) for seed in range(seeds) for arm in methods
     ]
     ledgers: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in methods}
-    with training.counting(len(jobs), "compare", quiet=quiet) as tick:
+    with counting(len(jobs), "compare", quiet=quiet) as tick:
         for arm, seed, rows in run_jobs(jobs, workers):
             ledgers[arm][seed] = rows
             tick(f"{arm} seed {seed}")
     return summarise(ledgers, metric, folder, task)
 
 
-def run_jobs(jobs: list[Any], workers: int):
+def run_jobs(jobs: list[Any], workers: int) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
     """Results as they finish: here, or in `workers` processes."""
     if workers <= 1:
         for job in jobs:

@@ -1,0 +1,178 @@
+"""The runner of claims/<slug>.py: a paper's central claim at small scale, over seeds, with a verdict.
+
+A claim file says what is expected before anything is measured:
+
+    CLAIM = "what the paper says, at this scale"       SEEDS = 5        ARMS = ("grpo", "ngrpo")
+    def run(arm: str, seed: int) -> dict[str, Any]:    numbers by name; "curve" may hold [step, value] pairs
+    CHECKS = [Check("ngrpo ends above grpo", "> 0", lambda r: r["ngrpo"]["final"] - r["grpo"]["final"], above=0.0)]
+
+A check is one number per seed. Its verdict comes from the t interval of the mean over seeds: confirmed when all of it
+lies on the expected side of the bound, refuted when all of it lies on the other, undecided otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import anypolicy
+from anypolicy.errors import InputError
+from anypolicy.evidence.plots import Curve, save_curves
+from anypolicy.evidence.stats import Interval, mean_interval
+from anypolicy.progress import counting
+from anypolicy.runs.files import write_text
+
+Outcome = Literal["confirmed", "refuted", "undecided"]
+Results = dict[str, dict[str, Any]]
+"""arm → what `run` returned, of one seed"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One expectation: `value` of a seed's results, and the bound its mean must lie `above` or `below`. Checks that
+    are not `core` are reported but do not decide the claim."""
+
+    name: str
+    expected: str
+    value: Callable[[Results], float]
+    above: float | None = None
+    below: float | None = None
+    core: bool = True
+
+    def judge(self, measured: Interval) -> Outcome:
+        bound = self.above if self.above is not None else self.below
+        assert bound is not None
+        low, high = measured.low - bound, measured.high - bound
+        if self.below is not None:
+            low, high = -high, -low
+        return "confirmed" if low > 0 else "refuted" if high < 0 else "undecided"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A check with what was measured."""
+
+    name: str
+    expected: str
+    measured: Interval
+    values: list[float]
+    verdict: Outcome
+    core: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a claim."""
+
+    slug: str
+    claim: str
+    verdict: Outcome
+    checks: list[Judged]
+    seeds: int
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [f"{self.slug}: {self.claim}", ""]
+        for c in self.checks:
+            mark = "" if c.core else "  (reported, not decisive)"
+            lines.append(f"  {c.verdict:<10} {c.name}: expected {c.expected}, measured {c.measured}{mark}")
+        return "\n".join([*lines, "", f"{self.verdict} over {self.seeds} seeds"])
+
+
+def load(path: Path) -> ModuleType:
+    """A claim file as a module."""
+    spec = importlib.util.spec_from_file_location(f"anypolicy_claim_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise InputError("claim", str(path), "give an existing .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    for name in ("CLAIM", "SEEDS", "ARMS", "CHECKS", "run"):
+        if not hasattr(module, name):
+            raise InputError("claim", str(path), f"it has no {name}")
+    return module
+
+
+def one(path: Path, arm: str, seed: int) -> tuple[str, int, dict[str, Any]]:
+    """One arm with one seed, on one thread so that its numbers do not depend on the machine's size."""
+    torch.set_num_threads(1)
+    return arm, seed, load(path).run(arm, seed)
+
+
+def run_claim(path: Path, *, seeds: int | None = None, workers: int = 1, out: Path, quiet: bool = False) -> Verdict:
+    """Run what is missing, judge, and write <slug>.json and <slug>.svg into `out`. Finished runs are kept there in a
+    hidden file, so a claim that was killed goes on where it was; a changed claim file starts anew."""
+    module, slug, began = load(path), path.stem.replace("_", "-"), time.monotonic()
+    n = seeds or module.SEEDS
+    if n < 2:
+        raise InputError("seeds", n, "an interval needs at least 2")
+    out.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(path.read_bytes() + anypolicy.__version__.encode()).hexdigest()
+    cache = out / f".{slug}.runs.json"
+    known = json.loads(cache.read_text()) if cache.exists() else {}
+    known = known if known.get("key") == key else {"key": key, "runs": {}}
+    jobs = [(path, arm, seed) for seed in range(n) for arm in module.ARMS if f"{arm}/{seed}" not in known["runs"]]
+    with counting(len(jobs), slug, quiet=quiet) as tick:
+        for arm, seed, result in finished(jobs, workers):
+            known["runs"][f"{arm}/{seed}"] = result
+            write_text(cache, json.dumps(known))
+            tick(f"{arm} seed {seed}")
+    by_seed: list[Results] = [{arm: known["runs"][f"{arm}/{seed}"] for arm in module.ARMS} for seed in range(n)]
+    verdict = judge(slug, module, by_seed, time.monotonic() - began)
+    record(out, verdict, module, by_seed)
+    return verdict
+
+
+def finished(jobs: list[tuple[Path, str, int]], workers: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Results as they come, from this process or from several."""
+    if workers <= 1:
+        yield from (one(*job) for job in jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(one, *job) for job in jobs]):
+            yield done.result()
+
+
+def judge(slug: str, module: ModuleType, by_seed: list[Results], seconds: float) -> Verdict:
+    """All checks, and the claim: refuted by any core check, confirmed by all of them, undecided otherwise."""
+    checks: list[Judged] = []
+    for c in module.CHECKS:
+        values = [float(c.value(results)) for results in by_seed]
+        measured = mean_interval(values)
+        checks.append(Judged(c.name, c.expected, measured, values, c.judge(measured), c.core))
+    core = {c.verdict for c in checks if c.core}
+    total: Outcome = "refuted" if "refuted" in core else "confirmed" if core == {"confirmed"} else "undecided"
+    return Verdict(slug, module.CLAIM, total, checks, len(by_seed), seconds)
+
+
+def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Results]) -> None:
+    """The evidence files: every number of every run, and the figure."""
+    versions = {"anypolicy": anypolicy.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    runs = {
+        arm: [{k: v for k, v in results[arm].items() if k != "curve"} for results in by_seed] for arm in module.ARMS
+    }
+    value = {**asdict(verdict), "runs": runs, "versions": versions}
+    for check, judged in zip(value["checks"], verdict.checks, strict=True):
+        check["measured"] = judged.measured._asdict()
+    write_text(out / f"{verdict.slug}.json", json.dumps(value, indent=1))
+    if all("curve" in results[arm] for results in by_seed for arm in module.ARMS):
+        curves = []
+        for arm in module.ARMS:
+            lines = [np.asarray(results[arm]["curve"], float) for results in by_seed]
+            curves.append(Curve(arm, lines[0][:, 0].astype(int).tolist(), [x[:, 1].tolist() for x in lines]))
+        label = getattr(module, "CURVE", "value")
+        save_curves(out / f"{verdict.slug}.svg", curves, y=label, title=f"{verdict.slug}: {verdict.verdict}")

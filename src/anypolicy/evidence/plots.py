@@ -1,0 +1,104 @@
+"""Figures: Plotly for reports (work offline), Matplotlib for the SVG files of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+"""Okabe and Ito's colours, distinct for colour-blind readers."""
+
+
+@dataclass
+class Curve:
+    """One arm: a value at each of `steps` for every seed, (seeds, steps)."""
+
+    name: str
+    steps: list[int]
+    values: list[list[float]]
+
+    def band(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, lowest and highest over seeds."""
+        x = np.asarray(self.values, float)
+        return x.mean(0), x.min(0), x.max(0)
+
+
+def shade(colour: str, alpha: float) -> str:
+    """#rrggbb with transparency."""
+    r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({r},{g},{b},{alpha})"
+
+
+def figure(title: str, x: str, y: str) -> Any:
+    """An empty Plotly figure in the house style."""
+    from plotly import graph_objects as go
+
+    out = go.Figure()
+    out.update_layout(
+        title={"text": title, "x": 0, "font": {"size": 16}}, template="plotly_white", height=380,
+        margin={"l": 60, "r": 20, "t": 50, "b": 50}, font={"family": "system-ui, sans-serif", "size": 13},
+        legend={"orientation": "h", "y": 1.08, "x": 1, "xanchor": "right"},
+    )  # fmt: skip
+    out.update_xaxes(title=x)
+    out.update_yaxes(title=y)
+    return out
+
+
+def learning_curves(curves: Sequence[Curve], *, x: str = "step", y: str, title: str = "") -> Any:
+    """Mean over seeds with the range of the seeds behind it."""
+    from plotly import graph_objects as go
+
+    out = figure(title, x, y)
+    for i, c in enumerate(curves):
+        colour = PALETTE[i % len(PALETTE)]
+        mean, low, high = c.band()
+        if len(c.values) > 1:
+            out.add_trace(go.Scatter(
+                x=c.steps + c.steps[::-1], y=[*high, *low[::-1]], fill="toself", line={"width": 0},
+                fillcolor=shade(colour, 0.15), hoverinfo="skip", showlegend=False,
+            ))  # fmt: skip
+        out.add_trace(go.Scatter(x=c.steps, y=mean, name=c.name, mode="lines+markers", line={"color": colour}))
+    return out
+
+
+def interval_dots(rows: Sequence[tuple[str, float, float, float]], *, x: str, title: str = "", mark: float | None = None):
+    """A dot with an interval for every row (name, point, low, high); `mark` draws a line at a reference value."""
+    from plotly import graph_objects as go
+
+    out = figure(title, x, "")
+    for i, (name, point, low, high) in enumerate(rows):
+        out.add_trace(go.Scatter(
+            x=[point], y=[name], mode="markers", showlegend=False,
+            marker={"size": 11, "color": PALETTE[i % len(PALETTE)]},
+            error_x={"type": "data", "symmetric": False, "array": [high - point], "arrayminus": [point - low]},
+        ))  # fmt: skip
+    if mark is not None:
+        out.add_vline(x=mark, line={"dash": "dot", "color": "#888"})
+    out.update_layout(height=120 + 45 * len(rows))
+    out.update_yaxes(autorange="reversed")
+    return out
+
+
+def save_curves(path: Path, curves: Sequence[Curve], *, x: str = "step", y: str, title: str = "") -> None:
+    """The learning curves as a file whose type its name says (.svg, .png)."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(7.2, 4.0), layout="constrained")
+    FigureCanvasSVG(picture)
+    axes = picture.add_subplot()
+    for i, c in enumerate(curves):
+        colour = PALETTE[i % len(PALETTE)]
+        mean, low, high = c.band()
+        axes.plot(c.steps, mean, color=colour, label=c.name, linewidth=2)
+        if len(c.values) > 1:
+            axes.fill_between(c.steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    picture.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
