@@ -64,8 +64,12 @@ def compose(spec: str, knobs: dict[str, dict[str, Any]] | None = None) -> Compos
         for changed in other.card.changes:
             rival = claimed.get(changed)
             if rival and changed not in picked:
-                a, b = f"{spec}+{rival}.{changed}", f"{spec}+{other.slug}.{changed}"
-                raise InputError("method", spec, f"{rival} and {other.slug} both change the {changed}: write {a} or {b}")
+                rest = "+".join(w for w in spec.split("+") if w.strip() != other.slug)
+                wanted = f"{rest}+{other.slug}.{changed}"
+                raise InputError(
+                    "method", spec, f"{rival} and {other.slug} both change the {changed}: write {wanted} for that of "
+                    f"{other.slug}, or take from {other.slug} only the stages you want",
+                )  # fmt: skip
             claimed[changed] = origin[changed] = other.slug
     origin |= picked
     recipe = replace(built[base.slug], **{stage: getattr(built[slug], stage) for stage, slug in origin.items()})

@@ -56,12 +56,13 @@ class TablePolicy:
     def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
         z, tokens = self.module.logits, batch.response.shape[1]
         prompt = batch.context[batch.context_index, -1]
-        all_logp = torch.log_softmax(z[:, :tokens] / temperature, -1)[prompt]
+        position = torch.arange(tokens).clamp(max=z.shape[1] - 1)
+        all_logp = torch.log_softmax(z / temperature, -1)[prompt[:, None], position]
         logp = all_logp.gather(2, batch.response[..., None]).squeeze(2)
         spread = -(all_logp.exp() * all_logp).sum(-1) if entropy else None
         where = None
         if hidden:
-            index = prompt[:, None] * z.shape[1] + torch.arange(tokens)
+            index = prompt[:, None] * z.shape[1] + position
             where = nn.functional.one_hot(index, self.hidden_size).to(self.dtype)
         return Scores(torch.where(batch.valid, logp, 0), spread, where)
 

@@ -1,0 +1,24 @@
+"""Shapes and types of the numerical parts are checked at run time in every test."""
+
+import os
+import tempfile
+
+os.environ.setdefault("ANYPOLICY_HOME", tempfile.mkdtemp(prefix="anypolicy-tests-"))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("anypolicy.parts", "beartype.beartype")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def f64():
+    return lambda *rows: torch.tensor(rows[0] if len(rows) == 1 else rows, dtype=torch.float64)

@@ -1,0 +1,59 @@
+"""Small worlds for tests."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from anypolicy.data.batch import Batch, from_groups
+from anypolicy.data.records import Group, Prompt, Segment, Trajectory
+from anypolicy.engines.base import Sampling
+from anypolicy.engines.native import NativeEngine
+from anypolicy.loops.group import GroupLoop
+from anypolicy.loops.recipe import GroupRecipe, World
+from anypolicy.parts.reduce import count
+from anypolicy.policies.base import Scores
+from anypolicy.tasks.tabular_lock import TabularLock
+
+
+def segment(response: list[int], context: list[int] | None = None, logp: float = -1.0) -> Segment:
+    n = len(response)
+    ids = np.array(response, np.int64)
+    return Segment(
+        np.array(context or [0], np.int64), ids, np.full(n, logp, np.float32), np.ones(n, np.bool_), np.zeros(n, np.int64)
+    )
+
+
+def batch_of(rewards: list[list[float]], lengths: list[list[int]] | None = None, correct=None) -> Batch:
+    """One group per inner list, one token per response unless lengths say otherwise, in float64."""
+    groups = []
+    for g, row in enumerate(rewards):
+        trajectories = []
+        for i, r in enumerate(row):
+            n = lengths[g][i] if lengths else 1
+            right = bool(r == 1) if correct is None else correct[g][i]
+            trajectories.append(Trajectory(f"{g}/{i}", [segment([1] * n, [g])], reward=r, correct=right))
+        groups.append(Group(str(g), Prompt(str(g), tokens=(g,)), trajectories))
+    return from_groups(groups, torch.float64)
+
+
+def gradient(loss, batch: Batch, log_ratio: torch.Tensor, entropy: bool = False):
+    """Loss value and gradient with respect to logp, for given log-ratios."""
+    logp = (batch.logp_old + log_ratio).requires_grad_()
+    batch = replace(batch, totals=count(batch.mask, batch.trajectory))
+    spread = torch.zeros_like(logp) if entropy else None
+    value = sum(loss(Scores(logp, spread), batch).terms.values())
+    value.backward()
+    return float(value.detach()), logp.grad
+
+
+def lock_loop(recipe: GroupRecipe, *, seed: int = 0, prompts: int = 8, micro_tokens: int = 1 << 20, **settings):
+    """A loop on a small tabular lock; AdamW 0.1 unless the recipe is changed by the caller."""
+    task = TabularLock(seed, **({"prompts": 16, "length": 3} | settings))
+    policy = task.make_policy(seed)
+    world = World(policy, NativeEngine(policy), task, Sampling(task.max_tokens), seed)
+    recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=0.1))
+    return GroupLoop(recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=copy.deepcopy(policy))
