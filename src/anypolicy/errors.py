@@ -14,7 +14,9 @@ class InputError(ValueError):
 
     def __init__(self, field: str, value: object, allowed: str, *, choices: Iterable[str] = ()):
         self.field, self.value, self.allowed = field, value, allowed
-        near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1, cutoff=0.5)
+        names = [str(c) for c in choices]
+        words = (str(value), field.rpartition(".")[2])
+        near = [m for word in words for m in difflib.get_close_matches(word, names, n=1, cutoff=0.5)]
         self.nearest = near[0] if near else None
         shown = repr(value) if len(repr(value)) <= 200 else repr(value)[:200] + "…"
         hint = f" (did you mean {self.nearest!r}?)" if self.nearest else ""

@@ -29,7 +29,8 @@ def needs_partner(spec):
     grouped = {"grpo", "dr-grpo", "dapo", "gspo", "rloo", "sapo", "vade"}
     advantage_of = b.split(".")[0] if b.endswith(".advantage") else a
     rollout_of = b.split(".")[0] if b.endswith(".rollout") else a
-    return rollout_of in one_each and advantage_of in grouped
+    selection_of = b.split(".")[0] if b.endswith(".selection") else a
+    return rollout_of in one_each and (advantage_of in grouped or selection_of == "dapo")
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)

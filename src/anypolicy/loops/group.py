@@ -259,8 +259,9 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
 def check(recipe: GroupRecipe, prompts: int) -> None:
     """Refuse recipes that cannot work, before any work."""
     advantage, size = recipe.advantage, recipe.rollout.group_size
-    if size < (least := getattr(advantage, "min_group", 1)):
-        raise InputError("group_size", size, f"{type(advantage).__name__} compares responses: use at least {least}")
+    for stage in (advantage, recipe.selection):
+        if size < (least := getattr(stage, "min_group", 1)):
+            raise InputError("group_size", size, f"{type(stage).__name__} compares responses: use at least {least}")
     if getattr(advantage, "needs_value", False) and recipe.critic is None:
         raise InputError("critic", None, f"{type(advantage).__name__} needs a value head: add a method's .critic stage")
     if recipe.critic is not None and not getattr(advantage, "needs_value", False):

@@ -174,6 +174,10 @@ class DropSolved:
     carry: bool = False
     max_rounds: int = 10
 
+    @property
+    def min_group(self) -> int:
+        return 2 if self.all_wrong else 1
+
     def __call__(self, batch: Batch, target: int) -> Choice:
         groups = int(batch.group_id.max()) + 1
         size = torch.bincount(batch.group_id, minlength=groups)
