@@ -29,7 +29,7 @@ def parse(spec: str) -> list[tuple[Method, str | None]]:
     for word in spec.split("+"):
         slug, dot, stage = word.strip().partition(".")
         if dot and stage not in STAGES:
-            raise InputError("stage", word, f"a method has the stages {', '.join(STAGES)}", choices=STAGES)
+            raise InputError("stage", stage, f"in {word!r}: a method has the stages {', '.join(STAGES)}", choices=STAGES)
         parts.append((get(slug), stage or None))
     return parts
 

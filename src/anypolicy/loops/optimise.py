@@ -25,6 +25,8 @@ class Updater:
         groups = []
         for name, (parameters, lr) in sets.items():
             trained = [p for p in parameters if p.requires_grad]
+            for p in trained:
+                p.grad = None
             wide = [p if p.dtype in (torch.float32, torch.float64) else p.detach().float() for p in trained]
             self.parameters[name], self.masters[name] = trained, wide
             groups.append({"params": wide, "lr": lr, "initial_lr": lr})

@@ -59,7 +59,7 @@ def from_pretrained(source: str, dtype: str) -> CausalLM:
                 "it is no folder with a config.json, no .gguf file, no Hugging Face id (OWNER/NAME) and no alias "
                 f"({', '.join(ALIASES)}, transformer:…)", choices=[*ALIASES, "transformer:"],
             )  # fmt: skip
-        if not any(folder.glob(pattern) for pattern in WEIGHTS):
+        if not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
             raise InputError("policy", source, "the folder has no weights (model.safetensors): save the model there")
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))

@@ -1,0 +1,51 @@
+# make train   a language model learns arithmetic by NGRPO on this machine (about ten minutes after the install)
+# make test    the tests        make check   tests, lint, types, contracts, documentation: what CI runs
+PYTHON ?= python3
+TORCH ?= torch==2.13.*
+BIN := .venv/bin
+
+TRAIN := train ngrpo --policy smollm2-135m --lr 2e-5 --prompts 8 --minibatches 2 --steps 40 --eval-every 20 \
+  --task "reasoning-gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2,extract=last-number,max_tokens=12,instruction=Reply with the answer only."
+
+.PHONY: setup train test lint types contracts docs bench check clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "anypolicy needs Python 3.11 or newer: set PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || { echo "Python has no venv here: install python3-venv"; exit 2; }
+	@echo "making .venv (torch and transformers: a few minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet "$(TORCH)"
+	@$(BIN)/python -m pip install --quiet -e ".[tasks,tensorboard,lora]"
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready
+	@$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@
+
+train: setup
+	@n=0; while [ -e runs/first-$$n ]; do n=$$((n + 1)); done; $(BIN)/anypolicy $(TRAIN) --out runs/first-$$n
+
+test: .venv/.ready-dev
+	@$(BIN)/python -m pytest
+
+lint: .venv/.ready-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: .venv/.ready-dev
+	@$(BIN)/pyright
+
+contracts: .venv/.ready-dev
+	@$(BIN)/lint-imports
+
+docs: .venv/.ready-dev
+	@$(BIN)/mkdocs build --strict --quiet
+
+bench: .venv/.ready-dev
+	@$(BIN)/python benchmarks/language_step.py
+
+check: test lint types contracts docs
+
+clean:
+	rm -rf .venv site

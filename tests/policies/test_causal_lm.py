@@ -1,0 +1,246 @@
+"""The shared prefix against the plain forward pass, and the engine against both."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+
+from anypolicy.data.batch import from_groups
+from anypolicy.data.records import Group, Prompt, Trajectory
+from anypolicy.engines.base import Request, Sampling
+from anypolicy.engines.native import NativeEngine, draw
+from anypolicy.errors import InputError
+from anypolicy.policies.causal_lm import CausalLM
+from anypolicy.policies.load import load_policy
+
+SMALL = {"vocab_size": 61, "max_position_embeddings": 64, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+HF = SMALL | {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2}  # fmt: skip
+CONFIGS = {
+    "llama": LlamaConfig(**HF),
+    "qwen2": Qwen2Config(**HF),
+    "qwen3": Qwen3Config(**HF, head_dim=8),
+    "gpt2": GPT2Config(**SMALL, n_positions=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.3, attn_pdrop=0.3),
+}
+CONTEXTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 17, 18]]
+
+
+def policy(family, dtype=torch.float32):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIGS[family]).to(dtype)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.05 * torch.randn_like(p))
+    return CausalLM(model, None, (2,))
+
+
+def sampled(p, n=3, seed=0, temperature=1.0):
+    engine = NativeEngine(p)
+    requests = [Request(np.array(c, np.int64), n) for c in CONTEXTS]
+    return engine.generate(requests, Sampling(6, temperature), torch.Generator().manual_seed(seed), version=4)
+
+
+def batch_of(answers, dtype=torch.float32):
+    groups = [
+        Group(str(i), Prompt(str(i)), [Trajectory(f"{i}/{j}", [s], reward=1.0, stop=e) for j, (s, e) in enumerate(row)])
+        for i, row in enumerate(answers)
+    ]
+    return from_groups(groups, dtype)
+
+
+def gradients(p, scores, weight):
+    p.module.zero_grad()
+    (scores.logp * weight).sum().backward()
+    return torch.cat([q.grad.flatten() for q in p.module.parameters() if q.grad is not None])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(("dtype", "tol", "slope"), [(torch.float32, 1e-6, 5e-7), (torch.float64, 1e-12, 1e-12)])
+def test_shared_prefix_equals_the_plain_pass(family, dtype, tol, slope):
+    p = policy(family, dtype)
+    answers = sampled(p)
+    answers[1][0][0].response, answers[1][0][0].logp = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    answers[1][0][0].mask, answers[1][0][0].version = np.zeros(0, np.bool_), np.zeros(0, np.int64)
+    batch = batch_of(answers, dtype)
+    weight = torch.randn(batch.response.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    shared, plain = p.score(batch, 0.7, entropy=True, hidden=True), p.score_plain(batch, 0.7, entropy=True, hidden=True)
+    for a, b in ((shared.logp, plain.logp), (shared.entropy, plain.entropy)):
+        torch.testing.assert_close(a, b, atol=5 * tol, rtol=5 * tol)
+    torch.testing.assert_close(shared.hidden[batch.valid], plain.hidden[batch.valid], atol=20 * tol, rtol=5 * tol)
+    assert not shared.logp[~batch.valid].any()
+    a, b = gradients(p, shared, weight), gradients(p, p.score_plain(batch, 0.7), weight)
+    if family != "gpt2":
+        slope = max(slope, 1e-7)  # these families normalise in float32 whatever the model's type
+    assert float((a - b).norm() / b.norm()) < slope
+    assert torch.isfinite(a).all()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_first_recomputed_log_probability_is_the_engines(family, temperature):
+    p = policy(family)
+    batch = batch_of(sampled(p, temperature=temperature))
+    scores = p.score(batch, temperature)
+    assert float((scores.logp - batch.logp_old)[batch.mask].abs().max().detach()) <= 1e-5
+    assert (batch.version[batch.valid] == 4).all()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_greedy_is_what_transformers_generates(family):
+    p = policy(family)
+    engine = NativeEngine(p)
+    for context in CONTEXTS:
+        [[(segment, stop)]] = engine.generate([Request(np.array(context))], Sampling(8, 0.0), torch.Generator())
+        want = p.module.generate(torch.tensor([context]), max_new_tokens=8, do_sample=False, pad_token_id=0)
+        got = segment.response.tolist()
+        assert got == want[0, len(context) : len(context) + len(got)].tolist()
+        assert stop == ("eos" if got[-1] == 2 else "length")
+
+
+def test_prompt_is_read_once_and_finished_rows_leave():
+    p = policy("llama")
+    seen = []
+    hook = p.module.base_model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].shape), with_kwargs=True)
+    answers = sampled(p, n=5)
+    hook.remove()
+    assert tuple(seen[0]) == (3, 7)
+    lengths = [len(s.response) for row in answers for s, _ in row]
+    assert [rows for rows, _ in seen[1:]] == [sum(n > t for n in lengths) for t in range(1, max(lengths))]
+
+
+def test_same_generator_same_bits():
+    p = policy("gpt2")
+    one, two, other = sampled(p, seed=1), sampled(p, seed=1), sampled(p, seed=2)
+    for a, b in zip(one, two, strict=True):
+        for (s, _), (t, _) in zip(a, b, strict=True):
+            assert s.response.tolist() == t.response.tolist()
+            assert s.logp.tobytes() == t.logp.tobytes()
+    assert any(
+        s.response.tolist() != t.response.tolist()
+        for a, b in zip(one, other, strict=True)
+        for (s, _), (t, _) in zip(a, b, strict=True)
+    )
+
+
+def test_sampling_frequencies_and_truncation():
+    logits = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5]).expand(20000, 5)
+    rng = torch.Generator().manual_seed(0)
+    for sampling, kept in (
+        (Sampling(1, 0.8), [0, 1, 2, 3, 4]),
+        (Sampling(1, 1.0, top_k=2), [0, 2]),
+        (Sampling(1, 1.0, top_p=0.6), [0, 2]),
+        (Sampling(1, 1.0, top_p=1e-6), [2]),
+    ):
+        token, logp = draw(logits, sampling, rng)
+        p = torch.zeros(5)
+        p[kept] = torch.softmax(logits[0] / sampling.temperature, 0)[kept]
+        p /= p.sum()
+        share = torch.bincount(token, minlength=5) / len(token)
+        assert ((share - p).abs() <= 4 * (p * (1 - p) / len(token)).sqrt() + 1e-9).all()
+        whole = torch.log_softmax(logits / sampling.temperature, -1).gather(1, token[:, None])[:, 0]
+        torch.testing.assert_close(logp, whole)
+
+
+def test_continuing_from_a_prefix():
+    p = policy("llama")
+    [[(whole, _)]] = NativeEngine(p).generate([Request(np.array([5, 6, 7]))], Sampling(6, 0.0), torch.Generator())
+    prefix = tuple(whole.response[:2].tolist())
+    [[(rest, _)]] = NativeEngine(p).generate([Request(np.array([5, 6, 7]), 1, prefix)], Sampling(6, 0.0), torch.Generator())
+    assert rest.response.tolist() == whole.response.tolist()
+    assert rest.mask.tolist() == [False, False] + [True] * (len(whole.response) - 2)
+    np.testing.assert_allclose(rest.logp[2:], whole.logp[2:], atol=1e-5)
+
+
+def test_a_prompt_that_does_not_fit_is_refused():
+    p = policy("llama")
+    with pytest.raises(InputError, match="60 tokens"):
+        NativeEngine(p).generate([Request(np.ones(60, np.int64))], Sampling(6), torch.Generator())
+
+
+def test_saved_policy_loads_again(tmp_path):
+    p = policy("qwen2")
+    p.save(tmp_path)
+    q = load_policy(str(tmp_path))
+    batch = batch_of(sampled(p))
+    assert torch.equal(p.score(batch, 1.0).logp, q.score(batch, 1.0).logp)
+
+
+def test_transformer_from_scratch_follows_its_seed():
+    a, b, c = (load_policy("transformer:layers=1,width=16,heads=2", seed=s) for s in (1, 1, 2))
+    for x, y in zip(a.module.parameters(), b.module.parameters(), strict=True):
+        assert torch.equal(x, y)
+    assert not torch.equal(next(a.module.parameters()), next(c.module.parameters()))
+    prompt = Prompt("x", ({"role": "user", "content": "Grüße"},))
+    assert a.decode(a.encode(prompt)) == "Grüße"
+
+
+def test_adapters_are_trained_alone_and_start_at_the_model(tmp_path):
+    p = policy("llama")
+    p.save(tmp_path)
+    q = load_policy(str(tmp_path), lora_rank=2)
+    q.stop_ids = (2,)
+    trained = [n for n, x in q.module.named_parameters() if x.requires_grad]
+    assert trained
+    assert all("lora" in n for n in trained)
+    batch = batch_of(sampled(p))
+    torch.testing.assert_close(q.score(batch, 1.0).logp, p.score(batch, 1.0).logp)
+    (tmp_path / "merged").mkdir()
+    with torch.no_grad():
+        for n, x in q.module.named_parameters():
+            if "lora" in n:
+                x.add_(0.1)
+    q.save(tmp_path / "merged")
+    merged = load_policy(str(tmp_path / "merged"))
+    torch.testing.assert_close(merged.score(batch, 1.0).logp, q.score(batch, 1.0).logp, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "match"),
+    [("no/such/folder", "no folder"), ("smollm2", "did you mean 'smollm2-135m'"), ("transformer:layer=2", "layers, width"),
+     ("transformer:width=30,heads=4", "multiple"), ("nothing.gguf", "no such file"), ("owner/name", "without a network")],
+)  # fmt: skip
+def test_policies_that_cannot_be_loaded(spec, match):
+    with pytest.raises(InputError, match=match):
+        load_policy(spec)
+
+
+def test_folder_without_weights(tmp_path):
+    policy("llama").save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no weights"):
+        load_policy(str(tmp_path))
+
+
+def test_master_weights_keep_what_bfloat16_would_lose():
+    from anypolicy.loops.optimise import Updater
+    from anypolicy.loops.recipe import Optimiser
+
+    p = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    updater = Updater(Optimiser("sgd", lr=1.0, grad_clip=None), {"policy": ([p], 1e-3)})
+    for _ in range(8):
+        p.grad = torch.ones_like(p)
+        updater.accumulate()
+        updater.step()
+    assert float(updater.masters["policy"][0]) == pytest.approx(1 - 8e-3)
+    assert p.item() == pytest.approx(0.992, abs=2e-3)
+
+
+def test_bfloat16_tokens_of_the_current_weights_are_rescored():
+    from anypolicy.compose import compose
+    from anypolicy.loops.group import GroupLoop
+    from anypolicy.loops.recipe import World
+    from anypolicy.tasks.tiny_add import TinyAdd
+    from anypolicy.policies.transformer import small_transformer
+
+    p = small_transformer(vocabulary=15, layers=1, width=16, heads=2, context_length=24, seed=0, eos_id=12, pad_id=14)
+    p.module.to(torch.bfloat16)
+    recipe = compose("grpo").recipe
+    for minibatches in (1, 2):
+        recipe = replace(recipe, optimiser=replace(recipe.optimiser, minibatches=minibatches, lr=0.0))
+        world = World(p, NativeEngine(p), TinyAdd(0), Sampling(8), 0)
+        loop = GroupLoop(recipe, world, prompts=4, micro_tokens=1 << 20, reference=p)
+        assert loop.rescores
+        assert loop.step()["ratio/max"] == pytest.approx(1.0, abs=1e-6)

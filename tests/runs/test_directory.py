@@ -1,0 +1,78 @@
+"""Run directories and their ledgers."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anypolicy.errors import InputError
+from anypolicy.runs.directory import RunDirectory, append_line, read_lines, recipe_differences
+
+
+def test_create_open_and_refuse(tmp_path):
+    with RunDirectory.create(tmp_path / "run", {"method": "grpo", "seed": 3}) as run:
+        run.append({"step": 0, "x": 0.1})
+        with pytest.raises(InputError, match="another process"):
+            RunDirectory.open(tmp_path / "run")
+    with RunDirectory.open(tmp_path / "run") as run:
+        assert run.recipe() == {"method": "grpo", "seed": 3}
+        assert run.read() == [{"step": 0, "x": 0.1}]
+    with pytest.raises(InputError, match="anypolicy resume"):
+        RunDirectory.create(tmp_path / "run", {})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    with pytest.raises(InputError, match="is no run"):
+        RunDirectory.create(tmp_path / "other", {})
+    with pytest.raises(InputError, match="no run directory"):
+        RunDirectory.open(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+@given(st.lists(st.integers(0, 6), max_size=12), st.integers(0, 7), st.text(max_size=8))
+def test_cutting_the_ledger(tmp_path_factory, steps, at, rest):
+    path = tmp_path_factory.mktemp("run") / "run"
+    with RunDirectory.create(path, {}) as run:
+        for s in sorted(steps):
+            run.append({"step": s, "value": s / 3})
+        with (path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 0, "half' + rest.replace("\n", "").replace("\r", ""))
+        run.truncate_to(at)
+        assert run.read() == [{"step": s, "value": s / 3} for s in sorted(steps) if s < at]
+        run.append({"step": at})
+        assert run.read()[-1] == {"step": at}
+
+
+def test_a_full_disk_takes_the_cut_line_back():
+    with pytest.raises(InputError, match="disk is full"):
+        append_line(__import__("pathlib").Path("/dev/full"), {"step": 1})
+
+
+def test_policy_folder_is_replaced_as_a_whole(tmp_path):
+    with RunDirectory.create(tmp_path / "run", {}) as run:
+        run.save_policy(lambda folder: (folder / "a").write_text("1"))
+
+        def broken(folder):
+            (folder / "b").write_text("2")
+            raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError):
+            run.save_policy(broken)
+        assert [f.name for f in (run.path / "policy").iterdir()] == ["a"]
+        run.save_policy(lambda folder: (folder / "c").write_text("3"))
+        assert [f.name for f in (run.path / "policy").iterdir()] == ["c"]
+        assert not list(run.path.glob(".writing-*"))
+
+
+def test_samples_and_lines(tmp_path):
+    with RunDirectory.create(tmp_path / "run", {}) as run:
+        run.write_samples("step-1", [{"response": "ü\n"}])
+        assert run.read_samples("step-1") == [{"response": "ü\n"}]
+        assert run.read_samples("none") == []
+    (tmp_path / "x.jsonl").write_text(json.dumps({"a": 1}) + "\n" + '{"a": ')
+    assert read_lines(tmp_path / "x.jsonl") == [{"a": 1}]
+
+
+def test_differences_name_the_fields():
+    assert recipe_differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b: 2 → 3", "c: None → 4"]

@@ -1,0 +1,110 @@
+"""A killed run that is resumed ends with the same bits as one that was never stopped."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from anypolicy import training
+from anypolicy.errors import InputError
+
+LOCK = ["train", "ngrpo+vade", "--task", "tabular-lock", "--steps", "16", "--checkpoint-every", "3", "--trackers"]
+ADD = ["train", "grpo", "--task", "tiny-add:base_accuracy=0.02", "--steps", "7", "--checkpoint-every", "2", "--prompts",
+       "6", "--epochs", "2", "--trackers"]  # fmt: skip
+
+KILLER = """
+import os, signal, sys
+place, count = sys.argv[1], int(sys.argv[2])
+sys.argv = ["anypolicy", *sys.argv[3:]]
+import anypolicy.engines.native, anypolicy.loops.optimise, anypolicy.runs.files, anypolicy.runs.checkpoint
+owner, name = {
+    "generation": (anypolicy.engines.native, "draw"),
+    "update": (anypolicy.loops.optimise.Updater, "step"),
+    "checkpoint": (anypolicy.runs.checkpoint, "save_file"),
+    "rename": (anypolicy.runs.checkpoint, "digest"),
+}[place]
+original, calls = getattr(owner, name), 0
+def counted(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+setattr(owner, name, counted)
+from anypolicy.cli import main
+sys.exit(main())
+"""
+
+
+def anypolicy(*args):
+    return subprocess.run([sys.executable, "-m", "anypolicy", *args], capture_output=True, text=True, check=False)
+
+
+def result(run: Path):
+    rows = [line for line in (run / "metrics.jsonl").read_text().splitlines()]
+    final = sorted((run / "checkpoints").iterdir())[-1]
+    return rows, {k: v.numpy().tobytes() for k, v in load_file(final / "optimiser.safetensors").items()}
+
+
+@pytest.mark.parametrize("command", [LOCK, ADD], ids=["tabular-lock", "tiny-add"])
+def test_killed_anywhere_and_resumed(tmp_path, command):
+    assert anypolicy(*command, "--out", str(tmp_path / "whole")).returncode == 0
+    want = result(tmp_path / "whole")
+    for place, count in (("generation", 23), ("update", 5), ("checkpoint", 2), ("rename", 3)):
+        run = tmp_path / place
+        died = subprocess.run(
+            [sys.executable, "-c", KILLER, place, str(count), *command, "--out", str(run)], check=False, capture_output=True
+        )
+        assert died.returncode == -9, place
+        went_on = anypolicy("resume", str(run))
+        assert went_on.returncode == 0, went_on.stderr
+        assert result(run) == want, place
+        assert not list(run.glob("**/.writing-*"))
+
+
+def test_a_run_can_be_made_longer_and_equals_the_long_one(tmp_path):
+    common = {"task": "tabular-lock", "trackers": (), "quiet": True, "eval_every": 4, "checkpoint_every": 4}
+    training.train("grpo", steps=4, out=tmp_path / "short", **common)
+    training.resume(tmp_path / "short", steps=8, quiet=True)
+    training.train("grpo", steps=8, out=tmp_path / "long", **common)
+    assert result(tmp_path / "short") == result(tmp_path / "long")
+
+
+def test_resuming_with_another_recipe_is_refused_and_the_run_stays_usable(tmp_path):
+    run = training.train("grpo", task="tabular-lock", steps=2, out=tmp_path / "run", trackers=(), quiet=True).path
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"lr": 0.5}))
+    with pytest.raises(InputError, match=r"lr: 0.1 → 0.5"):
+        training.resume(run, steps=4, quiet=True)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert training.resume(run, steps=4, quiet=True).rows[-1]["step"] == 4
+
+
+def test_tensorboard_has_the_ledger(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = training.train("grpo", task="tabular-lock", steps=3, out=tmp_path / "run", quiet=True)
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    got = [e.value for e in events.Scalars("reward/mean")]
+    assert got == pytest.approx([r["reward/mean"] for r in run.rows if "event" not in r])
+
+
+def test_the_policy_folder_holds_the_final_weights(tmp_path):
+    run = training.train("grpo", task="tabular-lock", steps=2, out=tmp_path / "run", trackers=(), quiet=True)
+    saved = load_file(run.path / "policy" / "table.safetensors")["logits"]
+    assert saved.equal(run.policy.module.logits.detach())
+    assert json.loads((run.path / "policy" / "config.json").read_text())["type"] == "table"
+
+
+def test_bits_do_not_depend_on_the_environment(tmp_path):
+    env = os.environ | {"PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-m", "anypolicy", *LOCK, "--out"]
+    subprocess.run([*command, str(tmp_path / "a")], check=True, capture_output=True, env=env)
+    subprocess.run([*command, str(tmp_path / "b")], check=True, capture_output=True, env=env | {"PYTHONHASHSEED": "8"})
+    assert result(tmp_path / "a") == result(tmp_path / "b")

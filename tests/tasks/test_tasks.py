@@ -1,0 +1,192 @@
+"""Tasks: verifiers, disjoint splits, the testbeds' starting points, and what cannot be loaded."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anypolicy.errors import InputError
+from anypolicy.tasks.load import load_task, parse
+from anypolicy.tasks.reasoning_gym import extracted
+from anypolicy.tasks.split import split
+from anypolicy.tasks.tabular_lock import TabularLock
+from anypolicy.tasks.tiny_add import TinyAdd, answer_ids, held_out, prompt_ids
+from anypolicy.tasks.verifiers import verifier
+
+
+@given(st.lists(st.text(max_size=6), max_size=40), st.floats(0, 0.9))
+def test_splits_are_disjoint_and_complete(texts, share):
+    train, held = split(texts, lambda t: t, share)
+    assert not set(train) & set(held)
+    assert set(train) | set(held) == set(texts)
+    assert len(train) + len(held) == len(set(texts))
+    if share and len(set(texts)) >= 2:
+        assert train
+        assert held
+
+
+@given(st.sets(st.text(max_size=6), min_size=12, max_size=40), st.integers(2, 11))
+def test_the_side_does_not_depend_on_what_else_is_there(texts, n):
+    whole = [set(x) for x in split(texts, lambda t: t, 0.5)]
+    part = [set(x) for x in split(sorted(texts)[:n], lambda t: t, 0.5)]
+    if part[0] & whole[1] or part[1] & whole[0]:
+        assert 1 in (len(part[0]), len(part[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "response", "answer", "right"),
+    [
+        ("exact", " a  b\n", "a b", True), ("exact", "ab", "a b", False),
+        ("numeric", "so it is $\\frac{1}{2}$", "0.5", True), ("numeric", "0.4", "1/2", False),
+        ("numeric", "no number", "3", False), ("regex", " 42 ", r"\d+", True), ("regex", "x42", r"\d+", False),
+    ],
+)  # fmt: skip
+def test_verifiers(name, response, answer, right):
+    assert verifier(name)(response, answer) is right
+
+
+def write(path, *rows):
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows) + "\n")
+    return str(path)
+
+
+def test_jsonl(tmp_path):
+    rows = [{"prompt": f"{i} + 1 =", "answer": i + 1} for i in range(40)]
+    rows.append({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "answer": "a"})
+    task = load_task(write(tmp_path / "p.jsonl", *rows) + ":verifier=numeric,instruction='One, number',max_tokens=5")
+    assert len(task.train) + len(task.heldout) == 41
+    assert not {p.id for p in task.train} & {p.id for p in task.heldout}
+    prompt = task.train[0]
+    assert prompt.messages[-1]["content"].endswith("\nOne, number")
+    assert task.score(prompt, np.zeros(0), f"It is {prompt.answer}") == (1.0, True)
+    assert task.max_tokens == 5
+
+
+GOOD = {"prompt": "a", "answer": "b"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([GOOD, '{"prompt": "x", '], "line 2.*not JSON"),
+        ([GOOD, {"prompt": "x"}], "line 2.*no 'answer'"),
+        ([GOOD, {"promt": "x", "answer": "y"}], "line 2.*no 'prompt'"),
+        ([GOOD, "[1]"], "line 2.*object"),
+        ([GOOD], "at least 2"),
+        ([GOOD, {"prompt": "a", "answer": "c"}, {"prompt": "d", "answer": "e"}], "the same prompt has answer 'b'"),
+        ([GOOD, {"prompt": [{"content": "x"}], "answer": "y"}], "role and content"),
+    ],
+)
+def test_broken_jsonl(tmp_path, rows, match):
+    with pytest.raises(InputError, match=match):
+        load_task(write(tmp_path / "p.jsonl", *rows))
+
+
+def test_more_broken_files(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    for spec, match in (
+        (str(tmp_path / "empty.jsonl"), "empty"),
+        (str(tmp_path / "none.jsonl"), "no such file"),
+        (write(tmp_path / "r.jsonl", GOOD, {"prompt": "x", "answer": "("}) + ":verifier=regex", "no regular expression"),
+        (write(tmp_path / "q.jsonl", GOOD, GOOD) + ":verifier=exakt", "did you mean 'exact'"),
+    ):
+        with pytest.raises(InputError, match=match):
+            load_task(spec)
+
+
+def test_data_sets_of_the_hub_from_a_local_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train.jsonl", *({"question": f"q{i}", "answer": str(i)} for i in range(10)))
+    task = load_task(f"hf/{tmp_path / 'data'}:prompt=question")
+    assert {p.answer for p in [*task.train, *task.heldout]} == {str(i) for i in range(10)}
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_task("hf/no-such-owner/no-such-data")
+
+
+@pytest.mark.parametrize(
+    ("spec", "match"),
+    [
+        ("tiny-ad", "did you mean 'tiny-add'"), ("reasoning-gym/chain_sun", "did you mean 'chain_sum'"),
+        ("reasoning-gym/chain_sum:min_term=2", "did you mean 'min_terms'"), ("tabular-lock:lenght=2", "did you mean 'length'"),
+        ("reasoning-gym/chain_sum:min_terms=4,max_terms=2", "do not fit"), ("tabular-lock:length", "key=value"),
+        ("tabular-lock:start=hard", "graded, confident or mixture"), ("tabular-lock:prompts=0", "larger"),
+    ],
+)  # fmt: skip
+def test_unknown_names_and_settings(spec, match):
+    with pytest.raises(InputError, match=match):
+        load_task(spec)
+
+
+def test_settings_are_yaml_and_quotes_hold_commas():
+    assert parse("a=1,b='x, y',c=true,d=text here.") == {"a": 1, "b": "x, y", "c": True, "d": "text here."}
+
+
+def test_reasoning_gym():
+    spec = "reasoning-gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2,size=400,extract=last-number,shots=2"
+    task, other = load_task(spec, seed=1), load_task(spec, seed=2)
+    assert not {p.id for p in task.train} & {p.id for p in other.heldout}
+    prompt = task.heldout[0]
+    assert len(prompt.messages) == 5
+    assert task.score(prompt, np.zeros(0), f"3 + 4 = {prompt.answer}") == (1.0, True)
+    assert not task.score(prompt, np.zeros(0), "none").correct
+    assert [p.id for p in load_task(spec, seed=1).train] == [p.id for p in task.train]
+
+
+@pytest.mark.parametrize(
+    ("how", "answer"),
+    [("text", "x 1,204\ny -3.5"), ("first-line", "x 1,204"), ("last-number", "-3.5"), ("tag", None)],
+)
+def test_extraction(how, answer):
+    assert extracted(" x 1,204\ny -3.5 ", how) == answer
+    assert extracted("<answer>1</answer> <answer> 2 </answer>", "tag") == "2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "hard", "want", "tolerance"),
+    [
+        ({"start": "confident", "prompts": 64, "length": 2, "sigma": 0.5, "bias": 4.0}, True, 0.0004, 0.0002),
+        ({"start": "confident", "prompts": 64, "length": 2, "sigma": 0.5, "bias": 3.0}, True, 0.0017, 0.0005),
+        ({"start": "graded", "prompts": 64, "length": 8, "low": 1.0, "high": 4.0}, False, 0.031, 0.01),
+        ({"start": "mixture", "prompts": 1024, "length": 2}, False, 0.292, 0.005),
+    ],
+)
+def test_the_locks_start_where_the_sheets_say(settings, hard, want, tolerance):
+    found = []
+    for seed in range(5):
+        task = TabularLock(seed, **settings)
+        found.append(task.probe(task.make_policy(seed))["success_hard" if hard else "success"])
+    assert np.mean(found) == pytest.approx(want, abs=tolerance)
+
+
+def test_lock_verifier_and_exact_success_agree():
+    task = TabularLock(0, prompts=4, length=2)
+    policy = task.make_policy(0)
+    n = 20000
+    p = policy.module.logits.detach().softmax(-1)[1]
+    draws = torch.stack([torch.multinomial(p[i], n, True, generator=torch.Generator().manual_seed(i)) for i in (0, 1)], 1)
+    share = np.mean([task.score(task.train[1], d, "").correct for d in draws.numpy()])
+    exact = float(task.success(policy)[1])
+    assert abs(share - exact) < 4 * (exact * (1 - exact) / n) ** 0.5
+
+
+def test_tiny_add():
+    assert prompt_ids(7, 130) == (0, 0, 7, 10, 1, 3, 0, 11)
+    assert answer_ids(7, 130) == (7, 3, 1, 0, 12)
+    task = TinyAdd(0, prompts=90, heldout=60)
+    pairs = lambda prompts: {tuple(map(int, p.id.split("+"))) for p in prompts}  # noqa: E731
+    assert not pairs(task.train) & pairs(task.heldout)
+    assert all(held_out(*p) for p in pairs(task.heldout))
+    prompt = task.train[0]
+    assert task.score(prompt, np.array(prompt.answer), "").correct
+    assert not task.score(prompt, np.array(prompt.answer[:-1]), "").correct
+
+
+def test_the_base_of_tiny_add_is_kept_and_the_same():
+    task = TinyAdd(0, base_accuracy=0.02)
+    one, two = task.make_policy(3), task.make_policy(3)
+    for a, b in zip(one.module.parameters(), two.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert sum(task.probe(one)[f"class_{k}"] for k in (1, 2, 3)) > 0
