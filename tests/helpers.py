@@ -23,7 +23,11 @@ def segment(response: list[int], context: list[int] | None = None, logp: float =
     n = len(response)
     ids = np.array(response, np.int64)
     return Segment(
-        np.array(context or [0], np.int64), ids, np.full(n, logp, np.float32), np.ones(n, np.bool_), np.zeros(n, np.int64)
+        np.array(context or [0], np.int64),
+        ids,
+        np.full(n, logp, np.float32),
+        np.ones(n, np.bool_),
+        np.zeros(n, np.int64),
     )
 
 

@@ -11,13 +11,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from anypolicy.errors import InputError
+from anypolicy.version import __version__
 
 if TYPE_CHECKING:
-    from anypolicy.catalogue import Card, method, methods
-    from anypolicy.studies import compare, evaluate, explain, reproduce, show
-    from anypolicy.training import Run, Settings, resume, train
-
-__version__ = "0.1.0"
+    from anypolicy.catalogue import Card as Card
+    from anypolicy.catalogue import method as method
+    from anypolicy.catalogue import methods as methods
+    from anypolicy.studies import compare as compare
+    from anypolicy.studies import evaluate as evaluate
+    from anypolicy.studies import explain as explain
+    from anypolicy.studies import reproduce as reproduce
+    from anypolicy.studies import show as show
+    from anypolicy.training import Run as Run
+    from anypolicy.training import Settings as Settings
+    from anypolicy.training import resume as resume
+    from anypolicy.training import train as train
 
 _HOME = {
     "Card": "catalogue",
@@ -34,7 +42,7 @@ _HOME = {
     "show": "studies",
 }
 
-__all__ = ["InputError", "__version__", *_HOME]
+__all__ = ["InputError", "__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -80,7 +80,7 @@ def method(card: Card, slug: str | None = None) -> Callable[[Callable[..., Any]]
 @functools.cache
 def load_all() -> None:
     """Import every method file of this package and every `anypolicy.methods` entry point of other packages."""
-    import anypolicy.methods as folder
+    folder = importlib.import_module("anypolicy.methods")
 
     for module in pkgutil.walk_packages(folder.__path__, folder.__name__ + "."):
         importlib.import_module(module.name)

@@ -1,6 +1,5 @@
 """The command line. Options are generated from the functions and the settings of the methods themselves."""
 
-
 import dataclasses
 import json
 import sys
@@ -175,9 +174,7 @@ def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
     return compare
 
 
-def reproduce(
-    method: Positional[str], seeds: int | None = None, workers: int = 1, claims: Path | None = None
-) -> None:
+def reproduce(method: Positional[str], seeds: int | None = None, workers: int = 1, claims: Path | None = None) -> None:
     """Check a paper's central claim at small scale: expected against measured, with intervals and a verdict.
 
       anypolicy reproduce ngrpo
@@ -194,7 +191,9 @@ def reproduce(
     studies.reproduce(method, seeds=seeds, workers=workers, claims=claims)
 
 
-def methods(json_output: Annotated[bool, tyro.conf.arg(name="json")] = False, method_file: tuple[Path, ...] = ()) -> None:
+def methods(
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False, method_file: tuple[Path, ...] = ()
+) -> None:
     """List all methods.
 
       anypolicy methods

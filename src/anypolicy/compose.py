@@ -29,7 +29,9 @@ def parse(spec: str) -> list[tuple[Method, str | None]]:
     for word in spec.split("+"):
         slug, dot, stage = word.strip().partition(".")
         if dot and stage not in STAGES:
-            raise InputError("stage", stage, f"in {word!r}: a method has the stages {', '.join(STAGES)}", choices=STAGES)
+            raise InputError(
+                "stage", stage, f"in {word!r}: a method has the stages {', '.join(STAGES)}", choices=STAGES
+            )
         parts.append((get(slug), stage or None))
     return parts
 
@@ -60,7 +62,9 @@ def compose(spec: str, knobs: dict[str, dict[str, Any]] | None = None) -> Compos
         if stage:
             continue
         if not other.card.changes:
-            raise InputError("method", spec, f"{other.slug} changes no stage: begin with it, or take {other.slug}.STAGE")
+            raise InputError(
+                "method", spec, f"{other.slug} changes no stage: begin with it, or take {other.slug}.STAGE"
+            )
         for changed in other.card.changes:
             rival = claimed.get(changed)
             if rival and changed not in picked:

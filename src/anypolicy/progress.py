@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -60,7 +60,7 @@ class Progress:
 
 
 @contextmanager
-def counting(total: int, title: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+def counting(total: int, title: str, *, quiet: bool) -> Generator[Callable[[str], None]]:
     """A bar over independent jobs; call what it gives with the name of each one that is done."""
     console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),

@@ -13,7 +13,7 @@ from anypolicy import catalogue, training
 from anypolicy.errors import InputError
 from anypolicy.evidence.claims import Verdict, run_claim
 from anypolicy.evidence.compare import Comparison, compare_runs
-from anypolicy.evidence.plots import Curve, interval_dots, learning_curves
+from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, save_curves
 from anypolicy.evidence.report import Block, Figure, Samples, Table, Text, write_report
 from anypolicy.loops.evaluate import evaluate as evaluate_world
 from anypolicy.progress import counting
@@ -43,9 +43,7 @@ def show(slug: str) -> str:
     )
 
 
-def explain(
-    method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None = None, **settings: Any
-) -> str:
+def explain(method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None = None, **settings: Any) -> str:
     """What a run would do, stage by stage, without starting it: whose each stage is, its numbers, and its cost."""
     p = training.plan(method, training.Settings(task, **settings), knobs)
     s, r = p.settings, p.recipe
@@ -57,8 +55,8 @@ def explain(
     updates = r.optimiser.epochs * r.optimiser.minibatches
     lines += [
         "",
-        f"  a step: {s.prompts} prompts × {r.rollout.group_size} responses = {rows} rows of up to {s.max_tokens} tokens, "
-        f"{updates} optimiser step(s)",
+        f"  a step: {s.prompts} prompts × {r.rollout.group_size} responses = {rows} rows of {s.max_tokens} tokens,"
+        f" {updates} optimiser step(s)",
         f"  the run: {s.steps} steps, up to {rows * s.steps * (s.max_tokens or 0):,} tokens generated "
         f"(times up to {r.selection.max_rounds} where the selection refills)",
         f"  data: {len(p.task.train)} training prompts, {len(p.task.heldout)} held out",
@@ -88,7 +86,9 @@ def run_summary(run: training.Run, page: Path) -> str:
     first, last = run.evaluations()[0], run.evaluations()[-1]
     lines = [""]
     if "eval/accuracy" in last:
-        lines.append(f"held-out accuracy  {held_out(first)}  →  {held_out(last)}   ({last['eval/n']:.0f} prompts, greedy)")
+        lines.append(
+            f"held-out accuracy  {held_out(first)}  →  {held_out(last)}   ({last['eval/n']:.0f} prompts, greedy)"
+        )
     for name in (k for k in last if k.startswith("probe/")):
         lines.append(f"{name.removeprefix('probe/'):<18} {first[name]:.4f}  →  {last[name]:.4f}")
     for prompt, before, after in pairs_of(run)[:3]:
@@ -96,7 +96,7 @@ def run_summary(run: training.Run, page: Path) -> str:
         lines.append(f"  {question[-60:]!r}: {before['response']!r} → {after['response']!r} ({verdict(after)})")
     lines += [
         f"report {page}   ({run.seconds:.0f} s)",
-        f"next: anypolicy resume {run.path} --steps {2 * last['step']}   # or compare methods: anypolicy compare --help",
+        f"next: anypolicy resume {run.path} --steps {2 * last['step']}   # or: anypolicy compare --help",
     ]
     return "\n".join(lines)
 
@@ -126,7 +126,9 @@ def run_page(run: training.Run) -> Path:
     if "eval/accuracy" in evaluations[-1]:
         ends = ((f"step {r['step']}", r["eval/accuracy"], r["eval/low"], r["eval/high"]) for r in
                 (evaluations[0], evaluations[-1]))  # fmt: skip
-        blocks.append(Figure("Before and after", interval_dots(list(ends), x="held-out accuracy, 95 % Wilson interval")))
+        blocks.append(
+            Figure("Before and after", interval_dots(list(ends), x="held-out accuracy, 95 % Wilson interval"))
+        )
         curve = Curve("held out, greedy", steps, [[r["eval/accuracy"] for r in evaluations]])
         sampled = Curve("training prompts, sampled", [r["step"] for r in rows], [[r["accuracy"] for r in rows]])
         blocks.append(Figure("Accuracy", learning_curves([curve, sampled], y="accuracy")))
@@ -178,7 +180,9 @@ def compare(
         training.plan(arm, training.Settings(task, **settings), mine)
     folder = Path(out or Path("runs") / ("compare-" + "-".join(methods))[:100].replace("/", "-"))
     jobs = [
-        (arm, seed, folder / arm / f"seed-{seed}", task, knobs or {}, settings) for seed in range(seeds) for arm in methods
+        (arm, seed, folder / arm / f"seed-{seed}", task, knobs or {}, settings)
+        for seed in range(seeds)
+        for arm in methods
     ]
     ledgers: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in methods}
     with counting(len(jobs), "compare", quiet=quiet) as tick:
@@ -219,6 +223,7 @@ def summarise(
         curves.append(Curve(arm, steps, [[r[metric] for r in rows] for rows in evaluations.values()]))
     comparison = compare_runs(final, curves=curves, costs=cost, metric=metric, task=task)
     comparison.report(folder / "report.html")
+    save_curves(folder / "curves.svg", curves, y=metric, title=f"{task}, {len(next(iter(final.values())))} seeds")
     return comparison
 
 

@@ -35,7 +35,7 @@ RewardFunction = Callable[[Prompt, list[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run needs beside its method. Empty ones take the value that the task, the policy or the method suggests."""
+    """What a run needs beside its method. Empty ones take what the task, the policy or the method suggests."""
 
     task: str
     """reasoning-gym/NAME, hf/DATA SET, a .jsonl file, tiny-add or tabular-lock; settings follow as name:key=value,…"""
@@ -189,8 +189,9 @@ def load_reward(spec: str) -> RewardFunction:
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    if not callable(function := getattr(module, name, None)):
+    if not hasattr(module, name):
         raise InputError("reward", name, f"{path} has no such function", choices=dir(module))
+    function: RewardFunction = getattr(module, name)
     return function
 
 
@@ -319,7 +320,9 @@ def load_into(p: Plan, folder: Path, loop: GroupLoop) -> int:
     saved = load_checkpoint(folder)
     if recipe_digest(comparable(p)) != saved.state["digest"]:
         changed = recipe_differences(saved.state["recipe"], comparable(p))
-        raise InputError("recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back")
+        raise InputError(
+            "recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back"
+        )
     loop.restore(saved.state["loop"], saved.tensors["optimiser"])
     return saved.step
 

@@ -47,7 +47,9 @@ def test_small_groups_two_virtual_rewards_and_another_maximum():
     assert CalibratedAdvantage()(batch_of([[0.0]]))[0] == pytest.approx(-0.707106, abs=1e-6)
 
 
-@pytest.mark.parametrize(("ratio", "advantage", "loss"), [(1.25, 1, -1.24), (0.7, -1, 0.84), (0.7, 1, -0.7), (1.3, -1, 1.3)])
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss"), [(1.25, 1, -1.24), (0.7, -1, 0.84), (0.7, 1, -0.7), (1.3, -1, 1.3)]
+)
 def test_asymmetric_clip(ratio, advantage, loss):
     gate = ngrpo().loss.gate
     r, a = torch.tensor([ratio], dtype=torch.float64), torch.tensor([float(advantage)], dtype=torch.float64)

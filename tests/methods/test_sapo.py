@@ -26,7 +26,9 @@ def test_gate_and_weight_at_temperature_one():
 
 
 def test_other_temperatures():
-    assert soft_gate(t(0.5, 1, 2, 3), 1.05).tolist() == pytest.approx([1.415938, 1.904762, 2.822000, 3.393917], abs=1e-6)
+    assert soft_gate(t(0.5, 1, 2, 3), 1.05).tolist() == pytest.approx(
+        [1.415938, 1.904762, 2.822000, 3.393917], abs=1e-6
+    )
     assert gate_weight(t(1.5, 2, 3), 1.05).tolist() == pytest.approx([0.934140, 0.768110, 0.388779], abs=1e-6)
     assert gate_weight(t(1.5, 3), 0.95).tolist() == pytest.approx([0.945649, 0.452721], abs=1e-6)
 

@@ -55,9 +55,7 @@ def test_an_all_equal_group_gets_exactly_zero_in_float32(value):
     assert not group_normalise(r, torch.zeros(8, dtype=torch.long)).any()
 
 
-@given(
-    st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.floats(-3, 3), st.floats(0.5, 4), st.integers(0, 10**6)
-)
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.floats(-3, 3), st.floats(0.5, 4), st.integers(0, 10**6))
 def test_invariants(rewards, shift, scale, seed):
     r, g = group(*rewards)
     if r.std() < 1e-3:

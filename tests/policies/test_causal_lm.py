@@ -103,7 +103,9 @@ def test_greedy_is_what_transformers_generates(family):
 def test_prompt_is_read_once_and_finished_rows_leave():
     p = policy("llama")
     seen = []
-    hook = p.module.base_model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].shape), with_kwargs=True)
+    hook = p.module.base_model.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["input_ids"].shape), with_kwargs=True
+    )
     answers = sampled(p, n=5)
     hook.remove()
     assert tuple(seen[0]) == (3, 7)
@@ -148,7 +150,9 @@ def test_continuing_from_a_prefix():
     p = policy("llama")
     [[(whole, _)]] = NativeEngine(p).generate([Request(np.array([5, 6, 7]))], Sampling(6, 0.0), torch.Generator())
     prefix = tuple(whole.response[:2].tolist())
-    [[(rest, _)]] = NativeEngine(p).generate([Request(np.array([5, 6, 7]), 1, prefix)], Sampling(6, 0.0), torch.Generator())
+    [[(rest, _)]] = NativeEngine(p).generate(
+        [Request(np.array([5, 6, 7]), 1, prefix)], Sampling(6, 0.0), torch.Generator()
+    )
     assert rest.response.tolist() == whole.response.tolist()
     assert rest.mask.tolist() == [False, False] + [True] * (len(whole.response) - 2)
     np.testing.assert_allclose(rest.logp[2:], whole.logp[2:], atol=1e-5)
@@ -232,8 +236,8 @@ def test_bfloat16_tokens_of_the_current_weights_are_rescored():
     from anypolicy.compose import compose
     from anypolicy.loops.group import GroupLoop
     from anypolicy.loops.recipe import World
-    from anypolicy.tasks.tiny_add import TinyAdd
     from anypolicy.policies.transformer import small_transformer
+    from anypolicy.tasks.tiny_add import TinyAdd
 
     p = small_transformer(vocabulary=15, layers=1, width=16, heads=2, context_length=24, seed=0, eos_id=12, pad_id=14)
     p.module.to(torch.bfloat16)

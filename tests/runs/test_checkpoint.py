@@ -15,7 +15,9 @@ from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_c
 
 
 def save(run, step, value=1.0):
-    return save_checkpoint(run, step, {"optimiser": {"a": torch.full((3,), value)}}, {"x": 0.1 + 0.2, "n": float("inf")})
+    return save_checkpoint(
+        run, step, {"optimiser": {"a": torch.full((3,), value)}}, {"x": 0.1 + 0.2, "n": float("inf")}
+    )
 
 
 def test_round_trip_and_only_the_newest_is_kept(tmp_path):

@@ -46,7 +46,7 @@ def anypolicy(*args):
 
 
 def result(run: Path):
-    rows = [line for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = (run / "metrics.jsonl").read_text().splitlines()
     final = sorted((run / "checkpoints").iterdir())[-1]
     return rows, {k: v.numpy().tobytes() for k, v in load_file(final / "optimiser.safetensors").items()}
 
@@ -58,7 +58,9 @@ def test_killed_anywhere_and_resumed(tmp_path, command):
     for place, count in (("generation", 23), ("update", 5), ("checkpoint", 2), ("rename", 3)):
         run = tmp_path / place
         died = subprocess.run(
-            [sys.executable, "-c", KILLER, place, str(count), *command, "--out", str(run)], check=False, capture_output=True
+            [sys.executable, "-c", KILLER, place, str(count), *command, "--out", str(run)],
+            check=False,
+            capture_output=True,
         )
         assert died.returncode == -9, place
         went_on = anypolicy("resume", str(run))

@@ -90,7 +90,10 @@ def test_more_broken_files(tmp_path):
     for spec, match in (
         (str(tmp_path / "empty.jsonl"), "empty"),
         (str(tmp_path / "none.jsonl"), "no such file"),
-        (write(tmp_path / "r.jsonl", GOOD, {"prompt": "x", "answer": "("}) + ":verifier=regex", "no regular expression"),
+        (
+            write(tmp_path / "r.jsonl", GOOD, {"prompt": "x", "answer": "("}) + ":verifier=regex",
+            "no regular expression",
+        ),
         (write(tmp_path / "q.jsonl", GOOD, GOOD) + ":verifier=exakt", "did you mean 'exact'"),
     ):
         with pytest.raises(InputError, match=match):
@@ -125,7 +128,9 @@ def test_settings_are_yaml_and_quotes_hold_commas():
 
 
 def test_reasoning_gym():
-    spec = "reasoning-gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2,size=400,extract=last-number,shots=2"
+    spec = (
+        "reasoning-gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2,size=400,extract=last-number,shots=2"
+    )
     task, other = load_task(spec, seed=1), load_task(spec, seed=2)
     assert not {p.id for p in task.train} & {p.id for p in other.heldout}
     prompt = task.heldout[0]
@@ -166,7 +171,9 @@ def test_lock_verifier_and_exact_success_agree():
     policy = task.make_policy(0)
     n = 20000
     p = policy.module.logits.detach().softmax(-1)[1]
-    draws = torch.stack([torch.multinomial(p[i], n, True, generator=torch.Generator().manual_seed(i)) for i in (0, 1)], 1)
+    draws = torch.stack(
+        [torch.multinomial(p[i], n, True, generator=torch.Generator().manual_seed(i)) for i in (0, 1)], 1
+    )
     share = np.mean([task.score(task.train[1], d, "").correct for d in draws.numpy()])
     exact = float(task.success(policy)[1])
     assert abs(share - exact) < 4 * (exact * (1 - exact) / n) ** 0.5

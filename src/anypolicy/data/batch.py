@@ -24,7 +24,8 @@ class Batch:
 
     `context` is left-padded with `context_valid` False on padding; `context_index` gives each row its context.
     `logp_old` is the behaviour log-probability (nats, under the sampling temperature); `weight` multiplies a row's
-    terms. `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation limit. `totals` are the denominators of the whole
+    terms. `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation limit.
+    `totals` are the denominators of the whole
     optimiser batch and survive `select`, so a part of a batch reduces to its share of the whole.
     """
 
@@ -109,9 +110,7 @@ TOKEN_FIELDS = {"response", "valid", "mask", "logp_old", "version", "logp_ref", 
 ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory"}
 
 
-def from_groups(
-    groups: list[Group], dtype: torch.dtype = torch.float32, max_tokens: int | None = None
-) -> Batch:
+def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tokens: int | None = None) -> Batch:
     """Pad the segments of all trajectories into one batch; group_id is the position in `groups`.
 
     A trajectory without a reward (NaN: its rollout was aborted) keeps its row but none of its tokens is trained.
@@ -147,12 +146,12 @@ def from_groups(
         n = len(s.response)
         response[i, :n], version[i, :n], valid[i, :n], logp[i, :n] = s.response, s.version, True, s.logp
         mask[i, :n] = s.mask & (not np.isnan(reward[owner[i]]))
-    ints = {"dtype": torch.long}
     return Batch(
         context=torch.from_numpy(context), context_valid=torch.from_numpy(context_valid),
-        context_index=torch.tensor(index, **ints), response=torch.from_numpy(response), valid=torch.from_numpy(valid),
-        mask=torch.from_numpy(mask), logp_old=torch.from_numpy(logp).to(dtype), version=torch.from_numpy(version),
-        weight=torch.ones(rows, dtype=dtype), trajectory=torch.tensor(owner, **ints),
+        context_index=torch.tensor(index, dtype=torch.long), response=torch.from_numpy(response),
+        valid=torch.from_numpy(valid), mask=torch.from_numpy(mask), logp_old=torch.from_numpy(logp).to(dtype),
+        version=torch.from_numpy(version),
+        weight=torch.ones(rows, dtype=dtype), trajectory=torch.tensor(owner, dtype=torch.long),
         reward=torch.tensor(reward, dtype=dtype), correct=torch.tensor(correct, dtype=torch.bool),
-        group_id=torch.tensor(group_id, **ints), max_tokens=max_tokens,
+        group_id=torch.tensor(group_id, dtype=torch.long), max_tokens=max_tokens,
     )  # fmt: skip

@@ -125,8 +125,10 @@ def from_json(value: dict[str, Any], prompt: Prompt) -> Group:
         )  # fmt: skip
 
     def trajectory(t: dict[str, Any]) -> Trajectory:
-        spans = tuple((a, b, name) for a, b, name in t["spans"])
-        return Trajectory(**{**t, "segments": [segment(s) for s in t["segments"]], "spans": spans})
+        own: dict[str, Any] = dict(t)
+        own["spans"] = tuple((a, b, name) for a, b, name in t["spans"])
+        own["segments"] = [segment(s) for s in t["segments"]]
+        return Trajectory(**own)
 
     trajectories = [trajectory(t) for t in value["trajectories"]]
     return Group(value["id"], prompt, trajectories, value["stage"], value["position"])

@@ -5,9 +5,12 @@ Each distinct context is read once and its cache expanded to the group; rows lea
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anypolicy.data.records import Segment, Stop
@@ -62,9 +65,9 @@ class NativeEngine:
         return out
 
     def decode(
-        self, state, logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator,
+        self, state: Any, logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator,
         done: Int[Tensor, " rows"],
-    ):  # fmt: skip
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:  # fmt: skip
         """Token by token until every row has ended. Returns (rows, tokens) ids and log-probabilities, the length of
         every row and whether a stop token ended it."""
         rows, limit = len(logits), sampling.max_tokens

@@ -29,12 +29,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-import anypolicy
 from anypolicy.errors import InputError
 from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.stats import Interval, mean_interval
 from anypolicy.progress import counting
 from anypolicy.runs.files import write_text
+from anypolicy.version import __version__
 
 Outcome = Literal["confirmed", "refuted", "undecided"]
 Results = dict[str, dict[str, Any]]
@@ -121,10 +121,11 @@ def run_claim(path: Path, *, seeds: int | None = None, workers: int = 1, out: Pa
     if n < 2:
         raise InputError("seeds", n, "an interval needs at least 2")
     out.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(path.read_bytes() + anypolicy.__version__.encode()).hexdigest()
+    key = hashlib.sha256(path.read_bytes() + __version__.encode()).hexdigest()
     cache = out / f".{slug}.runs.json"
-    known = json.loads(cache.read_text()) if cache.exists() else {}
-    known = known if known.get("key") == key else {"key": key, "runs": {}}
+    known: dict[str, Any] = json.loads(cache.read_text()) if cache.exists() else {}
+    if known.get("key") != key:
+        known = {"key": key, "runs": {}}
     jobs = [(path, arm, seed) for seed in range(n) for arm in module.ARMS if f"{arm}/{seed}" not in known["runs"]]
     with counting(len(jobs), slug, quiet=quiet) as tick:
         for arm, seed, result in finished(jobs, workers):
@@ -161,11 +162,11 @@ def judge(slug: str, module: ModuleType, by_seed: list[Results], seconds: float)
 
 def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Results]) -> None:
     """The evidence files: every number of every run, and the figure."""
-    versions = {"anypolicy": anypolicy.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    versions = {"anypolicy": __version__, "torch": torch.__version__, "python": platform.python_version()}
     runs = {
         arm: [{k: v for k, v in results[arm].items() if k != "curve"} for results in by_seed] for arm in module.ARMS
     }
-    value = {**asdict(verdict), "runs": runs, "versions": versions}
+    value: dict[str, Any] = {**asdict(verdict), "runs": runs, "versions": versions}
     for check, judged in zip(value["checks"], verdict.checks, strict=True):
         check["measured"] = judged.measured._asdict()
     write_text(out / f"{verdict.slug}.json", json.dumps(value, indent=1))

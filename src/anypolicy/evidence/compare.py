@@ -81,7 +81,10 @@ class Comparison:
     def report(self, path: Path) -> Path:
         """The whole comparison as one static page."""
         arms = [(a.name, a.middle.point, a.middle.low, a.middle.high) for a in self.arms]
-        chance = [(f"{d.best} over {d.other}", *d.probability) for d in self.differences]
+        chance = [
+            (f"{d.best} over {d.other}", d.probability.point, d.probability.low, d.probability.high)
+            for d in self.differences
+        ]
         seeds = sorted(self.arms[0].values)
         return write_report(
             path,

@@ -65,7 +65,9 @@ def learning_curves(curves: Sequence[Curve], *, x: str = "step", y: str, title: 
     return out
 
 
-def interval_dots(rows: Sequence[tuple[str, float, float, float]], *, x: str, title: str = "", mark: float | None = None):
+def interval_dots(
+    rows: Sequence[tuple[str, float, float, float]], *, x: str, title: str = "", mark: float | None = None
+):
     """A dot with an interval for every row (name, point, low, high); `mark` draws a line at a reference value."""
     from plotly import graph_objects as go
 

@@ -80,9 +80,7 @@ def render(block: Block) -> str:
         return "".join(f"<p>{html.escape(line)}</p>" for line in block.lines)
     if isinstance(block, Table):
         head = "".join(f"<th>{html.escape(str(c))}</th>" for c in block.columns)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in block.rows
-        )
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in block.rows)
         return f"<h2>{html.escape(block.heading)}</h2><div class=wide><table><tr>{head}</tr>{rows}</table></div>"
     if isinstance(block, Figure):
         config = {"displaylogo": False, "responsive": True}

@@ -84,7 +84,9 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
-def seeds_needed(differences: Sequence[float], *, alpha: float = 0.05, power: float = 0.8, most: int = 1000) -> int | None:
+def seeds_needed(
+    differences: Sequence[float], *, alpha: float = 0.05, power: float = 0.8, most: int = 1000
+) -> int | None:
     """Pairs of runs with which a t test would find a mean difference as large as the observed one with this power, if
     its spread is as observed; None with fewer than three pairs, no difference, or more than `most`."""
     x = np.asarray(differences, float)

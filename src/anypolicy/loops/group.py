@@ -8,8 +8,8 @@ term of the loss, cost no forward pass; denominators are those of the whole opti
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,9 @@ class GroupLoop:
         self.reference = reference
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
         self.steps, self.carried = 0, list[Group]()
-        sets = {"policy": (world.policy.module.parameters(), recipe.optimiser.lr)}
+        sets: dict[str, tuple[Iterable[nn.Parameter], float]] = {
+            "policy": (world.policy.module.parameters(), recipe.optimiser.lr)
+        }
         self.value_head: nn.Linear | None = None
         if recipe.critic is not None:
             self.value_head = nn.Linear(world.policy.hidden_size, 1, dtype=self.float_dtype)
@@ -62,13 +64,15 @@ class GroupLoop:
     def collect(self) -> tuple[Batch, dict[str, float]]:
         """Sampler, rollout, reward, advantage and selection, with refill; carried groups come first."""
         groups, seen = self.carried, list[Group]()
-        for round in range(self.recipe.selection.max_rounds):
+        round = 0
+        while True:
             if len(self.carried) < self.prompts or round > 0:
                 new = self.sample(round)
                 groups, seen = groups + new, seen + new
             batch = self.credited(from_groups(groups, self.float_dtype, self.world.sampling.max_tokens))
             choice = self.recipe.selection(batch, self.prompts)
-            if not choice.short:
+            round += 1
+            if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
         self.carried = [] if choice.surplus is None else [g for g, c in zip(groups, choice.surplus, strict=True) if c]
         kept = choice.groups[batch.group_id[batch.trajectory]]
@@ -121,7 +125,7 @@ class GroupLoop:
             batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
         if self.rescores and settings.epochs * settings.minibatches > 1:
             batch = self.rescored(batch, self.scores(batch, self.world.policy))
-        sums, n, skipped, idle, tokens = Counter[str](), 0, 0, 0, 0
+        sums, n, skipped, idle, tokens = defaultdict[str, float](float), 0, 0, 0, 0
         edges: dict[str, float] = {}
         for epoch in range(settings.epochs):
             for part in self.minibatches(batch, epoch):
@@ -265,7 +269,9 @@ def check(recipe: GroupRecipe, prompts: int) -> None:
     if getattr(advantage, "needs_value", False) and recipe.critic is None:
         raise InputError("critic", None, f"{type(advantage).__name__} needs a value head: add a method's .critic stage")
     if recipe.critic is not None and not getattr(advantage, "needs_value", False):
-        raise InputError("advantage", type(advantage).__name__, "the recipe has a critic, so use an advantage with value targets")
+        raise InputError(
+            "advantage", type(advantage).__name__, "the recipe has a critic, so use an advantage with value targets"
+        )
     if prompts < 1:
         raise InputError("prompts", prompts, "use at least 1")
     if recipe.optimiser.minibatches > prompts:

@@ -267,7 +267,9 @@ class PolicyLoss:
             if batch.logp_ref is not None:
                 log["kl/ref"] = kl(scores.logp, batch.logp_ref, "k3")
             watched = max(batch.counted().watched, 1)
-            metrics = {n: torch.where(batch.mask, x, 0).sum() / watched for n, x in log.items() if not n.endswith("min")}
+            metrics = {
+                n: torch.where(batch.mask, x, 0).sum() / watched for n, x in log.items() if not n.endswith("min")
+            }
             metrics |= {n: torch.where(batch.mask, x, torch.inf).amin() for n, x in log.items() if n.endswith("min")}
             metrics["ratio/max"] = torch.where(batch.mask, r, 0).amax()
         return LossTerms(terms, metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -34,11 +34,15 @@ class DecodeState(Protocol):
 class Policy(Protocol):
     """A language policy. `module` holds every parameter; those with requires_grad are trained and checkpointed."""
 
-    module: nn.Module
-    dtype: torch.dtype
     stop_ids: tuple[int, ...]
     context_length: int
     hidden_size: int
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def encode(self, prompt: Prompt) -> Tokens:
         """The context ids of a prompt."""
@@ -52,11 +56,11 @@ class Policy(Protocol):
         """Log-probabilities of the batch's response tokens; each distinct context is computed once."""
         ...
 
-    def prefill(self, contexts: list[Tokens]) -> tuple[DecodeState, Float[Tensor, "contexts vocabulary"]]:
-        """Read the contexts; the logits (temperature 1) of the token that follows each."""
+    def prefill(self, contexts: list[Tokens]) -> tuple[Any, Float[Tensor, "contexts vocabulary"]]:
+        """Read the contexts: a `DecodeState` of the policy's own, and the logits (temperature 1) of each next token."""
         ...
 
-    def step(self, state: DecodeState, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
+    def step(self, state: Any, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
         """Append one token to every row of the state; the logits of the next."""
         ...
 

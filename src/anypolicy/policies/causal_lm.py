@@ -37,7 +37,8 @@ class CacheState:
 def gather_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """A new cache of the given rows; differentiable, and the old one stays as it was."""
     new = DynamicCache()
-    for i, layer in enumerate(cache.layers):
+    layers: list[Any] = list(cache.layers)
+    for i, layer in enumerate(layers):
         new.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), i)
     return new
 
@@ -144,7 +145,8 @@ class CausalLM:
 
     def head(self, states: Tensor) -> Float[Tensor, "n vocabulary"]:
         """Logits in at least float32, with the family's soft cap if it has one."""
-        logits = self.model.get_output_embeddings()(states)
+        output: Any = self.model.get_output_embeddings()
+        logits: Tensor = output(states)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
@@ -188,6 +190,7 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     """End-of-sequence ids of the generation settings, the model and the tokenizer."""
     found: set[int] = set()
     for source in (model.generation_config, model.config.get_text_config(), tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found |= set(ids) if isinstance(ids, list | tuple) else {ids} - {None}
+        ids: Any = getattr(source, "eos_token_id", None)
+        many: list[Any] = list(ids) if isinstance(ids, list | tuple) else [ids]
+        found |= {int(i) for i in many if i is not None}
     return tuple(sorted(found))

@@ -113,7 +113,7 @@ def from_scratch(arguments: str, seed: int) -> CausalLM:
         settings[key] = number
     if settings["width"] % settings["heads"]:
         raise InputError("policy", arguments, "the width must be a multiple of the heads")
-    tokenizer = ByT5Tokenizer(extra_ids=0)
+    tokenizer: Any = ByT5Tokenizer(extra_ids=0)
     return small_transformer(
         vocabulary=len(tokenizer), layers=settings["layers"], width=settings["width"], heads=settings["heads"],
         context_length=settings["context"], seed=seed, eos_id=int(tokenizer.eos_token_id),
@@ -131,4 +131,3 @@ def adapt(policy: CausalLM, rank: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy.module = get_peft_model(policy.model, settings).eval()
-

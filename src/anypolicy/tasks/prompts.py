@@ -30,7 +30,9 @@ class PromptTask:
             one = self.read(where, row, prompt, answer, instruction, verifier_name)
             known = prompts.setdefault(one.id, one)
             if known.answer != one.answer:
-                raise InputError(name, f"{where}: {answer} {one.answer!r}", f"the same prompt has answer {known.answer!r}")
+                raise InputError(
+                    name, f"{where}: {answer} {one.answer!r}", f"the same prompt has answer {known.answer!r}"
+                )
         if len(prompts) < 2:
             raise InputError(name, f"{len(prompts)} different prompts", "give at least 2, one of them to hold out")
         self.train, self.heldout = split(prompts.values(), lambda p: p.id, heldout)

@@ -26,6 +26,7 @@ class ReasoningGymTask:
         self, name: str, seed: int, *, size: int = 2000, heldout: float = 0.2, instruction: str = "", shots: int = 0,
         extract: Extract = "text", graded: bool = True, max_tokens: int = 32, **config: Any,
     ):  # fmt: skip
+        self.extract: Extract
         self.name, self.max_tokens, self.extract, self.graded = f"reasoning-gym/{name}", max_tokens, extract, graded
         if extract not in ("text", "first-line", "last-number", "tag"):
             raise InputError("extract", extract, "use text, first-line, last-number or tag")

@@ -121,7 +121,9 @@ def train_base(policy: CausalLM, seed: int, target: float, limit: int = 4000) ->
     until the class-mean accuracy, looked at every 20 steps, reaches the target. Held-out pairs are never seen."""
     rng = numpy_generator(seed, "tiny-add", "base")
     optimiser = torch.optim.AdamW(policy.module.parameters(), lr=1e-3, weight_decay=0.01)
-    print(f"tiny-add: training the base policy of seed {seed} (about half a minute, kept in the cache)", file=sys.stderr)
+    print(
+        f"tiny-add: training the base policy of seed {seed} (about half a minute, kept in the cache)", file=sys.stderr
+    )
     for step in range(limit):
         if step % 20 == 0:
             sampler = generator(seed, "tiny-add", "base", step)

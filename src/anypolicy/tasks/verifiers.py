@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 from collections.abc import Callable
+from typing import Any
 
 from anypolicy.errors import InputError
 
@@ -17,10 +20,10 @@ def exact(response: str, answer: str) -> bool:
 
 def numeric(response: str, answer: str) -> bool:
     """The same mathematical value, by math-verify: 1/2 = 0.5, LaTeX included; the last expression of the response."""
-    from math_verify import parse, verify
-
-    gold = parse(answer, parsing_timeout=None)
-    return bool(gold) and verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None)
+    math_verify: Any = importlib.import_module("math_verify")
+    gold = math_verify.parse(answer, parsing_timeout=None)
+    found = math_verify.parse(response, parsing_timeout=None)
+    return bool(gold) and bool(math_verify.verify(gold, found, timeout_seconds=None))
 
 
 def pattern(response: str, answer: str) -> bool:
@@ -35,9 +38,6 @@ def verifier(name: str) -> Verifier:
     """A verifier by name."""
     if name not in VERIFIERS:
         raise InputError("verifier", name, f"use {', '.join(VERIFIERS)}", choices=VERIFIERS)
-    if name == "numeric":
-        try:
-            import math_verify  # noqa: F401
-        except ImportError as error:
-            raise InputError("verifier", name, "install math-verify: pip install 'anypolicy[tasks]'") from error
+    if name == "numeric" and importlib.util.find_spec("math_verify") is None:
+        raise InputError("verifier", name, "install math-verify: pip install 'anypolicy[tasks]'")
     return VERIFIERS[name]

@@ -36,7 +36,9 @@ class CalibratedAdvantage:
     def __call__(self, batch: Batch) -> Float[Tensor, " trajectories"]:
         highest = float(batch.reward.nan_to_num(-float("inf")).max())
         if highest > self.maximum:
-            raise InputError("virtual_reward", self.maximum, f"a reward of {highest:g} exceeds it: set the true maximum")
+            raise InputError(
+                "virtual_reward", self.maximum, f"a reward of {highest:g} exceeds it: set the true maximum"
+            )
         virtual = (self.maximum,) * self.count
         return group_normalise(batch.reward, batch.group_id, std=self.std, eps=self.eps, virtual=virtual)
 

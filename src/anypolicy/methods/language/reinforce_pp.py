@@ -47,9 +47,7 @@ class WhitenedReturns:
         claim="baseline of the claims of other methods",
     )
 )
-def reinforce_pp(
-    group_size: int = 1, clip: float = 0.2, kl_coef: float = 1e-3, discount: float = 1.0
-) -> GroupRecipe:
+def reinforce_pp(group_size: int = 1, clip: float = 0.2, kl_coef: float = 1e-3, discount: float = 1.0) -> GroupRecipe:
     """Batch-whitened returns-to-go, −β k1 in the reward, clip 0.2/0.2, token mean."""
     return replace(
         grpo(),

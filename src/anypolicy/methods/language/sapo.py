@@ -75,6 +75,4 @@ class SoftGate:
 def sapo(group_size: int = 8, tau_pos: float = 1.0, tau_neg: float = 1.05) -> GroupRecipe:
     """−mean over sequences of token means of f(r; τ) · A."""
     base = grpo(group_size)
-    return replace(
-        base, loss=PolicyLoss(SoftGate(tau_pos, tau_neg)), optimiser=replace(base.optimiser, minibatches=4)
-    )
+    return replace(base, loss=PolicyLoss(SoftGate(tau_pos, tau_neg)), optimiser=replace(base.optimiser, minibatches=4))

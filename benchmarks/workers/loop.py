@@ -1,0 +1,26 @@
+"""The same command loop for both sides: time a call in blocks, measure memory, answer on standard output."""
+
+import json
+import resource
+import sys
+import time
+
+
+def serve(calls, versions):
+    """`calls`: name → function without arguments. "name N" runs it N times; "memory" gives MiB; others return JSON."""
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for line in sys.stdin:
+        name, _, n = line.strip().partition(" ")
+        if name == "versions":
+            answer = versions
+        elif name == "memory":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            answer = {"peak": peak / 1024, "growth": (peak - base) / 1024}
+        elif n:
+            cpu, wall = time.process_time(), time.perf_counter()
+            for _ in range(int(n)):
+                calls[name]()
+            answer = {"cpu": (time.process_time() - cpu) / int(n), "wall": (time.perf_counter() - wall) / int(n)}
+        else:
+            answer = calls[name]()
+        print(json.dumps(answer), flush=True)

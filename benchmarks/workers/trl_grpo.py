@@ -1,0 +1,78 @@
+"""The same GRPO step by TRL: GRPOTrainer's own loss on given rows, and its training step with generation."""
+
+import json
+import sys
+
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from loop import serve
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+given = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+work = json.load(open(given["work"]))
+tokenizer = AutoTokenizer.from_pretrained(given["model"])
+model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
+prompts = [tokenizer.decode(ids) for ids in work["prompts"]]
+rows = len(prompts) * given["group"]
+
+
+def reward(completion_ids, **_):
+    return [(int(sum(ids)) % 7) / 6 for ids in completion_ids]
+
+
+config = GRPOConfig(
+    output_dir=given["scratch"], use_cpu=True, bf16=False, report_to=[], logging_strategy="no", save_strategy="no",
+    per_device_train_batch_size=rows, num_generations=given["group"], max_completion_length=given["completion"],
+    learning_rate=given["lr"], lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, loss_type="grpo",
+    beta=0.0, temperature=1.0, gradient_checkpointing=False, optim="adamw_torch_fused", seed=0, max_steps=10_000,
+    generation_kwargs={"min_new_tokens": given["completion"]}, shuffle_dataset=False, disable_tqdm=True,
+)  # fmt: skip
+trainer = GRPOTrainer(
+    model=model, reward_funcs=reward, args=config, processing_class=tokenizer,
+    train_dataset=Dataset.from_dict({"prompt": prompts}),
+)  # fmt: skip
+trainer.create_optimizer_and_scheduler(10_000)
+trainer.current_gradient_accumulation_steps = 1
+trainer.model.train()
+
+flat = torch.tensor([ids for group in work["completions"] for ids in group])
+context = torch.tensor([ids for ids in work["prompts"] for _ in range(given["group"])])
+r = torch.tensor(work["rewards"])
+advantage = ((r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-4)).flatten()
+inputs = {
+    "prompt_ids": context, "prompt_mask": torch.ones_like(context), "completion_ids": flat,
+    "completion_mask": torch.ones_like(flat), "advantages": advantage, "num_items_in_batch": torch.tensor(flat.numel()),
+}  # fmt: skip
+
+
+def apply():
+    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+
+
+def update():
+    trainer.compute_loss(trainer.model, inputs).backward()
+    apply()
+
+
+def step():
+    trainer.training_step(trainer.model, [{"prompt": p} for p in prompts for _ in range(given["group"])], None)
+    apply()
+
+
+def gradient():
+    loss = trainer.compute_loss(trainer.model, inputs)
+    loss.backward()
+    save_file({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}, given["out"])
+    trainer.optimizer.zero_grad()
+    return {"loss": float(loss.detach())}
+
+
+versions = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+serve({"update": update, "step": step, "gradient": gradient}, versions)

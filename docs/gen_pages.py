@@ -1,0 +1,62 @@
+"""Pages made from the code: one per method (card, header, settings, evidence, source), the list, the log names."""
+
+import json
+from pathlib import Path
+
+import mkdocs_gen_files
+
+from anypolicy import catalogue
+from anypolicy.runs.metrics import NAMES
+
+EVIDENCE = Path("docs/evidence")
+
+
+def page(slug: str, m: catalogue.Method) -> str:
+    """The page of one method."""
+    card = m.card
+    lines = [f"# {slug}", "", f"**{card.title}** · {card.paper} · {card.year}", "", card.idea[0].upper() + card.idea[1:] + ".", ""]
+    lines += [f"- changes: {', '.join(card.changes) or 'nothing, it is the base of the family'}"]
+    lines += [f"- composes with: {card.composes_with}", f"- claim: {card.claim}"]
+    lines += [f"- `{own}` does not go with `{other}`: {why}" for (own, other), why in card.conflicts.items()]
+    lines += ["", "```text", m.header, "```", "", "## Settings", "", "| option | default |", "|---|---|"]
+    lines += [f"| `--{slug}.{k.replace('_', '-')}` | `{p.default}` |" for k, p in m.knobs.items()]
+    found = EVIDENCE / f"{slug}.json"
+    if found.exists():
+        lines += evidence(slug, json.loads(found.read_text()))
+    return "\n".join([*lines, "", "## The whole file", "", "```python", m.source, "```", ""])
+
+
+def evidence(slug: str, e: dict) -> list[str]:
+    """What `anypolicy reproduce` measured."""
+    lines = ["", "## Evidence", "", f"{e['claim']}: **{e['verdict']}** over {e['seeds']} seeds.", ""]
+    if (EVIDENCE / f"{slug}.svg").exists():
+        lines += [f"![learning curves](../evidence/{slug}.svg)", ""]
+    lines += ["| check | expected | measured [95 %] | verdict |", "|---|---|---|---|"]
+    for c in e["checks"]:
+        x = c["measured"]
+        note = "" if c["core"] else " (reported)"
+        shown = f"{x['point']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
+        lines.append(f"| {c['name']}{note} | {c['expected']} | {shown} | {c['verdict']} |")
+    return [*lines, "", f"`anypolicy reproduce {slug}` runs it again; every number of every run is in `docs/evidence/{slug}.json`."]
+
+
+def write(path: str, text: str) -> None:
+    with mkdocs_gen_files.open(path, "w") as file:
+        file.write(text)
+
+
+table = ["# Methods", "", "| method | paper | year | changes | idea | evidence |", "|---|---|---|---|---|---|"]
+for slug, m in catalogue.methods().items():
+    path = EVIDENCE / f"{slug}.json"
+    verdict = json.loads(path.read_text())["verdict"] if path.exists() else "—"
+    changes = ", ".join(m.card.changes) or "—"
+    table.append(f"| [{slug}]({slug}.md) | {m.card.paper} | {m.card.year} | {changes} | {m.card.idea} | {verdict} |")
+    write(f"methods/{slug}.md", page(slug, m))
+write("methods/index.md", "\n".join(table) + "\n")
+
+names = ["# Log names", "", "Every row of `metrics.jsonl`, and so every tracker, uses these names.", "", "| name | meaning |", "|---|---|"]
+names += [f"| `{name}` | {meaning} |" for name, meaning in NAMES.items()]
+for slug, m in catalogue.methods().items():
+    names += [f"| `{name}` | {meaning} ({slug}) |" for name, meaning in m.card.metrics.items()]
+write("metrics.md", "\n".join(names) + "\n")
+write("add-a-method.md", Path("CONTRIBUTING.md").read_text())

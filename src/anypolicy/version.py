@@ -1,0 +1,3 @@
+"""The version of the library, written into evidence and benchmarks."""
+
+__version__ = "0.1.0"
