@@ -99,8 +99,10 @@ def main() -> None:
                                "unit": f"seconds ({unit}) per {kind}", "ours": sorted(a)[len(a) // 2],
                                "theirs": sorted(b)[len(b) // 2], "gradient_difference": gap})  # fmt: skip
             m = found["memory"]
-            ratios.append({"name": f"{kind}-memory", "ratio": m["peer"] / m["ours"], "low": None, "high": None,
-                           "peer": "trl 1.16", "unit": "MiB grown since start", "ours": m["ours"], "theirs": m["peer"]})  # fmt: skip
+            ratios.append({
+                "name": f"{kind}-memory", "ratio": m["peer"] / m["ours"], "low": None, "high": None, "peer": "trl 1.16",
+                "unit": "MiB grown since start", "ours": m["ours"], "theirs": m["peer"],
+            })  # fmt: skip
     for r in ratios:
         interval = f" [{r['low']:.2f}, {r['high']:.2f}]" if r["low"] else ""
         table.add_row(r["name"], f"{r['ours']:.4g}", f"{r['theirs']:.4g}", f"{r['ratio']:.2f}{interval}")

@@ -74,7 +74,7 @@ def forgetting(seed: int) -> dict:
             order.observe([verdicts(i, int(k)) for i, k in zip(drawn, right, strict=True)])
         before, after = np.mean(quality[half - 50 : half]), np.mean(quality[half + 50 : half + 100])
         out[f"{name}_before"], out[f"{name}_regained"] = float(before), float(after / before)
-    return out | {"curve": [(s, 0.0) for s in range(0, STEPS + 1, 25)]}
+    return out
 
 
 def verdicts(position: int, right: int) -> Group:

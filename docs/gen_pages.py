@@ -14,7 +14,14 @@ EVIDENCE = Path("docs/evidence")
 def page(slug: str, m: catalogue.Method) -> str:
     """The page of one method."""
     card = m.card
-    lines = [f"# {slug}", "", f"**{card.title}** · {card.paper} · {card.year}", "", card.idea[0].upper() + card.idea[1:] + ".", ""]
+    lines = [
+        f"# {slug}",
+        "",
+        f"**{card.title}** · {card.paper} · {card.year}",
+        "",
+        card.idea[0].upper() + card.idea[1:] + ".",
+        "",
+    ]
     lines += [f"- changes: {', '.join(card.changes) or 'nothing, it is the base of the family'}"]
     lines += [f"- composes with: {card.composes_with}", f"- claim: {card.claim}"]
     lines += [f"- `{own}` does not go with `{other}`: {why}" for (own, other), why in card.conflicts.items()]
@@ -37,7 +44,11 @@ def evidence(slug: str, e: dict) -> list[str]:
         note = "" if c["core"] else " (reported)"
         shown = f"{x['point']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
         lines.append(f"| {c['name']}{note} | {c['expected']} | {shown} | {c['verdict']} |")
-    return [*lines, "", f"`anypolicy reproduce {slug}` runs it again; every number of every run is in `docs/evidence/{slug}.json`."]
+    return [
+        *lines,
+        "",
+        f"`anypolicy reproduce {slug}` runs it again; every number of every run is in `docs/evidence/{slug}.json`.",
+    ]
 
 
 def write(path: str, text: str) -> None:
@@ -54,7 +65,14 @@ for slug, m in catalogue.methods().items():
     write(f"methods/{slug}.md", page(slug, m))
 write("methods/index.md", "\n".join(table) + "\n")
 
-names = ["# Log names", "", "Every row of `metrics.jsonl`, and so every tracker, uses these names.", "", "| name | meaning |", "|---|---|"]
+names = [
+    "# Log names",
+    "",
+    "Every row of `metrics.jsonl`, and so every tracker, uses these names.",
+    "",
+    "| name | meaning |",
+    "|---|---|",
+]
 names += [f"| `{name}` | {meaning} |" for name, meaning in NAMES.items()]
 for slug, m in catalogue.methods().items():
     names += [f"| `{name}` | {meaning} ({slug}) |" for name, meaning in m.card.metrics.items()]

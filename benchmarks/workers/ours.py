@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 policy = load_policy(given["model"])
 policy.stop_ids = ()
-work = json.load(open(given["work"]))
+work = json.loads(Path(given["work"]).read_text())
 
 
 class Task:

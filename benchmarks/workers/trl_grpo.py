@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 import transformers
@@ -14,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
-work = json.load(open(given["work"]))
+work = json.loads(Path(given["work"]).read_text())
 tokenizer = AutoTokenizer.from_pretrained(given["model"])
 model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
 prompts = [tokenizer.decode(ids) for ids in work["prompts"]]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,21 @@ def test_killed_anywhere_and_resumed(tmp_path, command):
         assert went_on.returncode == 0, went_on.stderr
         assert result(run) == want, place
         assert not list(run.glob("**/.writing-*"))
+
+
+def test_a_full_disk_ends_with_one_error_and_a_run_that_goes_on(tmp_path):
+    assert anypolicy(*LOCK, "--out", str(tmp_path / "whole")).returncode == 0
+    command = [sys.executable, "-m", "anypolicy", *LOCK, "--out", str(tmp_path / "run")]
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+    died = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=small_files)
+    assert died.returncode == 2
+    assert "disk is full" in died.stderr
+    assert "Traceback" not in died.stderr
+    assert anypolicy("resume", str(tmp_path / "run")).returncode == 0
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
 def test_a_run_can_be_made_longer_and_equals_the_long_one(tmp_path):

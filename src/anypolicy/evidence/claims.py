@@ -3,7 +3,7 @@
 A claim file says what is expected before anything is measured:
 
     CLAIM = "what the paper says, at this scale"       SEEDS = 5        ARMS = ("grpo", "ngrpo")
-    def run(arm: str, seed: int) -> dict[str, Any]:    numbers by name; "curve" may hold [step, value] pairs
+    def run(arm: str, seed: int) -> dict[str, Any]:    numbers by name; "curve" (optional) [step, value] pairs
     CHECKS = [Check("ngrpo ends above grpo", "> 0", lambda r: r["ngrpo"]["final"] - r["grpo"]["final"], above=0.0)]
 
 A check is one number per seed. Its verdict comes from the t interval of the mean over seeds: confirmed when all of it
@@ -170,10 +170,11 @@ def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Result
     for check, judged in zip(value["checks"], verdict.checks, strict=True):
         check["measured"] = judged.measured._asdict()
     write_text(out / f"{verdict.slug}.json", json.dumps(value, indent=1))
-    if all("curve" in results[arm] for results in by_seed for arm in module.ARMS):
-        curves = []
-        for arm in module.ARMS:
+    curves: list[Curve] = []
+    for arm in module.ARMS:
+        if all("curve" in results[arm] for results in by_seed):
             lines = [np.asarray(results[arm]["curve"], float) for results in by_seed]
             curves.append(Curve(arm, lines[0][:, 0].astype(int).tolist(), [x[:, 1].tolist() for x in lines]))
+    if curves:
         label = getattr(module, "CURVE", "value")
         save_curves(out / f"{verdict.slug}.svg", curves, y=label, title=f"{verdict.slug}: {verdict.verdict}")

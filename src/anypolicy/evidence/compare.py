@@ -63,7 +63,11 @@ class Comparison:
             if d.decided:
                 out.append(f"{d.best} better than {d.other} {what}")
             else:
-                n = f"needs about {d.more_seeds} more seeds" if d.more_seeds else "no number of seeds can be estimated"
+                n = (
+                    f"needs about {d.more_seeds} more seeds"
+                    if d.more_seeds
+                    else "too few seeds, or too small a difference, to say how many are missing"
+                )
                 out.append(f"cannot tell {d.best} from {d.other} ({what}): {n}")
         return out
 
@@ -124,4 +128,5 @@ def compare_runs(
         more = None if needed is None else max(needed - len(seeds), 1)
         chance = improvement_interval(np.array(x)[:, None], np.array(y)[:, None])
         differences.append(Difference(best.name, other.name, mean_interval(gaps), chance, more))
-    return Comparison(task, metric, arms, differences, list(curves))
+    order = [a.name for a in arms]
+    return Comparison(task, metric, arms, differences, sorted(curves, key=lambda c: order.index(c.name)))

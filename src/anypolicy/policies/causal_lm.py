@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt, Tokens
@@ -176,6 +177,7 @@ class CausalLM:
 
     def save(self, folder: Path) -> None:
         """Hugging Face format; an adapter is merged into a copy of the weights it adapts."""
+        quiet_transformers()
         model: Any = self.module
         if model is not self.model:
             import copy
@@ -184,6 +186,12 @@ class CausalLM:
         model.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+
+
+def quiet_transformers() -> None:
+    """Its bars and advice would stand in the middle of ours."""
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:

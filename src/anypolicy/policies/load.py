@@ -9,11 +9,10 @@ from typing import Any, Literal
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
-from transformers.utils import logging as hf_logging
 from transformers.utils.quantization_config import GgufConfig
 
 from anypolicy.errors import InputError
-from anypolicy.policies.causal_lm import CausalLM
+from anypolicy.policies.causal_lm import CausalLM, quiet_transformers
 from anypolicy.policies.smollm2 import smollm2_folder
 from anypolicy.policies.transformer import small_transformer
 
@@ -30,14 +29,13 @@ def load_policy(
     `transformer:layers=2,width=64,heads=4` (bytes as tokens, weights from `seed`). `lora_rank` above 0 trains low-rank
     adapters through peft and freezes the rest.
     """
+    quiet_transformers()
     name, _, arguments = spec.partition(":")
     if name == "transformer":
         policy = from_scratch(arguments, seed)
         policy.module.to(getattr(torch, dtype))
         return policy
     path = ALIASES[spec]() if spec in ALIASES else Path(spec)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     if path.suffix == ".gguf":
         policy = from_gguf(path, dtype)
     else:
