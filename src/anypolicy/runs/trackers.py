@@ -92,4 +92,11 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 def make_trackers(names: tuple[str, ...], run: Path, recipe: dict[str, Any], first: int) -> list[TrackerAdapter]:
     """Open the named trackers for a run that begins at step `first`."""
-    return [KINDS[name](run, recipe, first) for name in names]
+    opened: list[TrackerAdapter] = []
+    for name in names:
+        try:
+            opened.append(KINDS[name](run, recipe, first))
+        except Exception as error:
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError("trackers", name, f"it cannot be started ({told}): set it up, or leave it out") from error
+    return opened
