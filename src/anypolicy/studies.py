@@ -67,7 +67,7 @@ def explain(method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None =
 
 def evaluate(path: str | Path, *, prompts: int | None = None, temperature: float = 0.0) -> dict[str, float]:
     """Held-out accuracy of a run's newest checkpoint, with its interval. Writes samples/eval.jsonl."""
-    with RunDirectory.open(path) as run:
+    with RunDirectory.open(path, lock=False) as run:
         p = training.plan_from(run.recipe())
         world = training.world_of(p)
         loop = training.group_loop(p, world)
@@ -111,7 +111,7 @@ def verdict(sample: dict[str, Any]) -> str:
 
 def pairs_of(run: training.Run) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Held-out prompts with the answers of the first and the last evaluation, those that changed first."""
-    with RunDirectory.open(run.path) as folder:
+    with RunDirectory.open(run.path, lock=False) as folder:
         steps = [r["step"] for r in run.evaluations()]
         before, after = (folder.read_samples(f"step-{s:06d}") for s in (steps[0], steps[-1]))
     both = [(a["prompt"], a, b) for a, b in zip(before, after, strict=False)]
@@ -143,7 +143,7 @@ def run_page(run: training.Run) -> Path:
     if pairs := pairs_of(run):
         shown = [(str(p), b, a) for p, b, a in pairs[:12]]
         blocks.append(Samples("Answers to held-out prompts", shown))
-    with RunDirectory.open(run.path) as folder:
+    with RunDirectory.open(run.path, lock=False) as folder:
         blocks.append(Table("Recipe", ["setting", "value"], list(folder.recipe().items())))
     return write_report(run.path / "report.html", run.path.name, blocks)
 

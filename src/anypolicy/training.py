@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -238,9 +239,10 @@ def train(
 
 def start(p: Plan, *, quiet: bool = False) -> Run:
     """Run a plan from step 0 in a new directory."""
-    world = world_of(p)
     name = f"{p.composition.spec}-{p.settings.task}-{p.settings.seed}".replace("/", "-").replace(":", "-")
     out = Path(p.settings.out or Path("runs") / name)
+    RunDirectory.check_free(out)
+    world = world_of(p)
     with RunDirectory.create(out, p.written()) as run:
         return go(p, run, world, quiet=quiet)
 
@@ -273,11 +275,13 @@ def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
     s, began = p.settings, time.monotonic()
     loop = group_loop(p, world)
     first = restore(p, run, loop)
-    trackers = make_trackers(s.trackers, run.path, p.written(), first)
     digest = {"digest": recipe_digest(comparable(p)), "recipe": comparable(p)}
-    with Progress(s.steps, first, p.composition.spec, quiet=quiet) as bar:
+    with ExitStack() as ending:
+        bar = ending.enter_context(Progress(s.steps, first, p.composition.spec, quiet=quiet))
+        trackers = make_trackers(s.trackers, run.path, p.written(), first, ending)
         for step in range(first, s.steps + 1):
             if step > first and (step == s.steps or (s.checkpoint_every and step % s.checkpoint_every == 0)):
+                run.sync()
                 save_checkpoint(run.path, step, {"optimiser": loop.updater.tensors()}, digest | {"loop": loop.state()})
             if step in (0, s.steps) or (s.eval_every and step % s.eval_every == 0):
                 bar.note("evaluating")
@@ -296,8 +300,6 @@ def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
             bar.stepped(row)
             for tracker in trackers:
                 tracker.log(row, step)
-    for tracker in trackers:
-        tracker.close()
     run.save_policy(world.policy.save)
     return Run(run.path, run.read(), world.policy, time.monotonic() - began)
 
@@ -311,7 +313,11 @@ def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> int:
     """Load the newest checkpoint into the loop, if there is one, and cut the ledger to it; the step to begin with."""
     folder = latest_checkpoint(run.path)
     step = load_into(p, folder, loop) if folder else 0
+    if p.settings.steps < step:
+        raise InputError("steps", p.settings.steps, f"the run has {step} steps already: use at least as many")
     run.truncate_to(step)
+    if run.recipe() != p.written():
+        run.rewrite_recipe(p.written())
     return step
 
 

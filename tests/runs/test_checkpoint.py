@@ -56,12 +56,27 @@ def test_damage_is_found(tmp_path, name, damage):
         load_checkpoint(path.parent)
 
 
-@pytest.mark.parametrize("change", [{"format": "something-else"}, {"version": 99}])
+@pytest.mark.parametrize(
+    "change",
+    [{"format": "something-else"}, {"version": 99}, {"version": 0}, {"step": 4}, {"files": []}, {"files": {}},
+     {"files": {"state.json": {}}}, {"step": None}],
+)  # fmt: skip
 def test_foreign_checkpoints_are_refused(tmp_path, change):
     path = save(tmp_path, 3) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(InputError, match="anypolicy-checkpoint up to 1"):
+    with pytest.raises(InputError, match="checkpoint"):
         load_checkpoint(path.parent)
+
+
+def test_numbers_are_compared_as_numbers_and_other_things_are_left_alone(tmp_path):
+    save(tmp_path, 999_999)
+    for name in ("best", "0-mine"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    (tmp_path / "checkpoints" / "notes.txt").touch()
+    folder = save(tmp_path, 1_000_000)
+    assert latest_checkpoint(tmp_path) == folder
+    left = {f.name for f in folder.parent.iterdir()}
+    assert left == {"1000000", "best", "0-mine", "notes.txt"}
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):

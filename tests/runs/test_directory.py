@@ -1,6 +1,7 @@
 """Run directories and their ledgers."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -46,7 +47,7 @@ def test_cutting_the_ledger(tmp_path_factory, steps, at, rest):
 
 def test_a_full_disk_takes_the_cut_line_back():
     with pytest.raises(InputError, match="disk is full"):
-        append_line(__import__("pathlib").Path("/dev/full"), {"step": 1})
+        append_line(Path("/dev/full"), {"step": 1})
 
 
 def test_policy_folder_is_replaced_as_a_whole(tmp_path):
@@ -67,8 +68,9 @@ def test_policy_folder_is_replaced_as_a_whole(tmp_path):
 
 def test_samples_and_lines(tmp_path):
     with RunDirectory.create(tmp_path / "run", {}) as run:
-        run.write_samples("step-1", [{"response": "ü\n"}])
-        assert run.read_samples("step-1") == [{"response": "ü\n"}]
+        odd = [{"response": "ü\n\u2028\x85\ud800"}]
+        run.write_samples("step-1", odd)
+        assert run.read_samples("step-1") == odd
         assert run.read_samples("none") == []
     (tmp_path / "x.jsonl").write_text(json.dumps({"a": 1}) + "\n" + '{"a": ')
     assert read_lines(tmp_path / "x.jsonl") == [{"a": 1}]
@@ -76,3 +78,27 @@ def test_samples_and_lines(tmp_path):
 
 def test_differences_name_the_fields():
     assert recipe_differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b: 2 → 3", "c: None → 4"]
+
+
+def test_a_kill_while_a_folder_is_replaced_is_mended(tmp_path):
+    with RunDirectory.create(tmp_path / "run", {}) as run:
+        run.save_policy(lambda folder: (folder / "a").write_text("1"))
+    (tmp_path / "run" / "policy").rename(tmp_path / "run" / ".old-policy")
+    with RunDirectory.open(tmp_path / "run") as run:
+        assert (run.path / "policy" / "a").read_text() == "1"
+        assert not list(run.path.glob(".old-*"))
+
+
+@pytest.mark.parametrize("name", [".", "file/run", "x" * 300])
+def test_places_where_no_run_can_be(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(InputError, match="out"):
+        RunDirectory.create(Path(name), {})
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_broken_line_in_the_ledger_is_named(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"step": 0}\nnonsense\n{"step": 1}\n')
+    with pytest.raises(InputError, match="line 2"):
+        read_lines(tmp_path / "m.jsonl")

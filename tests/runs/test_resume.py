@@ -93,6 +93,16 @@ def test_a_run_can_be_made_longer_and_equals_the_long_one(tmp_path):
     assert result(tmp_path / "short") == result(tmp_path / "long")
 
 
+def test_a_longer_run_stays_longer_and_a_shorter_one_is_refused(tmp_path):
+    run = training.train("grpo", task="tabular-lock", steps=4, out=tmp_path / "run", trackers=(), quiet=True).path
+    training.resume(run, steps=6, quiet=True)
+    assert training.resume(run, quiet=True).rows[-1]["step"] == 6
+    before = (run / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="6 steps already"):
+        training.resume(run, steps=1, quiet=True)
+    assert (run / "metrics.jsonl").read_text() == before
+
+
 def test_resuming_with_another_recipe_is_refused_and_the_run_stays_usable(tmp_path):
     run = training.train("grpo", task="tabular-lock", steps=2, out=tmp_path / "run", trackers=(), quiet=True).path
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())

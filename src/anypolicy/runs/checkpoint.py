@@ -45,42 +45,47 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
         files = {f.name: {"sha256": digest(f), "bytes": f.stat().st_size} for f in sorted(work.iterdir())}
         manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
         (work / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    for older in folder.parent.iterdir():
-        if older.name < folder.name:
+    for older in numbered(run):
+        if int(older.name) < step:
             shutil.rmtree(older)
     return folder
 
 
+def numbered(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first; other things that lie there are left alone."""
+    folders = [f for f in (run / "checkpoints").glob("*") if f.is_dir() and f.name.isdigit()]
+    return sorted(folders, key=lambda f: int(f.name))
+
+
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run, if there is one."""
-    folders = sorted(f for f in (run / "checkpoints").glob("*") if f.is_dir() and not f.name.startswith("."))
+    folders = numbered(run)
     return folders[-1] if folders else None
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint."""
-    remedy = "it is no usable checkpoint of anypolicy"
+    remedy = "it is no usable checkpoint of anypolicy: delete this folder to resume from the start, or put it back"
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        kind, version, files = manifest["format"], manifest["version"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError("checkpoint", str(folder), f"{remedy}: its manifest.json cannot be read") from error
-    if kind != FORMAT or not isinstance(version, int) or version > VERSION:
+        kind, version = str(manifest["format"]), int(manifest["version"])
+        step, files = int(manifest["step"]), {str(n): str(facts["sha256"]) for n, facts in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("checkpoint", str(folder), f"its manifest.json cannot be read; {remedy}") from error
+    if kind != FORMAT or not 1 <= version <= VERSION:
         raise InputError("checkpoint", f"{kind} {version}", f"this version reads {FORMAT} up to {VERSION}")
-    for name, facts in files.items():
+    if "state.json" not in files or str(step) != folder.name.lstrip("0"):
+        raise InputError("checkpoint", str(folder), f"its manifest.json does not describe it; {remedy}")
+    for name, sha256 in files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file() or digest(path) != facts["sha256"]:
-            raise InputError(
-                "checkpoint", str(path),
-                "the file is missing or not what was written: delete this checkpoint folder and resume from the start, "
-                "or put the file back",
-            )  # fmt: skip
+        if Path(name).name != name or not path.is_file() or digest(path) != sha256:
+            raise InputError("checkpoint", str(path), f"the file is missing or not what was written; {remedy}")
     try:
         tensors = {Path(n).stem: load_file(folder / n) for n in files if n.endswith(".safetensors")}
         state = json.loads((folder / "state.json").read_text())
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError("checkpoint", str(folder), remedy) from error
-    return Checkpoint(manifest["step"], tensors, state)
+    return Checkpoint(step, tensors, state)
 
 
 def digest(path: Path) -> str:

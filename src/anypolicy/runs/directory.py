@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from anypolicy.errors import InputError
-from anypolicy.runs.files import disk_errors, new_folder, sweep, write_text
+from anypolicy.runs.files import disk_errors, new_folder, sweep, sync, write_text
 
 
 def recipe_digest(recipe: dict[str, Any]) -> str:
@@ -32,9 +32,13 @@ class RunDirectory:
     """An open run directory; one process at a time. The ledger holds only numbers that a resumed run repeats bit for
     bit; times stand apart in timing.jsonl."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, lock: bool = True):
         self.path = path
-        self._lock = os.open(path, os.O_RDONLY)
+        self._lock: int | None = None
+        if not lock:
+            return
+        with disk_errors(path):
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -45,37 +49,53 @@ class RunDirectory:
     @classmethod
     def create(cls, path: Path, recipe: dict[str, Any]) -> RunDirectory:
         """A new run. The directory appears with its recipe in it or not at all."""
-        if (path / "recipe.yaml").exists():
-            raise InputError("out", str(path), f"a run is there: `anypolicy resume {path}`, or choose another --out")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError("out", str(path), "it exists and is no run: choose an empty or new directory")
-        with new_folder(path) as work:
+        cls.check_free(path)
+        path = path.resolve()
+        with new_folder(path, fresh=True) as work:
             (work / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
         return cls(path)
 
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Refuse a place where no new run can be made."""
+        with disk_errors(path):
+            if (path / "recipe.yaml").exists():
+                raise InputError(
+                    "out", str(path), f"a run is there: `anypolicy resume {path}`, or choose another --out"
+                )
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise InputError("out", str(path), "it exists and is no run: choose an empty or new directory")
+            if path.resolve() == Path.cwd():
+                raise InputError("out", str(path), "it is the working directory: choose another")
+
     @classmethod
-    def open(cls, path: str | Path) -> RunDirectory:
-        """An existing run."""
+    def open(cls, path: str | Path, *, lock: bool = True) -> RunDirectory:
+        """An existing run; without `lock` only to read, or to add samples, while another process may train."""
         path = Path(path)
         if not (path / "recipe.yaml").is_file():
             raise InputError("run", str(path), "it is no run directory (no recipe.yaml in it)")
-        return cls(path)
+        return cls(path, lock=lock)
 
     def __enter__(self) -> RunDirectory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def recipe(self) -> dict[str, Any]:
         """What the run was started with."""
         try:
             value = yaml.safe_load((self.path / "recipe.yaml").read_text())
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError("recipe.yaml", str(self.path), f"it is not YAML: {error}") from error
         if not isinstance(value, dict):
             raise InputError("recipe.yaml", value, "it must hold the settings of a run")
         return value
+
+    def rewrite_recipe(self, recipe: dict[str, Any]) -> None:
+        """Replace recipe.yaml (a run that is made longer)."""
+        write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
 
     # --- ledger ------------------------------------------------------------------------------------------------------
     def append(self, row: dict[str, Any]) -> None:
@@ -85,6 +105,11 @@ class RunDirectory:
     def append_timing(self, row: dict[str, Any]) -> None:
         """One line of timing.jsonl (seconds: different in every run)."""
         append_line(self.path / "timing.jsonl", row)
+
+    def sync(self) -> None:
+        """Put the ledger on the disk, before a checkpoint counts on it."""
+        if (self.path / "metrics.jsonl").exists():
+            sync(self.path / "metrics.jsonl")
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines of the ledger."""
@@ -104,7 +129,7 @@ class RunDirectory:
         folder = self.path / "samples"
         with disk_errors(folder):
             folder.mkdir(exist_ok=True)
-        lines = [json.dumps(s, ensure_ascii=False, default=str) for s in samples]
+        lines = [json.dumps(s, default=str) for s in samples]
         write_text(folder / f"{name}.jsonl", "".join(line + "\n" for line in lines))
 
     def read_samples(self, name: str) -> list[dict[str, Any]]:
@@ -135,6 +160,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """JSON lines; a last line that a kill cut short is left out."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
+    rows: list[dict[str, Any]] = []
+    for n, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(str(path), f"line {n}", f"it is not JSON ({error}): mend or remove it") from error
+    return rows

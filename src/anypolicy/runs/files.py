@@ -15,6 +15,9 @@ from safetensors import SafetensorError
 from anypolicy.errors import InputError
 
 PREFIX = ".writing-"
+OLD = ".old-"
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
+            errno.EBUSY, errno.ELOOP, errno.EISDIR)  # fmt: skip
 
 
 @contextmanager
@@ -31,7 +34,7 @@ def disk_errors(path: Path) -> Generator[None]:
             raise InputError(
                 "out", str(path), "the disk is full: free space, then `anypolicy resume` goes on"
             ) from error
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if code in UNUSABLE:
             raise InputError("out", str(path), f"it cannot be written ({error}): choose another place") from error
         raise
 
@@ -62,31 +65,41 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Generator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well, and is gone when it does not."""
+def new_folder(path: Path, *, fresh: bool = False) -> Generator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends well, and is gone when it does not.
+
+    With `fresh` nothing may be there but an empty folder. A kill between taking the old folder away and putting the new
+    one there is mended by `sweep`.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
+        old = path.with_name(OLD + path.name)
         try:
             yield work
             for file in work.rglob("*"):
                 sync(file)
+            os.chmod(work, 0o755)
             sync(work)
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
-                os.replace(path, old / "old")
-                os.replace(work, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(work, path)
+            if path.exists() and not fresh:
+                os.replace(path, old)
+            os.rename(work, path)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
+            if old.exists() and not path.exists():
+                os.replace(old, path)
             raise
-        os.chmod(path, 0o755)
         sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed writer left behind."""
+    """Put back or remove what a killed writer left behind."""
+    for old in folder.glob(OLD + "*"):
+        target = folder / old.name.removeprefix(OLD)
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            os.replace(old, target)
     for leftover in folder.glob(PREFIX + "*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

@@ -49,8 +49,8 @@ NAMES: dict[str, str] = {
 
 def documented(name: str, more: Mapping[str, str] | None = None) -> bool:
     """Whether a logged name stands in the table, in `more` (a method's own names), or under a <…> pattern."""
-    head = name.split("/")[0]
-    return name in NAMES or name in (more or {}) or any(k.startswith(head + "/<") for k in NAMES)
+    head, slash, _ = name.partition("/")
+    return name in NAMES or name in (more or {}) or (bool(slash) and any(k.startswith(head + "/<") for k in NAMES))
 
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import torch
 def _entropy(seed: int, names: tuple[str | int, ...]) -> np.random.SeedSequence:
     key = "\x1f".join(f"{type(n).__name__}:{n}" for n in names).encode()
     digest = hashlib.sha256(key).digest()
-    return np.random.SeedSequence([seed, *np.frombuffer(digest, np.uint32).tolist()])
+    return np.random.SeedSequence([seed, *np.frombuffer(digest, "<u4").tolist()])
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
@@ -24,6 +24,7 @@ def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
 
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
-    """The torch generator of a named stream, e.g. generator(0, "sampling", step, round)."""
+    """The torch generator of a named stream, e.g. generator(0, "sampling", step, round). Torch's processor generator
+    takes 32 bits of a seed."""
     word = int(_entropy(seed, names).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator().manual_seed(word)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,19 +53,21 @@ def tensorboard(run: Path, recipe: dict[str, Any], first: int) -> TrackerAdapter
     def log(numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():
             writer.add_scalar(name, value, step)
+        writer.flush()
 
     return TrackerAdapter("tensorboard", log, writer.close)
 
 
 def wandb(run: Path, recipe: dict[str, Any], first: int) -> TrackerAdapter:
-    """Weights & Biases; the project is "anypolicy", the run is named after its directory."""
+    """Weights & Biases; the project is "anypolicy"; a resumed run goes on under its id."""
     module = importlib.import_module("wandb")
-    session = module.init(project="anypolicy", name=run.name, config=recipe, dir=str(run))
+    name = hashlib.sha256(f"{run.resolve()} {recipe}".encode()).hexdigest()[:16]
+    session = module.init(project="anypolicy", name=run.name, id=name, resume="allow", config=recipe, dir=str(run))
     return TrackerAdapter("wandb", lambda numbers, step: session.log(numbers, step=step), session.finish)
 
 
 def mlflow(run: Path, recipe: dict[str, Any], first: int) -> TrackerAdapter:
-    """MLflow; the experiment is "anypolicy"."""
+    """MLflow; the experiment is "anypolicy". A resumed run is a new MLflow run of the same name."""
     module = importlib.import_module("mlflow")
     module.set_experiment("anypolicy")
     module.start_run(run_name=run.name)
@@ -74,7 +78,7 @@ def mlflow(run: Path, recipe: dict[str, Any], first: int) -> TrackerAdapter:
 def trackio(run: Path, recipe: dict[str, Any], first: int) -> TrackerAdapter:
     """trackio; the project is "anypolicy"."""
     module = importlib.import_module("trackio")
-    module.init(project="anypolicy", name=run.name, config=recipe)
+    module.init(project="anypolicy", name=run.name, config=recipe, resume="allow")
     return TrackerAdapter("trackio", lambda numbers, step: module.log(numbers, step=step), module.finish)
 
 
@@ -90,8 +94,10 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise InputError("trackers", name, f"its package is missing: pip install {name}")
 
 
-def make_trackers(names: tuple[str, ...], run: Path, recipe: dict[str, Any], first: int) -> list[TrackerAdapter]:
-    """Open the named trackers for a run that begins at step `first`."""
+def make_trackers(
+    names: tuple[str, ...], run: Path, recipe: dict[str, Any], first: int, ending: ExitStack
+) -> list[TrackerAdapter]:
+    """Open the named trackers for a run that begins at step `first`; `ending` closes them."""
     opened: list[TrackerAdapter] = []
     for name in names:
         try:
@@ -99,4 +105,5 @@ def make_trackers(names: tuple[str, ...], run: Path, recipe: dict[str, Any], fir
         except Exception as error:
             told = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError("trackers", name, f"it cannot be started ({told}): set it up, or leave it out") from error
+        ending.callback(opened[-1].close)
     return opened
