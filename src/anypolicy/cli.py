@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import typing
 import webbrowser
@@ -274,6 +275,9 @@ def open_page(path: Positional[Path]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 if it worked, 2 for input that cannot be used."""
+    if argv is None and "PYTHONHASHSEED" not in os.environ:
+        # some generated data sets follow the order of Python's sets of text: the same in every process, then
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONHASHSEED": "0"})
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         tyro.extras.subcommand_cli_from_dict(commands(args), prog="anypolicy", description=EXAMPLES, args=args)

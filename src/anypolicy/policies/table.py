@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt, Tokens
+from anypolicy.errors import InputError
 from anypolicy.policies.base import Scores
 
 
@@ -63,13 +64,14 @@ class TablePolicy:
         where = None
         if hidden:
             index = prompt[:, None] * z.shape[1] + position
-            where = nn.functional.one_hot(index, self.hidden_size).to(self.dtype)
+            where = torch.zeros(*index.shape, self.hidden_size, dtype=self.dtype).scatter_(2, index[..., None], 1)
         return Scores(torch.where(batch.valid, logp, 0), spread, where)
 
     @torch.no_grad()
     def prefill(self, contexts: list[Tokens]) -> tuple[TableState, Tensor]:
         prompt = torch.tensor([int(c[0]) for c in contexts])
-        position = torch.tensor([len(c) - 1 for c in contexts])
+        # nothing follows a full response, so the logits after one are those of no token
+        position = torch.tensor([len(c) - 1 for c in contexts]).clamp(max=self.module.logits.shape[1] - 1)
         return TableState(prompt, position), self.module.logits[prompt, position]
 
     @torch.no_grad()
@@ -81,3 +83,11 @@ class TablePolicy:
         """table.safetensors and config.json."""
         save_file({"logits": self.module.logits.detach().contiguous()}, folder / "table.safetensors")
         (folder / "config.json").write_text(json.dumps({"type": "table", "shape": list(self.module.logits.shape)}))
+
+    @classmethod
+    def load(cls, folder: Path) -> TablePolicy:
+        """The policy that `save` has written."""
+        file = folder / "table.safetensors"
+        if not file.is_file():
+            raise InputError("policy", str(folder), "it has no table.safetensors")
+        return cls(load_file(file)["logits"])

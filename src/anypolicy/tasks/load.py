@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -15,31 +16,31 @@ from anypolicy.tasks.base import Task
 def reasoning_gym(name: str, seed: int, settings: dict[str, Any]) -> Task:
     from anypolicy.tasks.reasoning_gym import ReasoningGymTask
 
-    return ReasoningGymTask(name.removeprefix("reasoning-gym/"), seed, **settings)
+    return call(ReasoningGymTask, name, (name.removeprefix("reasoning-gym/"), seed), settings)
 
 
 def hub(name: str, seed: int, settings: dict[str, Any]) -> Task:
     from anypolicy.tasks.prompts import from_hub
 
-    return call(from_hub, name, name.removeprefix("hf/"), settings)
+    return call(from_hub, name, (name.removeprefix("hf/"),), settings)
 
 
 def jsonl(name: str, seed: int, settings: dict[str, Any]) -> Task:
     from anypolicy.tasks.prompts import from_jsonl
 
-    return call(from_jsonl, name, name, settings)
+    return call(from_jsonl, name, (name,), settings)
 
 
 def tiny_add(name: str, seed: int, settings: dict[str, Any]) -> Task:
     from anypolicy.tasks.tiny_add import TinyAdd
 
-    return call(TinyAdd, name, seed, settings)
+    return call(TinyAdd, name, (seed,), settings)
 
 
 def tabular_lock(name: str, seed: int, settings: dict[str, Any]) -> Task:
     from anypolicy.tasks.tabular_lock import TabularLock
 
-    return call(TabularLock, name, seed, settings)
+    return call(TabularLock, name, (seed,), settings)
 
 
 NAMED = {"tiny-add": tiny_add, "tabular-lock": tabular_lock}
@@ -64,35 +65,77 @@ def load_task(spec: str, *, seed: int = 0) -> Task:
 
 
 def parse(arguments: str) -> dict[str, Any]:
-    """`a=1,b=text` → {"a": 1, "b": "text"}, values as YAML."""
-    if not arguments:
-        return {}
-    try:
-        flow = yaml.safe_load("{" + ", ".join(_pairs(arguments)) + "}")
-    except yaml.YAMLError as error:
-        raise InputError("task", arguments, "write its settings as key=value,key=value") from error
-    return {str(k): v for k, v in flow.items()}
+    """`a=1,b=text` → {"a": 1, "b": "text"}, each value a YAML scalar."""
+    out: dict[str, Any] = {}
+    for part in _pairs(arguments) if arguments else []:
+        key, equals, text = part.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise InputError("task", part, "write its settings as key=value,key=value")
+        if key in out:
+            raise InputError(f"task.{key}", text, f"it is given twice (first {out[key]!r}): keep one")
+        try:
+            out[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"task.{key}", text, "this is no single value: put it in quotes") from error
+    return out
 
 
 def _pairs(arguments: str) -> list[str]:
-    """`key: value` texts; commas inside quotes do not separate."""
+    """`key=value` texts; a comma inside a value that begins with a quote does not separate."""
     parts, quote = [""], ""
     for c in arguments:
-        quote = ("" if c == quote else quote) if quote else (c if c in "\"'" else "")
         if c == "," and not quote:
             parts.append("")
+            continue
+        if c == quote:
+            quote = ""
+        elif c in "\"'" and not quote and parts[-1].rstrip().endswith("="):
+            quote = c
+        parts[-1] += c
+    return parts
+
+
+def call(build: Callable[..., Task], name: str, first: tuple[Any, ...], settings: dict[str, Any]) -> Task:
+    """Build with keyword settings whose names and types the builder's own signature says.
+
+    A builder that takes further settings (**config) checks those itself.
+    """
+    parameters = inspect.signature(build, eval_str=True).parameters.values()
+    known = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    more = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    taken = {"self", *(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)}
+    fitted: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key in known:
+            fitted[key] = fit(f"{name}.{key}", value, known[key])
+        elif more and key not in taken:
+            fitted[key] = value
         else:
-            parts[-1] += c
-    for part in parts:
-        if "=" not in part:
-            raise InputError("task", part, "write its settings as key=value,key=value")
-    return [part.replace("=", ": ", 1) for part in parts]
+            raise InputError(f"{name}.{key}", value, f"it has the settings {', '.join(known)}", choices=known)
+    return build(*first, **fitted)
 
 
-def call(build: Callable[..., Task], name: str, first: Any, settings: dict[str, Any]) -> Task:
-    """Build with checked keyword settings."""
-    known = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in settings:
-        if key not in known:
-            raise InputError(f"{name}.{key}", settings[key], f"it has the settings {', '.join(known)}", choices=known)
-    return build(first, **settings)
+def fit(field: str, value: Any, kind: Any) -> Any:
+    """The value as the annotated kind; YAML reads 1e-3 as text, so a float may be given as text."""
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        if value not in choices:
+            raise InputError(field, value, f"use {', '.join(choices[:-1])} or {choices[-1]}", choices=choices)
+        return value
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            value = float(value)
+        except ValueError as error:
+            raise InputError(field, value, "use a number") from error
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise InputError(field, value, f"use {KINDS[kind]}")
+    return value
+
+
+KINDS: dict[type, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text (in quotes where it looks like a number, a list or yes/no)",
+}

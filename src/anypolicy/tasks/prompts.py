@@ -17,7 +17,10 @@ from anypolicy.tasks.verifiers import verifier
 
 
 class PromptTask:
-    """Prompts, their answers and a named verifier; reward 1 for a correct response, else 0."""
+    """Prompts, their answers and a named verifier; reward 1 for a correct response, else 0.
+
+    Name and side of the split follow from the prompt without the instruction; further fields go into `info`.
+    """
 
     def __init__(
         self, name: str, rows: Iterable[tuple[str, dict[str, Any]]], *, prompt: str, answer: str, verifier_name: str,
@@ -42,22 +45,33 @@ class PromptTask:
         for field in (prompt, answer):
             if row.get(field) in (None, "", []):
                 raise InputError(self.name, where, f"it has no {field!r} (fields: {', '.join(row)})", choices=row)
-        messages = row[prompt]
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        if not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
-            raise InputError(self.name, where, f"{prompt!r} must be text or a list of messages with role and content")
-        messages = [dict(m) for m in messages]
-        if instruction:
-            messages[-1]["content"] += "\n" + instruction
-        label = str(row[answer])
+        messages = self.messages(where, prompt, row[prompt])
+        label = row[answer]
+        if not isinstance(label, str | int | float) or isinstance(label, bool) or label != label:
+            raise InputError(self.name, where, f"{answer!r} is {label!r}: write it as text or as a number")
+        label = str(label)
         if kind == "regex":
             try:
                 re.compile(label)
             except re.error as error:
                 raise InputError(self.name, where, f"{label!r} is no regular expression: {error}") from error
         name = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]
-        return Prompt(name, tuple(messages), answer=label)
+        if instruction:
+            messages[-1]["content"] += "\n" + instruction
+        info = {k: v for k, v in row.items() if k not in (prompt, answer)}
+        return Prompt(name, tuple(messages), answer=label, info=info)
+
+    def messages(self, where: str, field: str, given: Any) -> list[dict[str, Any]]:
+        """Text as one message of the user; messages as copies."""
+        given = [{"role": "user", "content": given}] if isinstance(given, str) else given
+        fit = isinstance(given, list) and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in given
+        )
+        if not fit:
+            raise InputError(
+                self.name, where, f"{field!r} must be text or a list of messages whose role and content are text"
+            )
+        return [dict(m) for m in given]
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
         correct = self.verify(text, prompt.answer)
@@ -74,11 +88,13 @@ def from_jsonl(
         raise InputError("task", path, "there is no such file")
 
     def rows() -> Iterable[tuple[str, dict[str, Any]]]:
-        for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for n, line in enumerate(file.read_bytes().split(b"\n"), 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise InputError(path, f"line {n}", f"it is not UTF-8 ({error}): save the file as UTF-8") from error
             except ValueError as error:
                 raise InputError(path, f"line {n}", f"it is not JSON ({error}): mend or remove it") from error
             if not isinstance(row, dict):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+import random
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from anypolicy.data.records import Prompt, Tokens
@@ -14,12 +18,16 @@ from anypolicy.tasks.split import split
 
 Extract = Literal["text", "first-line", "last-number", "tag"]
 
+# their problems follow the order of Python sets of text: measured with reasoning-gym 0.1.25
+HASHED = {"intermediate_integration", "isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note",
+          "word_ladder"}  # fmt: skip
+
 
 class ReasoningGymTask:
     """Generated problems; the reward is the data set's own score in [0, 1], and correct means a full score.
 
     `graded` false makes the reward 1 or 0. `shots` solved problems of the training split stand before every question
-    as earlier turns.
+    as earlier turns. A response that the data set's verifier cannot read scores 0.
     """
 
     def __init__(
@@ -30,11 +38,15 @@ class ReasoningGymTask:
         self.name, self.max_tokens, self.extract, self.graded = f"reasoning-gym/{name}", max_tokens, extract, graded
         if extract not in ("text", "first-line", "last-number", "tag"):
             raise InputError("extract", extract, "use text, first-line, last-number or tag")
-        self.dataset = create(name, config | {"size": size, "seed": seed})
+        with own_random(f"{name}/{seed}"):
+            self.dataset = create(name, config | {"size": size, "seed": seed})
+            train, held = split(self.dataset, lambda entry: str(entry["question"]), heldout)
+        if not train or (heldout and not held):
+            raise InputError("size", size, f"it gives {len(train) + len(held)} different problems: raise it")
+        if not 0 <= shots < len(train):
+            raise InputError("shots", shots, f"use 0 to {len(train) - 1}: there are {len(train)} training problems")
+        check(self.dataset, name, train[: max(shots, 1)], shown=shots > 0)
         self.entries: dict[str, Any] = {}
-        train, held = split(self.dataset, lambda entry: str(entry["question"]), heldout)
-        if len(train) <= shots:
-            raise InputError("shots", shots, f"there are only {len(train)} training problems: raise size")
         before: list[dict[str, Any]] = []
         for entry in train[:shots]:
             before.append({"role": "user", "content": ask(entry, instruction)})
@@ -50,9 +62,38 @@ class ReasoningGymTask:
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
         answer = extracted(text, self.extract)
-        value = float(self.dataset.score_answer(answer=answer, entry=self.entries[prompt.id]))
+        entry = self.entries[prompt.id]
+        try:
+            value = float(self.dataset.score_answer(answer=answer, entry=entry))
+        except Exception:  # several data sets raise on text they cannot read; `check` has seen that theirs can be read
+            return Score(0.0, False)
         correct = value >= 1
         return Score(min(max(value, 0.0), 1.0) if self.graded else float(correct), correct)
+
+
+@contextmanager
+def own_random(name: str) -> Generator[None, None, None]:
+    """Seed Python's global generator, which some data sets draw from, and put it back afterwards."""
+    before = random.getstate()
+    random.seed(name)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+def check(dataset: Any, name: str, entries: list[Any], *, shown: bool) -> None:
+    """The data set can score its own answers, where it has any; `shown` ones must be there."""
+    for entry in entries:
+        answer = entry["answer"]
+        if answer is None and shown:
+            raise InputError("shots", len(entries), f"{name} has no answers to show: use shots=0")
+        if answer is None:
+            continue
+        try:
+            dataset.score_answer(answer=answer, entry=entry)
+        except Exception as error:
+            raise InputError("task", f"reasoning-gym/{name}", f"it cannot score its own answer ({error})") from error
 
 
 def ask(entry: Any, instruction: str) -> str:
@@ -81,9 +122,15 @@ def create(name: str, config: dict[str, Any]) -> Any:
         raise InputError("task", f"reasoning-gym/{name}", "install it: pip install 'anypolicy[tasks]'") from error
     if name not in DATASETS:
         raise InputError("task", name, "reasoning-gym has no such data set", choices=DATASETS)
-    known = [f.name for f in dataclasses.fields(DATASETS[name][1])]
+    hash_seed = os.environ.get("PYTHONHASHSEED", "random")
+    if name in HASHED and not hash_seed.isdecimal():
+        raise InputError(
+            "PYTHONHASHSEED", hash_seed,
+            f"the problems of {name} depend on it, so no run could be resumed or repeated: set PYTHONHASHSEED=0",
+        )  # fmt: skip
+    known = [f.name for f in dataclasses.fields(DATASETS[name][1]) if f.name not in ("seed", "size")]
     for key in config:
-        if key not in known:
+        if key not in (*known, "seed", "size"):
             own = "size, heldout, instruction, shots, extract, graded, max_tokens"
             raise InputError(f"{name}.{key}", config[key], f"use {own} or its own {', '.join(known)}", choices=known)
     try:

@@ -38,9 +38,11 @@ class TabularLock:
         self, seed: int, *, start: Start = "graded", prompts: int = 32, length: int = 3, vocabulary: int = 8,
         sigma: float = 1.0, low: float = 1.0, high: float = 4.0, bias: float = 4.0,
     ):  # fmt: skip
-        for name, value in (("prompts", prompts), ("length", length), ("vocabulary", vocabulary - 1)):
-            if value < 1:
+        for name, value in (("prompts", prompts), ("length", length), ("vocabulary", vocabulary)):
+            if value < 1 + (name == "vocabulary"):
                 raise InputError(f"tabular-lock.{name}", value, "use a larger whole number")
+        if sigma < 0:
+            raise InputError("tabular-lock.sigma", sigma, "use 0 or more")
         if start not in ("graded", "confident", "mixture"):
             raise InputError("tabular-lock.start", start, "use graded, confident or mixture")
         self.name, self.max_tokens = "tabular-lock", length

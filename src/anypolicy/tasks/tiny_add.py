@@ -54,6 +54,9 @@ class TinyAdd:
     def __init__(self, seed: int, *, prompts: int = 600, heldout: int = 300, base_accuracy: float = 0.4):
         if not 0 <= base_accuracy < 1:
             raise InputError("tiny-add.base_accuracy", base_accuracy, "use a share in [0, 1)")
+        for field, count in (("prompts", prompts), ("heldout", heldout)):
+            if count < 1:
+                raise InputError(f"tiny-add.{field}", count, "use a whole number above 0")
         self.name, self.max_tokens, self.base_accuracy = "tiny-add", 8, base_accuracy
         self.suggested = {"lr": 3e-4, "prompts": 32}
         rng = numpy_generator(seed, "tiny-add", "prompts")
@@ -135,7 +138,9 @@ def train_base(policy: CausalLM, seed: int, target: float, limit: int = 4000) ->
         loss.backward()
         nn.utils.clip_grad_norm_(policy.module.parameters(), 1.0)
         optimiser.step()
-    raise RuntimeError(f"the base policy of seed {seed} did not reach accuracy {target} in {limit} steps")
+    raise InputError(
+        "tiny-add.base_accuracy", target, f"seed {seed} did not reach it in {limit} steps: use a lower one"
+    )
 
 
 def pairs(rng: np.random.Generator, n: int) -> list[tuple[int, int]]:

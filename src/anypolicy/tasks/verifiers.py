@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
 from collections.abc import Callable
-from typing import Any
 
 from anypolicy.errors import InputError
+from anypolicy.tasks.numeric import Judge
 
 Verifier = Callable[[str, str], bool]
+
+judge = Judge()
 
 
 def exact(response: str, answer: str) -> bool:
@@ -20,10 +21,7 @@ def exact(response: str, answer: str) -> bool:
 
 def numeric(response: str, answer: str) -> bool:
     """The same mathematical value, by math-verify: 1/2 = 0.5, LaTeX included; the last expression of the response."""
-    math_verify: Any = importlib.import_module("math_verify")
-    gold = math_verify.parse(answer, parsing_timeout=None)
-    found = math_verify.parse(response, parsing_timeout=None)
-    return bool(gold) and bool(math_verify.verify(gold, found, timeout_seconds=None))
+    return judge(response, answer)
 
 
 def pattern(response: str, answer: str) -> bool:
