@@ -8,7 +8,8 @@ import mkdocs_gen_files
 from anypolicy import catalogue
 from anypolicy.runs.metrics import NAMES
 
-EVIDENCE = Path("docs/evidence")
+ROOT = Path(__file__).parents[1]
+EVIDENCE = ROOT / "docs" / "evidence"
 
 
 def page(slug: str, m: catalogue.Method) -> str:
@@ -77,4 +78,4 @@ names += [f"| `{name}` | {meaning} |" for name, meaning in NAMES.items()]
 for slug, m in catalogue.methods().items():
     names += [f"| `{name}` | {meaning} ({slug}) |" for name, meaning in m.card.metrics.items()]
 write("metrics.md", "\n".join(names) + "\n")
-write("add-a-method.md", Path("CONTRIBUTING.md").read_text())
+write("add-a-method.md", (ROOT / "CONTRIBUTING.md").read_text())

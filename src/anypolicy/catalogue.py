@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -85,7 +86,13 @@ def load_all() -> None:
     for module in pkgutil.walk_packages(folder.__path__, folder.__name__ + "."):
         importlib.import_module(module.name)
     for entry in importlib.metadata.entry_points(group="anypolicy.methods"):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            raise InputError(
+                "entry point", entry.value, f"it cannot be imported ({told}): mend or remove it"
+            ) from error
 
 
 def load_file(path: str | Path) -> None:
@@ -93,7 +100,7 @@ def load_file(path: str | Path) -> None:
     path = Path(path).resolve()
     if path.suffix != ".py" or not path.is_file():
         raise InputError("method-file", str(path), "give the path of an existing .py file with an @method function")
-    name = f"anypolicy_method_file_{path.stem}"
+    name = f"anypolicy_method_file_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -101,8 +108,10 @@ def load_file(path: str | Path) -> None:
     try:
         spec.loader.exec_module(module)
     except InputError:
+        del sys.modules[name]
         raise
     except Exception as error:
+        del sys.modules[name]
         raise InputError("method-file", str(path), f"it cannot be imported: {type(error).__name__}: {error}") from error
 
 

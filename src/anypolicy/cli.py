@@ -308,7 +308,12 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
             if word.startswith("-"):
                 break
             specs.append(word)
-        files = [word for i, word in enumerate(args) if i and "--method-file" in args[:i] and word.endswith(".py")]
+        given = [w.removeprefix("--method-file=") for w in args if w.startswith("--method-file=")]
+        files = given + [w for i, w in enumerate(args) if "--method-file" in args[:i] and w.endswith(".py")]
+        if not specs and not {"-h", "--help"} & set(args):
+            raise InputError(
+                "method", " ".join(args[1:3]), f"name the method first: anypolicy {args[0]} METHOD --task …"
+            )
         Knobs = knobs_type(specs, files)
     return {
         "train": train_command(Knobs, Settings),
