@@ -128,6 +128,9 @@ def test_the_policy_folder_holds_the_final_weights(tmp_path):
     saved = load_file(run.path / "policy" / "table.safetensors")["logits"]
     assert saved.equal(run.policy.module.logits.detach())
     assert json.loads((run.path / "policy" / "config.json").read_text())["type"] == "table"
+    more = training.train("grpo", task="tabular-lock", policy=str(run.path / "policy"), steps=1, out=tmp_path / "more",
+                          trackers=(), quiet=True)  # fmt: skip
+    assert more.rows[0]["probe/success"] == run.rows[-1]["probe/success"]
 
 
 def test_bits_do_not_depend_on_the_environment(tmp_path):

@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
 from transformers.utils.quantization_config import GgufConfig
 
 from anypolicy.errors import InputError
+from anypolicy.policies.base import Policy
 from anypolicy.policies.causal_lm import CausalLM, quiet_transformers
 from anypolicy.policies.smollm2 import smollm2_folder
+from anypolicy.policies.table import TablePolicy
 from anypolicy.policies.transformer import small_transformer
 
 ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
@@ -22,10 +24,10 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 def load_policy(
     spec: str, *, dtype: Literal["float32", "bfloat16", "float64"] = "float32", lora_rank: int = 0, seed: int = 0
-) -> CausalLM:
-    """Load a causal language model.
+) -> Policy:
+    """Load a policy.
 
-    `spec`: a Hugging Face id, a folder with config.json and weights, a .gguf file, an alias, or
+    `spec`: a Hugging Face id, a folder with config.json and weights (a run's own `policy/` is one), a .gguf file, an alias, or
     `transformer:layers=2,width=64,heads=4` (bytes as tokens, weights from `seed`). `lora_rank` above 0 trains low-rank
     adapters through peft and freezes the rest.
     """
@@ -36,6 +38,8 @@ def load_policy(
         policy.module.to(getattr(torch, dtype))
         return policy
     path = ALIASES[spec]() if spec in ALIASES else Path(spec)
+    if (path / "table.safetensors").is_file():
+        return TablePolicy.load(path)
     if path.suffix == ".gguf":
         policy = from_gguf(path, dtype)
     else:
