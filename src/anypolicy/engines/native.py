@@ -35,6 +35,10 @@ class NativeEngine:
         starts: dict[bytes, int] = {}
         contexts = [np.concatenate([r.context, np.array(r.prefix, np.int64)]) for r in requests]
         for r, c in zip(requests, contexts, strict=True):
+            if len(r.prefix) > sampling.max_tokens:
+                raise InputError(
+                    "prefix", f"{len(r.prefix)} tokens", f"it must fit into max_tokens = {sampling.max_tokens}"
+                )
             if len(r.context) + sampling.max_tokens > self.policy.context_length:
                 limit = self.policy.context_length
                 raise InputError(
@@ -45,7 +49,7 @@ class NativeEngine:
         distinct = [np.frombuffer(key, np.int64) for key in starts]
         state, logits = self.policy.prefill(distinct)
         row_start = [starts[c.tobytes()] for r, c in zip(requests, contexts, strict=True) for _ in range(r.n)]
-        expand = torch.tensor(row_start)
+        expand = torch.tensor(row_start, dtype=torch.long)
         state, logits = state.select(expand), logits[expand]
         done = torch.tensor([len(r.prefix) for r in requests for _ in range(r.n)])
         tokens, logp, length, ended = self.decode(state, logits, sampling, generator, done)
@@ -113,8 +117,8 @@ def draw(
 def truncated(logp: Float[Tensor, "rows vocabulary"], sampling: Sampling) -> Float[Tensor, "rows vocabulary"]:
     """−inf outside the k likeliest tokens and outside the smallest set that holds top_p of the probability."""
     if 0 < sampling.top_k < logp.shape[1]:
-        floor = logp.topk(sampling.top_k, -1).values[:, -1:]
-        logp = logp.masked_fill(logp < floor, -torch.inf)
+        values, index = logp.topk(sampling.top_k, -1)
+        logp = torch.full_like(logp, -torch.inf).scatter(1, index, values)
     if sampling.top_p < 1:
         ordered, index = logp.sort(-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)

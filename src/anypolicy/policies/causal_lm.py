@@ -3,6 +3,7 @@ update: gradients flow through the cache that the group's responses share."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,27 @@ class CausalLM:
         self.hidden_size = int(config.hidden_size)
         self.context_length = int(config.max_position_embeddings)
         self.stop_ids = stop_tokens(model, tokenizer) if stop_ids is None else stop_ids
+        self.check_head()
+        if self.family not in SHARED_PREFIX:
+            print(
+                f"note: {self.family} is not tested with a shared prefix; each row reads its own prompt",
+                file=sys.stderr,
+            )
+
+    @torch.no_grad()
+    def check_head(self) -> None:
+        """Refuse a family whose logits are not head(last state) or whose cache is not keys and values."""
+        tokens = torch.tensor([[0, 1]])
+        try:
+            state, first = self.prefill([np.zeros(1, np.int64)])
+            gather_cache(state.cache, torch.tensor([0]))
+            ours = torch.cat([first, self.step(state, tokens[0, 1:])])
+        except (IndexError, AttributeError, TypeError) as error:
+            raise InputError("policy", self.family, f"its cache is not keys and values ({error})") from error
+        own = self.model(input_ids=tokens).logits[0].to(ours.dtype)
+        loose = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
+        if not torch.allclose(ours, own, atol=loose * float(own.abs().max()), rtol=0):
+            raise InputError("policy", self.family, "its logits are scaled in a way this adapter does not know")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,6 +102,8 @@ class CausalLM:
             )  # fmt: skip
         elif len(prompt.messages) == 1:
             ids = self.tokenizer.encode(prompt.messages[0]["content"])
+            if ids and ids[-1] == self.tokenizer.eos_token_id:
+                ids = ids[:-1]
         else:
             raise InputError("policy", self.family, "its tokenizer has no chat template, so give one message a prompt")
         return np.array(ids, np.int64)
@@ -92,9 +116,15 @@ class CausalLM:
     # --- scoring -----------------------------------------------------------------------------------------------------
     def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
         """Scores of the response tokens: shared prefix where the family is known to allow it, else the plain path."""
+        self.check_length(batch)
         shared = self.family in SHARED_PREFIX and bool(batch.context_valid.any(1).all())
         states = self.hidden_shared(batch) if shared else self.hidden_plain(batch)
         return self.scores_of(states, batch, temperature, entropy=entropy, hidden=hidden)
+
+    def check_length(self, batch: Batch) -> None:
+        longest = int((batch.context_valid.sum(1)[batch.context_index] + batch.valid.sum(1)).max())
+        if longest > self.context_length:
+            raise InputError("prompt", f"{longest} tokens with its response", f"the policy holds {self.context_length}")
 
     def score_plain(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
         """The same from one ordinary forward pass over context + response of every row: the oracle of `score`."""

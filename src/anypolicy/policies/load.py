@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
 from transformers.utils.quantization_config import GgufConfig
 
@@ -19,7 +20,7 @@ from anypolicy.policies.table import TablePolicy
 from anypolicy.policies.transformer import small_transformer
 
 ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
-WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def load_policy(
@@ -27,13 +28,16 @@ def load_policy(
 ) -> Policy:
     """Load a policy.
 
-    `spec`: a Hugging Face id, a folder with config.json and weights (a run's own `policy/` is one), a .gguf file, an alias, or
+    `spec`: a Hugging Face id, a folder with config.json and weights (a run's own `policy/` is one), a .gguf file, an
+    alias, or
     `transformer:layers=2,width=64,heads=4` (bytes as tokens, weights from `seed`). `lora_rank` above 0 trains low-rank
     adapters through peft and freezes the rest.
     """
     quiet_transformers()
     name, _, arguments = spec.partition(":")
     if name == "transformer":
+        if lora_rank:
+            raise InputError("lora_rank", lora_rank, "a transformer from scratch has nothing to adapt: use 0")
         policy = from_scratch(arguments, seed)
         policy.module.to(getattr(torch, dtype))
         return policy
@@ -64,12 +68,19 @@ def from_pretrained(source: str, dtype: str) -> CausalLM:
         if not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
             raise InputError("policy", source, "the folder has no weights (model.safetensors): save the model there")
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+        )
+        model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(source) if has_tokenizer(folder) or not local else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         remedy = "check the folder" if local else "without a network, give a local folder or an alias"
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError("policy", source, f"it cannot be loaded ({first}): {remedy}") from error
+    if report["missing_keys"]:
+        raise InputError(
+            "policy", source, f"its weights lack {sorted(report['missing_keys'])[:3]}: save the model again"
+        )
     return CausalLM(model, tokenizer)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,8 +34,11 @@ def smollm2_folder() -> Path:
         unpacked = Path(work) / "unpacked"
         unpacked.mkdir()
         unpack(gguf, unpacked)
-        shutil.rmtree(home, ignore_errors=True)
-        os.rename(unpacked, home)
+        try:
+            os.rename(unpacked, home)
+        except OSError:
+            if not (home / "config.json").is_file():
+                raise
     return home
 
 
