@@ -14,7 +14,7 @@ from anypolicy.loops.stages import Clip, KeepAll, PolicyLoss
 from anypolicy.tasks.tabular_lock import TabularLock
 from anypolicy.training import fit
 
-CLAIM = "at bias 4, NGRPO ends with at least 1.5 times GRPO's success on confidently wrong prompts (sheet: arXiv 2509.18851)"
+CLAIM = "at bias 4, NGRPO ends with at least 1.5 times GRPO's success on confidently wrong prompts (arXiv 2509.18851)"
 SEEDS = 10
 CURVE = "success on hard prompts, bias 4"
 ARMS = ("grpo", "grpo-clip-higher", "ngrpo", "calibration-only", "grpo-bias-3", "ngrpo-bias-3", "grpo-unbiased",

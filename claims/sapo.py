@@ -23,7 +23,7 @@ from anypolicy.training import fit
 
 CLAIM = (
     "under reuse, SAPO(1, 1.05) ends above GRPO's clip and GSPO with an exact verifier, and above no clip with a noisy one "
-    "(sheet: arXiv 2511.20347)"
+    "(arXiv 2511.20347)"
 )
 SEEDS = 8
 CURVE = "mean success, exact verifier"

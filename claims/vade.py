@@ -21,7 +21,7 @@ from anypolicy.training import fit
 
 CLAIM = (
     "at equal rollouts VADE beats uniform epochs and DAPO's refill in success over all prompts, with more groups that "
-    "have a signal (sheet: arXiv 2511.18902)"
+    "have a signal (arXiv 2511.18902)"
 )
 SEEDS = 8
 CURVE = "mean success over all prompts"

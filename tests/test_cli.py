@@ -118,6 +118,19 @@ def test_compare_goes_on_where_it_was(here, capsys):
     assert (here / "cmp" / "report.html").exists()
 
 
+def test_reproduce_prints_the_verdict(here, capsys):
+    (here / "claims").mkdir()
+    (here / "claims" / "thing.py").write_text(
+        "from anypolicy.evidence.claims import Check\n"
+        "CLAIM, SEEDS, ARMS = 'one is above zero', 2, ('a',)\n"
+        "def run(arm, seed): return {'x': 1.0}\n"
+        "CHECKS = [Check('x', '> 0', lambda r: r['a']['x'], above=0.0)]\n"
+    )
+    assert main(["reproduce", "thing"]) == 0
+    assert "confirmed over 2 seeds" in capsys.readouterr().out
+    assert (here / "docs" / "evidence" / "thing.json").exists()
+
+
 def test_methods_as_json(capsys):
     assert main(["methods", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)

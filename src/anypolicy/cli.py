@@ -189,7 +189,7 @@ def reproduce(method: Positional[str], seeds: int | None = None, workers: int = 
     """
     from anypolicy import studies
 
-    studies.reproduce(method, seeds=seeds, workers=workers, claims=claims)
+    print(studies.reproduce(method, seeds=seeds, workers=workers, claims=claims))
 
 
 def methods(

@@ -1,4 +1,4 @@
-"""Sheet 14, section 7, and the identities of NGRPO."""
+"""Worked numbers of the paper (arXiv 2509.18851, eq. 5–7) in float64, and the identities of NGRPO."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Sheet 27, section 7."""
+"""Worked numbers of the paper (arXiv 2511.20347, eq. 5–8) in float64."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Sheet 47, section 7."""
+"""Worked numbers of the paper (arXiv 2511.18902, figure 2) and properties of the posterior."""
 
 import math
 

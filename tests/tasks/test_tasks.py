@@ -158,7 +158,7 @@ def test_extraction(how, answer):
         ({"start": "mixture", "prompts": 1024, "length": 2}, False, 0.292, 0.005),
     ],
 )
-def test_the_locks_start_where_the_sheets_say(settings, hard, want, tolerance):
+def test_the_locks_start_where_their_specification_says(settings, hard, want, tolerance):
     found = []
     for seed in range(5):
         task = TabularLock(seed, **settings)

@@ -1,4 +1,4 @@
-"""Rewards to advantages: the group normaliser, leave-one-out, returns, GAE and whitening (sheet 00, section 2)."""
+"""Rewards to advantages: the group normaliser, leave-one-out, returns, GAE and whitening."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Per-token estimators of the divergence to a reference policy (sheet 00, section 4)."""
+"""Per-token estimators of the divergence to a reference policy."""
 
 from __future__ import annotations
 

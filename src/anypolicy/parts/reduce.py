@@ -1,4 +1,4 @@
-"""Turning a (rows, tokens) matrix of per-token values into one number, said explicitly (sheet 00, section 5)."""
+"""Turning a (rows, tokens) matrix of per-token values into one number, said explicitly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importance ratios and the objectives that are built on them (sheet 00, section 3). Values are maximised."""
+"""Importance ratios and the objectives that are built on them. Values are maximised."""
 
 from __future__ import annotations
 
