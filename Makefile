@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.*
 BIN := .venv/bin
 
-TRAIN := train ngrpo --policy smollm2-135m --lr 2e-5 --prompts 8 --minibatches 2 --steps 40 --eval-every 20 \
+TRAIN := train ngrpo --policy smollm2-135m --lr 2e-5 --prompts 8 --minibatches 2 --steps 30 --eval-every 15 --checkpoint-every 15 \
   --task "reasoning-gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2,extract=last-number,max_tokens=12,instruction=Reply with the answer only."
 
 .PHONY: setup train test lint types contracts docs bench check clean
