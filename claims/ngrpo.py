@@ -2,7 +2,8 @@
 
 Tabular lock, 64 prompts, two tokens out of eight: 16 easy prompts, 48 hard ones with +bias on one fixed wrong token per
 position. 300 steps, all prompts every step, 4 passes over each batch, SGD 0.5 per prompt. All arms without entropy
-bonus, so that only advantage, clip and filter differ. Metric: exact success on the hard prompts.
+bonus and without a filter (every prompt is drawn in every step, and an all-correct group has advantage 0 in any case; dropping
+it would only change the denominator of the mean), so that only advantage and clip differ. The boundary runs 400 steps. Metric: exact success on the hard prompts.
 """
 
 from dataclasses import replace
@@ -17,6 +18,7 @@ from anypolicy.training import fit
 CLAIM = "at bias 4, NGRPO ends with at least 1.5 times GRPO's success on confidently wrong prompts (arXiv 2509.18851)"
 SEEDS = 10
 CURVE = "success on hard prompts, bias 4"
+CURVE_ARMS = ("grpo", "grpo-clip-higher", "calibration-only", "ngrpo")
 ARMS = ("grpo", "grpo-clip-higher", "ngrpo", "calibration-only", "grpo-bias-3", "ngrpo-bias-3", "grpo-unbiased",
         "ngrpo-unbiased")  # fmt: skip
 STEPS, PROMPTS, PASSES = 300, 64, 4
@@ -29,8 +31,7 @@ def recipe(name: str) -> GroupRecipe:
     return replace(
         base,
         loss=PolicyLoss(clip, aggregation="token-mean"),
-        # every prompt is drawn in every step, so a refill would only draw the same prompts again
-        selection=replace(base.selection, max_rounds=1, carry=False) if name == "ngrpo" else KeepAll(),
+        selection=KeepAll(),
         optimiser=Optimiser("sgd", lr=0.5 * PROMPTS, grad_clip=None, epochs=PASSES),
     )
 
@@ -47,7 +48,8 @@ def run(arm: str, seed: int) -> dict:
     policy = task.make_policy(seed)
     name = arm.removesuffix("-bias-3").removesuffix("-unbiased")
     curve, all_wrong = [(0, task.probe(policy)[metric])], 0.0
-    for step, (log, _) in enumerate(fit(recipe(name), task, policy, steps=STEPS, prompts=PROMPTS, seed=seed), 1):
+    steps = 400 if unbiased else STEPS
+    for step, (log, _) in enumerate(fit(recipe(name), task, policy, steps=steps, prompts=PROMPTS, seed=seed), 1):
         all_wrong = log["groups/all_wrong"]
         if step % 25 == 0:
             curve.append((step, task.probe(policy)[metric]))

@@ -27,6 +27,7 @@ CLAIM = (
 )
 SEEDS = 8
 CURVE = "mean success, exact verifier"
+CURVE_ARMS = ("grpo", "gspo", "no-clip", "sapo", "sapo-10")
 STEPS, PROMPTS, PASSES = 60, 64, 16
 GATES = {
     "sapo": PolicyLoss(SoftGate(1.0, 1.05)),

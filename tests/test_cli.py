@@ -116,6 +116,8 @@ def test_compare_goes_on_where_it_was(here, capsys):
     assert main(command) == 0
     assert capsys.readouterr().out == first
     assert (here / "cmp" / "report.html").exists()
+    assert main([*command, "--lr", "0.3"]) == 2
+    assert "lr: 0.1 → 0.3" in capsys.readouterr().err
 
 
 def test_reproduce_prints_the_verdict(here, capsys):

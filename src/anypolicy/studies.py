@@ -156,6 +156,12 @@ def one_run(
     mine = {k: v for k, v in knobs.items() if k in {word.partition(".")[0] for word in arm.split("+")}}
     p = training.plan(arm, training.Settings(task, seed=seed, out=out, **settings), mine)
     if (out / "recipe.yaml").exists():
+        with RunDirectory.open(out, lock=False) as known:
+            changed = training.differences(p, known.recipe())
+        if changed:
+            raise InputError(
+                "out", str(out), f"a run with other settings is there ({', '.join(changed)}): choose another"
+            )
         run = training.resume(out, steps=p.settings.steps, quiet=True)
     else:
         run = training.start(p, quiet=True)
@@ -178,7 +184,7 @@ def compare(
     for arm in methods:
         mine = {k: v for k, v in (knobs or {}).items() if k in {w.partition(".")[0] for w in arm.split("+")}}
         training.plan(arm, training.Settings(task, **settings), mine)
-    folder = Path(out or Path("runs") / ("compare-" + "-".join(methods))[:100].replace("/", "-"))
+    folder = Path(out or Path("runs") / f"compare-{'-'.join(methods)}-{task}"[:150].replace("/", "-").replace(":", "-"))
     jobs = [
         (arm, seed, folder / arm / f"seed-{seed}", task, knobs or {}, settings)
         for seed in range(seeds)

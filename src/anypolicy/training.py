@@ -309,6 +309,12 @@ def comparable(p: Plan) -> dict[str, Any]:
     return {k: v for k, v in p.written().items() if k not in ("steps", "trackers", "eval_every", "checkpoint_every")}
 
 
+def differences(p: Plan, written: dict[str, Any]) -> list[str]:
+    """Settings in which a plan and a written recipe would give other numbers."""
+    mine = comparable(p)
+    return recipe_differences({k: written.get(k) for k in mine}, mine)
+
+
 def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> int:
     """Load the newest checkpoint into the loop, if there is one, and cut the ledger to it; the step to begin with."""
     folder = latest_checkpoint(run.path)

@@ -77,3 +77,18 @@ def test_noise_names_no_winner_but_says_how_many_seeds_are_missing():
     assert c.winner is None
     assert "cannot tell" in str(c)
     assert "more seeds" in str(c)
+
+
+def test_two_seeds_or_no_spread_decide_nothing():
+    assert comparison([0.52, 0.5], [0.5, 0.48]).winner is None
+    assert comparison([0.52, 0.5, 0.54], [0.5, 0.48, 0.52]).winner is None
+
+
+def test_several_methods_share_the_error_probability():
+    rng = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(60):
+        final = {n: dict(enumerate(rng.normal(size=5))) for n in "abcde"}
+        c = compare_runs(final, curves=[], costs={n: dict.fromkeys(range(5), 1.0) for n in final}, metric="m", task="t")
+        wrong += any(d.decided for d in c.differences)
+    assert wrong / 60 < 0.12

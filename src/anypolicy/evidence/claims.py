@@ -6,8 +6,9 @@ A claim file says what is expected before anything is measured:
     def run(arm: str, seed: int) -> dict[str, Any]:    numbers by name; "curve" (optional) [step, value] pairs
     CHECKS = [Check("ngrpo ends above grpo", "> 0", lambda r: r["ngrpo"]["final"] - r["grpo"]["final"], above=0.0)]
 
-A check is one number per seed. Its verdict comes from the t interval of the mean over seeds: confirmed when all of it
-lies on the expected side of the bound, refuted when all of it lies on the other, undecided otherwise.
+`CURVE` labels the figure and `CURVE_ARMS` says which arms it shows. A check is one number per seed. Its verdict comes
+from the t interval of the mean over seeds: confirmed when all of it lies on the expected side, refuted when
+all of it lies on the other, undecided otherwise.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class Check:
     above: float | None = None
     below: float | None = None
     core: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.above is None) == (self.below is None):
+            raise InputError("check", self.name, "give one bound, above or below")
 
     def judge(self, measured: Interval) -> Outcome:
         bound = self.above if self.above is not None else self.below
@@ -117,7 +122,7 @@ def run_claim(path: Path, *, seeds: int | None = None, workers: int = 1, out: Pa
     """Run what is missing, judge, and write <slug>.json and <slug>.svg into `out`. Finished runs are kept there in a
     hidden file, so a claim that was killed goes on where it was; a changed claim file starts anew."""
     module, slug, began = load(path), path.stem.replace("_", "-"), time.monotonic()
-    n = seeds or module.SEEDS
+    n = module.SEEDS if seeds is None else seeds
     if n < 2:
         raise InputError("seeds", n, "an interval needs at least 2")
     out.mkdir(parents=True, exist_ok=True)
@@ -144,8 +149,14 @@ def finished(jobs: list[tuple[Path, str, int]], workers: int) -> Iterator[tuple[
         yield from (one(*job) for job in jobs)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        failed: BaseException | None = None
         for done in as_completed([pool.submit(one, *job) for job in jobs]):
-            yield done.result()
+            if failed is None and (failed := done.exception()):
+                pool.shutdown(wait=False, cancel_futures=True)
+            elif not done.cancelled() and done.exception() is None:
+                yield done.result()
+        if failed is not None:
+            raise failed
 
 
 def judge(slug: str, module: ModuleType, by_seed: list[Results], seconds: float) -> Verdict:
@@ -171,7 +182,7 @@ def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Result
         check["measured"] = judged.measured._asdict()
     write_text(out / f"{verdict.slug}.json", json.dumps(value, indent=1))
     curves: list[Curve] = []
-    for arm in module.ARMS:
+    for arm in getattr(module, "CURVE_ARMS", module.ARMS):
         if all("curve" in results[arm] for results in by_seed):
             lines = [np.asarray(results[arm]["curve"], float) for results in by_seed]
             curves.append(Curve(arm, lines[0][:, 0].astype(int).tolist(), [x[:, 1].tolist() for x in lines]))

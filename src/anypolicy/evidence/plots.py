@@ -58,7 +58,7 @@ def learning_curves(curves: Sequence[Curve], *, x: str = "step", y: str, title: 
         mean, low, high = c.band()
         if len(c.values) > 1:
             out.add_trace(go.Scatter(
-                x=c.steps + c.steps[::-1], y=[*high, *low[::-1]], fill="toself", line={"width": 0},
+                x=c.steps + c.steps[::-1], y=[*high, *low[::-1]], fill="toself", mode="lines", line={"width": 0},
                 fillcolor=shade(colour, 0.15), hoverinfo="skip", showlegend=False,
             ))  # fmt: skip
         out.add_trace(go.Scatter(x=c.steps, y=mean, name=c.name, mode="lines+markers", line={"color": colour}))

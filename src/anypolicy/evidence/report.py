@@ -14,7 +14,8 @@ STYLE = """
 :root { color-scheme: light; --line: #e3e6ea; --soft: #5c6670; --good: #00724f; --bad: #b34700; }
 body { font: 16px/1.55 system-ui, sans-serif; color: #16191d; margin: 0; background: #fff; }
 main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .75rem; letter-spacing: -.01em; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .75rem; letter-spacing: -.01em; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p { margin: .35rem 0; max-width: 46rem; } .soft { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
 th, td { text-align: left; padding: .45rem .8rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
