@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from loop import serve
+from loop import resident, serve
 from safetensors.torch import save_file
 
 from anypolicy.compose import compose
@@ -56,11 +56,17 @@ for i, prompt in enumerate(work["prompts"]):
     groups.append(Group(str(i), Task.train[i], trajectories))
 
 
+base = resident()
+
+
 def batch():
-    """Given rows as a batch whose behaviour policy is the current one."""
+    """Given rows as a batch whose behaviour policy is the current one and noise."""
     made = from_groups(groups)
+    noise = torch.zeros_like(made.logp_old)
+    for row, values in zip(noise, (v for group in work["noise"] for v in group), strict=True):
+        row[: len(values)] = torch.tensor(values)
     with torch.no_grad():
-        return loop.credited(replace(made, logp_old=policy.score(made, 1.0).logp))
+        return loop.credited(replace(made, logp_old=policy.score(made, 1.0).logp + noise))
 
 
 ready = batch()
@@ -83,4 +89,4 @@ def gradient():
 
 
 versions = {"anypolicy": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-serve({"update": update, "step": loop.step, "gradient": gradient}, versions)
+serve({"update": update, "step": loop.step, "gradient": gradient}, versions, base)

@@ -8,17 +8,18 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from loop import serve
+from loop import resident, serve
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 work = json.loads(Path(given["work"]).read_text())
-tokenizer = AutoTokenizer.from_pretrained(given["model"])
+tokenizer = PreTrainedTokenizerFast.from_pretrained(given["model"])
 model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
-prompts = [tokenizer.decode(ids) for ids in work["prompts"]]
+prompts = [" ".join(f"w{i}" for i in ids) for ids in work["prompts"]]
+assert [tokenizer(p)["input_ids"] for p in prompts] == work["prompts"]
 rows = len(prompts) * given["group"]
 
 
@@ -41,13 +42,24 @@ trainer.create_optimizer_and_scheduler(10_000)
 trainer.current_gradient_accumulation_steps = 1
 trainer.model.train()
 
-flat = torch.tensor([ids for group in work["completions"] for ids in group])
+base = resident()
+
+
+def padded(rows, dtype):
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=dtype) for g in rows for r in g], batch_first=True)
+
+
+flat, noise = padded(work["completions"], torch.long), padded(work["noise"], torch.float32)
+valid = padded([[[1] * len(r) for r in g] for g in work["completions"]], torch.long)
 context = torch.tensor([ids for ids in work["prompts"] for _ in range(given["group"])])
 r = torch.tensor(work["rewards"])
 advantage = ((r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-4)).flatten()
+with torch.no_grad():
+    whole, seen = torch.cat([context, flat], 1), torch.cat([torch.ones_like(context), valid], 1)
+    old = trainer._get_per_token_logps_and_entropies(trainer.model, whole, seen, flat.shape[1])[0] + noise
 inputs = {
-    "prompt_ids": context, "prompt_mask": torch.ones_like(context), "completion_ids": flat,
-    "completion_mask": torch.ones_like(flat), "advantages": advantage, "num_items_in_batch": torch.tensor(flat.numel()),
+    "prompt_ids": context, "prompt_mask": torch.ones_like(context), "completion_ids": flat, "completion_mask": valid,
+    "advantages": advantage, "old_per_token_logps": old, "num_items_in_batch": valid.sum(),
 }  # fmt: skip
 
 
@@ -76,4 +88,4 @@ def gradient():
 
 
 versions = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-serve({"update": update, "step": step, "gradient": gradient}, versions)
+serve({"update": update, "step": step, "gradient": gradient}, versions, base)
