@@ -149,12 +149,17 @@ def run_page(run: training.Run) -> Path:
 
 
 # --- compare ---------------------------------------------------------------------------------------------------------
+def knobs_of(arm: str, knobs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings of those methods that an arm is made of."""
+    names = {word.strip().partition(".")[0] for word in arm.split("+")}
+    return {slug: own for slug, own in knobs.items() if slug in names}
+
+
 def one_run(
     arm: str, seed: int, out: Path, task: str, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]
 ) -> tuple[str, int, list[dict[str, Any]]]:
     """Train, resume or reuse one run of a comparison; its ledger."""
-    mine = {k: v for k, v in knobs.items() if k in {word.partition(".")[0] for word in arm.split("+")}}
-    p = training.plan(arm, training.Settings(task, seed=seed, out=out, **settings), mine)
+    p = training.plan(arm, training.Settings(task, seed=seed, out=out, **settings), knobs_of(arm, knobs))
     if (out / "recipe.yaml").exists():
         with RunDirectory.open(out, lock=False) as known:
             changed = training.differences(p, known.recipe())
@@ -182,8 +187,7 @@ def compare(
     if seeds < 2:
         raise InputError("seeds", seeds, "a comparison needs at least 2 seeds")
     for arm in methods:
-        mine = {k: v for k, v in (knobs or {}).items() if k in {w.partition(".")[0] for w in arm.split("+")}}
-        training.plan(arm, training.Settings(task, **settings), mine)
+        training.plan(arm, training.Settings(task, **settings), knobs_of(arm, knobs or {}))
     folder = Path(out or Path("runs") / f"compare-{'-'.join(methods)}-{task}"[:150].replace("/", "-").replace(":", "-"))
     jobs = [
         (arm, seed, folder / arm / f"seed-{seed}", task, knobs or {}, settings)

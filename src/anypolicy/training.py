@@ -211,11 +211,15 @@ def world_of(p: Plan) -> World:
     return World(policy, NativeEngine(policy), p.task, sampling, s.seed, reward_function=reward)
 
 
+def reference_of(recipe: GroupRecipe, policy: Policy) -> Policy | None:
+    """A frozen copy of the policy as it is now, if a stage of the recipe needs one."""
+    needed = any(getattr(stage, "needs_reference", False) for stage in (recipe.loss, recipe.advantage))
+    return copy.deepcopy(policy) if needed else None
+
+
 def group_loop(p: Plan, world: World) -> GroupLoop:
-    """The loop at step 0; keeps a copy of the policy as reference if a stage needs one."""
-    stages = (p.recipe.loss, p.recipe.advantage)
-    needed = any(getattr(stage, "needs_reference", False) for stage in stages)
-    reference = copy.deepcopy(world.policy) if needed else None
+    """The loop at step 0."""
+    reference = reference_of(p.recipe, world.policy)
     assert p.settings.prompts is not None
     return GroupLoop(
         p.recipe, world, prompts=p.settings.prompts, micro_tokens=p.settings.micro_tokens, reference=reference
@@ -347,9 +351,7 @@ def fit(
     check(recipe, prompts)
     sampling = Sampling(max_tokens or task.max_tokens, temperature)
     world = World(policy, NativeEngine(policy), task, sampling, seed)
-    stages = (recipe.loss, recipe.advantage)
-    needed = any(getattr(stage, "needs_reference", False) for stage in stages)
-    reference = copy.deepcopy(policy) if needed else None
+    reference = reference_of(recipe, policy)
     loop = GroupLoop(recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=reference)
     for _ in range(steps):
         yield loop.step(), policy
