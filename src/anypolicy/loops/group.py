@@ -8,9 +8,10 @@ term of the loss, cost no forward pass; denominators are those of the whole opti
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -34,8 +35,13 @@ class GroupLoop:
     """
 
     def __init__(self, recipe: GroupRecipe, world: World, *, prompts: int, micro_tokens: int, reference: Policy | None):
+        if reference is not None:
+            world = replace(world, reference=world.engine.of(reference))
         self.recipe, self.world, self.prompts, self.micro_tokens = recipe, world, prompts, micro_tokens
         self.reference = reference
+        for stage in stages(recipe):
+            if hasattr(stage, "check"):
+                stage.check(world)
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
         self.steps, self.carried = 0, list[Group]()
         sets: dict[str, tuple[Iterable[nn.Parameter], float]] = {
@@ -222,11 +228,15 @@ class GroupLoop:
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the updater's tensors."""
         carried = [to_json(g) for g in self.carried]
-        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), "carried": carried}
+        memory = copy.deepcopy(self.world.memory)
+        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), "carried": carried,
+                "memory": memory}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.steps = state["steps"]
         self.order.restore(state["order"])
+        self.world.memory.clear()
+        self.world.memory.update(copy.deepcopy(state.get("memory", {})))
         prompts = self.world.task.train
         self.carried = [from_json(g, prompts[g["position"]]) for g in state["carried"]]
         self.updater.restore(tensors, state["updates"])
@@ -244,12 +254,19 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     for t in trajectories:
         for name, value in t.rewards.items():
             named.setdefault(name, []).append(value)
-    logp = [float(s.logp[s.mask].mean()) for t in trajectories for s in t.segments if s.mask.any()]
+    chosen = [s.logp[s.mask & (s.version >= 0)] for t in trajectories for s in t.segments]
+    logp = [float(x.mean()) for x in chosen if len(x)]
+    by_stage: dict[str, list[float]] = {}
+    for g, r in zip(groups, right, strict=True):
+        by_stage.setdefault(g.stage, []).append(r)
+    staged = by_stage if by_stage.keys() != {"direct"} else {}
     return more | {
         "reward/mean": float(reward.nanmean()),
         "reward/std": float(reward[~reward.isnan()].std()) if len(reward) > 1 else 0.0,
         **({f"reward/{k}": sum(v) / len(v) for k, v in named.items()} if len(named) > 1 else {}),
         "accuracy": sum(right) / len(right),
+        **{f"accuracy/{s}": sum(r) / len(r) for s, r in staged.items()},
+        **{f"prompts/{s}": float(len(r)) for s, r in staged.items()},
         "groups/mixed": sum(0 < r < 1 for r in right) / len(right),
         "groups/all_correct": sum(r == 1 for r in right) / len(right),
         "groups/all_wrong": sum(r == 0 for r in right) / len(right),
@@ -258,6 +275,11 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
         "tokens/generated": float(length.sum()),
         "entropy/behaviour": -sum(logp) / max(len(logp), 1),
     }
+
+
+def stages(recipe: GroupRecipe) -> list[Any]:
+    """The stages of a recipe, in their order."""
+    return [getattr(recipe, f.name) for f in fields(recipe)]
 
 
 def check(recipe: GroupRecipe, prompts: int) -> None:
@@ -272,6 +294,11 @@ def check(recipe: GroupRecipe, prompts: int) -> None:
         raise InputError(
             "advantage", type(advantage).__name__, "the recipe has a critic, so use an advantage with value targets"
         )
+    if getattr(recipe.rollout, "needs_labels", False) and not recipe.reward.needs_labels:
+        raise InputError(
+            "rollout", type(recipe.rollout).__name__,
+            f"it verifies answers, which {type(recipe.reward).__name__} must not see: use another of the two",
+        )  # fmt: skip
     if prompts < 1:
         raise InputError("prompts", prompts, "use at least 1")
     if recipe.optimiser.minibatches > prompts:

@@ -127,6 +127,15 @@ class SumReward:
     def needs_labels(self) -> bool:
         return any(p.needs_labels for p in self.parts)
 
+    @property
+    def needs_reference(self) -> bool:
+        return any(getattr(p, "needs_reference", False) for p in self.parts)
+
+    def check(self, world: World) -> None:
+        for part in self.parts:
+            if hasattr(part, "check"):
+                part.check(world)  # type: ignore[attr-defined]
+
     def __call__(self, world: World, groups: list[Group]) -> None:
         trajectories = [t for g in groups for t in g.trajectories]
         total = [0.0] * len(trajectories)
@@ -221,11 +230,11 @@ class PolicyLoss:
     """−reduce(gate(ratio, A)) + kl_coef · reduce(KL) − entropy_coef · reduce(entropy), all in one aggregation.
 
     `gate` gives the per-token objective from importance ratio and advantage; `ratio` is per token or, as in GSPO, the
-    length-normalised one of the sequence.
+    length-normalised one of the sequence, or the product over the sequence.
     """
 
     gate: Any = Clip()
-    ratio: Literal["token", "sequence"] = "token"
+    ratio: Literal["token", "sequence", "product"] = "token"
     aggregation: Mode = "seq-mean-token-mean"
     kl: Estimator | None = None
     kl_coef: float = 0.0
@@ -253,8 +262,10 @@ class PolicyLoss:
         assert advantage is not None
         if self.ratio == "token":
             ratio = surrogate.token_ratio(scores.logp, batch.logp_old)
-        else:
+        elif self.ratio == "sequence":
             ratio = surrogate.sequence_ratio(scores.logp, batch.logp_old, batch.mask)
+        else:
+            ratio = surrogate.product_ratio(scores.logp, batch.logp_old, batch.mask)
         terms = {"policy": -mean(weight * self.gate(ratio, advantage))}
         if self.needs_reference and batch.logp_ref is not None and self.kl is not None:
             divergence = kl(scores.logp, batch.logp_ref, self.kl)

@@ -113,6 +113,13 @@ class CausalLM:
             return " ".join(str(t) for t in tokens)
         return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
+    def token(self, text: str) -> int:
+        ids = [] if self.tokenizer is None else self.tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            told = "it has no tokenizer" if self.tokenizer is None else f"its tokenizer reads {len(ids)} tokens"
+            raise InputError("token", text, f"it must be one token of the policy, but {told}: give another or an id")
+        return int(ids[0])
+
     # --- scoring -----------------------------------------------------------------------------------------------------
     def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
         """Scores of the response tokens: shared prefix where the family is known to allow it, else the plain path."""

@@ -54,6 +54,9 @@ class TablePolicy:
     def decode(self, tokens: Tokens) -> str:
         return " ".join(str(t) for t in tokens)
 
+    def token(self, text: str) -> int:
+        raise InputError("token", text, "a table's tokens are numbers: give the id")
+
     def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
         z, tokens = self.module.logits, batch.response.shape[1]
         prompt = batch.context[batch.context_index, -1]
