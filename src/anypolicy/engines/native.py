@@ -77,8 +77,8 @@ class NativeEngine:
         self, state: Any, logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator,
         left: Int[Tensor, " rows"],
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:  # fmt: skip
-        """Token by token until every row has ended or has none `left`. Returns (rows, tokens) ids and log-probabilities, the length of
-        every row and whether a stop token ended it."""
+        """Token by token until every row has ended or has none `left`. Returns (rows, tokens) ids and
+        log-probabilities, the length of every row and whether a stop token ended it."""
         rows, most = len(logits), int(left.max())
         ids = np.zeros((rows, most), np.int64)
         logp = np.zeros((rows, most), np.float32)

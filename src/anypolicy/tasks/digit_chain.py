@@ -64,7 +64,9 @@ class DigitChain:
         self.name, self.max_tokens = "digit-chain", 16
         self.suggested = {"lr": 1e-4, "prompts": 16}
         rng = numpy_generator(seed, "digit-chain", "prompts")
-        lengths = np.where(rng.random(prompts + heldout) < short, 2, rng.integers(shortest, longest + 1, prompts + heldout))
+        lengths = np.where(
+            rng.random(prompts + heldout) < short, 2, rng.integers(shortest, longest + 1, prompts + heldout)
+        )
         self.train = [prompt(rng, int(n), f"train-{i}", held=False) for i, n in enumerate(lengths[:prompts])]
         self.heldout = [prompt(rng, int(n), f"heldout-{i}", held=True) for i, n in enumerate(lengths[prompts:])]
 
