@@ -1,12 +1,10 @@
-"""Digit chain: a two-layer transformer that can add digits with or without writing the running sums, and does the first.
+"""Digit chain: a small transformer that can add digits with or without writing the running sums, and always does.
 
 Prompt: d_1 … d_n = (n from 2 to 7); answer: their sum modulo 10. A response with thinking is START, the running sums
 modulo 10, END, the answer, EOS; one without is END, the answer, EOS. The first token is the choice of the mode.
 """
 
 from __future__ import annotations
-
-import sys
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.transformer import small_transformer
 from anypolicy.runs.seeds import generator, numpy_generator
 from anypolicy.tasks.base import Score
-from anypolicy.tasks.pretrained import trained_once
+from anypolicy.tasks.bases import cached_base
 from anypolicy.tasks.split import place
 
 EQUALS, START, END, EOS, PAD = range(10, 15)
@@ -42,8 +40,8 @@ def response_ids(digits: tuple[int, ...], thinking: bool) -> tuple[int, ...]:
 
 
 class DigitChain:
-    """Training prompts: the share `short` has two digits, the others n uniform from `shortest` to `longest`; with so few
-    pairs of digits those come up several times. A fifth of all digit strings is held out.
+    """Training prompts: the share `short` has two digits, the others n uniform from `shortest` to `longest`; there are
+    so few pairs of digits that those come up several times. A fifth of all digit strings is held out.
 
     The starting policy ("base") is trained by supervised steps on both modes and all n, except that the first token of
     a response without thinking is never a target: it knows how to answer at once but does not choose to. It is kept in
@@ -64,9 +62,8 @@ class DigitChain:
         self.name, self.max_tokens = "digit-chain", 16
         self.suggested = {"lr": 1e-4, "prompts": 16}
         rng = numpy_generator(seed, "digit-chain", "prompts")
-        lengths = np.where(
-            rng.random(prompts + heldout) < short, 2, rng.integers(shortest, longest + 1, prompts + heldout)
-        )
+        both = prompts + heldout
+        lengths = np.where(rng.random(both) < short, 2, rng.integers(shortest, longest + 1, both))
         self.train = [prompt(rng, int(n), f"train-{i}", held=False) for i, n in enumerate(lengths[:prompts])]
         self.heldout = [prompt(rng, int(n), f"heldout-{i}", held=True) for i, n in enumerate(lengths[prompts:])]
 
@@ -96,8 +93,7 @@ class DigitChain:
         policy = small_transformer(
             vocabulary=15, layers=2, width=64, heads=4, context_length=24, seed=seed, eos_id=EOS, pad_id=PAD
         )
-        trained_once(policy, "digit-chain", [RECIPE, seed], lambda: train_base(policy, seed))
-        return policy
+        return cached_base(policy, "digit-chain", [RECIPE, seed], lambda p: train_base(p, seed))
 
 
 def prompt(rng: np.random.Generator, n: int, name: str, *, held: bool) -> Prompt:
@@ -112,10 +108,10 @@ def train_base(policy: CausalLM, seed: int, steps: int = 1500, rows: int = 128) 
     """Supervised steps (AdamW 1e-3) on random problems of the training side, n uniform, half of them in each mode."""
     rng = numpy_generator(seed, "digit-chain", "base")
     optimiser = torch.optim.AdamW(policy.module.parameters(), lr=1e-3, weight_decay=0.01)
-    print(f"digit-chain: training the base policy of seed {seed} (under a minute, kept in the cache)", file=sys.stderr)
     for _ in range(steps):
         tokens, wanted = examples(rng, rows)
-        logits = policy.module(input_ids=torch.from_numpy(tokens[:, :-1])).logits
+        inputs = torch.from_numpy(tokens[:, :-1])
+        logits = policy.module(input_ids=inputs, attention_mask=(inputs != PAD).long()).logits
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(wanted[:, 1:]).flatten())
         optimiser.zero_grad()
         loss.backward()

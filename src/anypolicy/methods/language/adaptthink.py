@@ -4,13 +4,13 @@ Paper: arXiv 2505.13417, section 4 (constrained objective, its Lagrangian, impor
 Idea: a response that begins with the end-of-thinking token does not think. Half of every group is made to begin so, and
 not thinking earns a small bonus on top of how much better than the frozen reference the response is.
 Changes: rollout (forced first tokens of known probability, shorter limit without thinking), reward (verified after
-exactly one end-of-thinking token, minus the reference's accuracy on the prompt, plus the bonus), advantage (that value as
-it is), loss (clipped length-normalised sequence ratio, no KL), optimiser (AdamW 2e-6, weight decay 0.01).
+exactly one end-of-thinking token, minus the reference's accuracy on the prompt, plus the bonus), advantage (that value
+as it is), loss (clipped length-normalised sequence ratio, no KL), optimiser (AdamW 2e-6, weight decay 0.01).
 Silent: when the reference answers. Here K responses the first time a prompt is drawn, kept in every checkpoint.
 Differs: the paper writes the ratio as the product over tokens; the authors' code has the geometric mean, as here by
-default. From a policy that hardly ever skips thinking the product multiplies the choice's gradient by its tiny probability.
-Their limits of 4096 and 16384 tokens stand here as a fraction of the generation limit. Their temperature, 0.6, is a setting
-of the run.
+default: for a policy that hardly ever skips thinking the product multiplies the gradient of the choice by that tiny
+probability. Their limits of 4096 and 16384 tokens stand here as a fraction of the generation limit. Their temperature,
+0.6, is a setting of the run.
 """
 
 import math
@@ -147,7 +147,7 @@ class ReferenceReward:
         return known
 
     def scores(self, world: World, prompt: Prompt, responses: list[Tokens]) -> list[Score]:
-        """The verifier on what follows the end of thinking; 0 unless that comes exactly once and no thinking is opened."""
+        """The verifier on what follows the end of thinking; 0 unless that comes once and no thinking is opened."""
         end, _, *opening = self.marks.ids(world.policy)
         tails = [answer(r, end) for r in responses]
         texts = [world.policy.decode(t) for t in tails]
