@@ -89,9 +89,11 @@ class Advantage(Protocol):
 
 
 class Choice(NamedTuple):
-    """What a selection keeps of the sampled responses; supervised targets stay, whatever it drops. `groups` (groups) and
-    `mask` (rows, tokens) are True where kept; `weight` (rows) multiplies a row's loss terms; `surplus` marks kept
-    groups beyond the target that the next step begins with; `short` asks for more prompts."""
+    """What a selection keeps of the sampled responses; supervised targets stay, whatever it drops.
+
+    `groups` (groups) and `mask` (rows, tokens) are True where kept; `weight` (rows) multiplies a row's loss terms;
+    `surplus` marks kept groups beyond the target that the next step begins with; `short` asks for more prompts.
+    """
 
     groups: Bool[Tensor, " groups"]
     mask: Bool[Tensor, "rows tokens"] | None = None
