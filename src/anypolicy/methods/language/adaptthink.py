@@ -173,7 +173,8 @@ class RewardAsIs:
             ("advantage", f"{other}.selection"): "it drops groups whose responses are all right or all wrong, from "
             "which this advantage learns too: keep adaptthink.selection"
             for other in ("dapo", "ngrpo")
-        },
+        }
+        | {("reward", "ngrpo.advantage"): "a right response without thinking may earn more than its maximum of 1"},
         no_signal=(),
     )
 )
