@@ -39,7 +39,7 @@ class Settings:
     """What a run needs beside its method. Empty ones take what the task, the policy or the method suggests."""
 
     task: str
-    """reasoning-gym/NAME, hf/DATA SET, a .jsonl file, tiny-add, digit-chain or tabular-lock; settings follow a colon"""
+    """reasoning-gym/NAME, hf/DATA SET, a .jsonl file or a testbed (tiny-add, …); settings follow as name:key=value,…"""
     policy: str | None = None
     """Hugging Face id or folder, a .gguf file, smollm2-135m, or transformer:layers=2,width=64,heads=4"""
     steps: int = 100

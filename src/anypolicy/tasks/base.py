@@ -53,6 +53,20 @@ class Reasks(Protocol):
 
 
 @runtime_checkable
+class ShowsAnswers(Protocol):
+    """A task of token ids that can show a prompt's known answer to the policy and end a response with it."""
+
+    def answer_shown(self, prompt: Prompt) -> Prompt:
+        """The prompt with its answer in sight."""
+        ...
+
+    def ended_by_answer(self, prompt: Prompt, response: Tokens) -> Tokens:
+        """What a response says before its own answer, then the known answer and the stop token; empty if it says
+        nothing."""
+        ...
+
+
+@runtime_checkable
 class Probes(Protocol):
     """A task that can measure a policy beyond sampled answers, e.g. its exact success probability."""
 

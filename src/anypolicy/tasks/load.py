@@ -49,13 +49,24 @@ def tabular_lock(name: str, seed: int, settings: dict[str, Any]) -> Task:
     return call(TabularLock, name, (seed,), settings)
 
 
-NAMED = {"tiny-add": tiny_add, "digit-chain": digit_chain, "tabular-lock": tabular_lock}
+def reverse_and_pick(name: str, seed: int, settings: dict[str, Any]) -> Task:
+    from anypolicy.tasks.reverse_and_pick import ReverseAndPick
+
+    return call(ReverseAndPick, name, (seed,), settings)
+
+
+NAMED = {
+    "tiny-add": tiny_add,
+    "digit-chain": digit_chain,
+    "reverse-and-pick": reverse_and_pick,
+    "tabular-lock": tabular_lock,
+}
 PREFIXES = {"reasoning-gym/": reasoning_gym, "hf/": hub}
 
 
 def load_task(spec: str, *, seed: int = 0) -> Task:
     """Make a task from its name: reasoning-gym/DATA SET, hf/DATA SET or folder, FILE.jsonl, tiny-add, digit-chain,
-    tabular-lock.
+    reverse-and-pick, tabular-lock.
 
     Settings follow a colon, e.g. `reasoning-gym/chain_sum:min_terms=2,max_terms=2`; a value may be quoted to hold a
     comma. The seed decides what is generated, not on which side of the split a problem is.
