@@ -6,6 +6,8 @@ modulo 10, END, the answer, EOS; one without is END, the answer, EOS. The first 
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.transformer import small_transformer
 from anypolicy.runs.seeds import generator, numpy_generator
 from anypolicy.tasks.base import Score
-from anypolicy.tasks.bases import cached_base
+from anypolicy.tasks.pretrained import trained_once
 from anypolicy.tasks.split import place
 
 EQUALS, START, END, EOS, PAD = range(10, 15)
@@ -93,7 +95,8 @@ class DigitChain:
         policy = small_transformer(
             vocabulary=15, layers=2, width=64, heads=4, context_length=24, seed=seed, eos_id=EOS, pad_id=PAD
         )
-        return cached_base(policy, "digit-chain", [RECIPE, seed], lambda p: train_base(p, seed))
+        trained_once(policy, "digit-chain", [RECIPE, seed], lambda: train_base(policy, seed))
+        return policy
 
 
 def prompt(rng: np.random.Generator, n: int, name: str, *, held: bool) -> Prompt:
@@ -108,6 +111,7 @@ def train_base(policy: CausalLM, seed: int, steps: int = 1500, rows: int = 128) 
     """Supervised steps (AdamW 1e-3) on random problems of the training side, n uniform, half of them in each mode."""
     rng = numpy_generator(seed, "digit-chain", "base")
     optimiser = torch.optim.AdamW(policy.module.parameters(), lr=1e-3, weight_decay=0.01)
+    print(f"digit-chain: training the base policy of seed {seed} (about a minute, kept in the cache)", file=sys.stderr)
     for _ in range(steps):
         tokens, wanted = examples(rng, rows)
         inputs = torch.from_numpy(tokens[:, :-1])

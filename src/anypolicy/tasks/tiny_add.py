@@ -5,6 +5,7 @@ Prompt: a + b =, three zero-padded digits each (8 tokens); answer: four digits, 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.transformer import small_transformer
 from anypolicy.runs.seeds import generator, numpy_generator
 from anypolicy.tasks.base import Score
-from anypolicy.tasks.bases import cached_base
+from anypolicy.tasks.pretrained import trained_once
 from anypolicy.tasks.split import place
 
 PLUS, EQUALS, EOS, DOT, PAD = range(10, 15)
@@ -104,8 +105,9 @@ class TinyAdd:
         policy = small_transformer(
             vocabulary=15, layers=2, width=48, heads=4, context_length=24, seed=seed, eos_id=EOS, pad_id=PAD
         )
-        key = [RECIPE, seed, self.base_accuracy]
-        return cached_base(policy, "tiny-add", key, lambda p: train_base(p, seed, self.base_accuracy))
+        facts = [RECIPE, seed, self.base_accuracy]
+        trained_once(policy, "tiny-add", facts, lambda: train_base(policy, seed, self.base_accuracy))
+        return policy
 
 
 def held_out(a: int, b: int) -> bool:
@@ -131,6 +133,9 @@ def train_base(policy: CausalLM, seed: int, target: float, limit: int = 4000) ->
     until the class-mean accuracy, looked at every 20 steps, reaches the target. Held-out pairs are never seen."""
     rng = numpy_generator(seed, "tiny-add", "base")
     optimiser = torch.optim.AdamW(policy.module.parameters(), lr=1e-3, weight_decay=0.01)
+    print(
+        f"tiny-add: training the base policy of seed {seed} (about half a minute, kept in the cache)", file=sys.stderr
+    )
     for step in range(limit):
         if step % 20 == 0:
             sampler = generator(seed, "tiny-add", "base", step)
