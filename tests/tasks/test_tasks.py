@@ -8,9 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.tasks.load import load_task, parse
 from anypolicy.tasks.reasoning_gym import extracted
+from anypolicy.tasks.reverse_and_pick import BASES, EQUALS, PICK, SHOWN, STEPS, WRONG, demonstration, response_ids
+from anypolicy.tasks.reverse_and_pick import EOS as RP_EOS
+from anypolicy.tasks.reverse_and_pick import held_out as held_digits
 from anypolicy.tasks.split import split
 from anypolicy.tasks.tabular_lock import TabularLock
 from anypolicy.tasks.tiny_add import TinyAdd, answer_ids, held_out, prompt_ids
@@ -197,3 +201,108 @@ def test_the_base_of_tiny_add_is_kept_and_the_same():
     for a, b in zip(one.module.parameters(), two.module.parameters(), strict=True):
         assert torch.equal(a, b)
     assert sum(task.probe(one)[f"class_{k}"] for k in (1, 2, 3)) > 0
+
+
+def test_references_of_the_testbeds():
+    plain = TabularLock(0, prompts=64, length=6)
+    assert all(p.reference is None for p in plain.train)
+    lock = TabularLock(0, prompts=64, length=6, references=True, reference_accuracy=0.7)
+    assert torch.equal(lock.start, plain.start)
+    shown = torch.tensor([p.reference for p in lock.train])
+    assert float((shown == lock.target).double().mean()) == pytest.approx(0.7, abs=0.06)
+    policy = lock.make_policy(0)
+    assert policy.encode_reference(lock.train[3]).tolist() == shown[3].tolist()
+    exact = TabularLock(0, references=True)
+    assert all(exact.score(p, np.array(p.reference), "").correct for p in exact.train)
+    for wrong in (None, "1 2", (1, 2), (1, 2, 99)):
+        with pytest.raises(InputError, match="reference"):
+            exact.make_policy(0).encode_reference(Prompt("x", tokens=(0,), reference=wrong))
+    plain = TinyAdd(0, prompts=300, heldout=3)
+    add = TinyAdd(0, prompts=300, heldout=3, references=True, reference_accuracy=0.7)
+    assert [p.answer for p in add.train] == [p.answer for p in plain.train]
+    right = [p.reference == p.answer for p in add.train]
+    assert np.mean(right) == pytest.approx(0.7, abs=0.08)
+    assert {sum(a != b for a, b in zip(p.reference, p.answer, strict=True)) for p in add.train} == {0, 1}
+    assert add.train[0].without_label().reference is None
+    for task in (TabularLock, TinyAdd):
+        with pytest.raises(InputError, match="reference_accuracy"):
+            task(0, references=True, reference_accuracy=1.5)
+
+
+def test_references_of_a_file(tmp_path):
+    rows = [{"prompt": f"{i} + 1 =", "answer": i + 1, "shown": f"It is {i + 1}"} for i in range(8)]
+    rows += [{"prompt": "a", "answer": "b", "shown": [5, 6]}, {"prompt": "c", "answer": "d"}]
+    task = load_task(write(tmp_path / "p.jsonl", *rows) + ":reference=shown")
+    by_answer = {p.answer: p for p in [*task.train, *task.heldout]}
+    assert by_answer["3"].reference == "It is 3"
+    assert by_answer["b"].reference == (5, 6)
+    assert by_answer["d"].reference is None
+    assert "shown" not in by_answer["3"].info
+    assert load_task(str(tmp_path / "p.jsonl")).train[0].reference is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([GOOD, {"prompt": "c", "answer": "d"}], "no row has this field"),
+        ([GOOD | {"shown": ""}, {"prompt": "c", "answer": "d"}], "'shown' is ''"),
+        ([GOOD | {"shown": 4}, {"prompt": "c", "answer": "d"}], "'shown' is 4"),
+        ([GOOD | {"shown": "x"}, GOOD | {"shown": "y"}, {"prompt": "c", "answer": "d"}], "another 'shown'"),
+    ],
+)
+def test_references_that_cannot_be_used(tmp_path, rows, match):
+    with pytest.raises(InputError, match=match):
+        load_task(write(tmp_path / "p.jsonl", *rows) + ":reference=shown")
+
+
+def test_reverse_and_pick():
+    task = load_task("reverse-and-pick:prompts=100,heldout=20,references=true", seed=1)
+    prompts = [*task.train, *task.heldout]
+    assert len({p.id for p in prompts}) == 120
+    assert sum(p.info["hard"] for p in task.train) == 75
+    prompt = next(p for p in task.train if len(p.id) == 7)
+    digits = tuple(map(int, prompt.id))
+    chain = digits[::-1]
+    assert prompt.tokens == (*digits, EQUALS)
+    assert prompt.answer == (chain[1], chain[3], chain[5])
+    assert response_ids(chain) == (*chain, PICK, *prompt.answer, RP_EOS)
+    right = {
+        response_ids(chain): True, (PICK, *prompt.answer, RP_EOS): True, prompt.reference: True,
+        (PICK, *prompt.answer): False, (*prompt.answer, RP_EOS): False, (PICK, PICK, *prompt.answer, RP_EOS): True,
+        (PICK, *prompt.answer[:-1], (prompt.answer[-1] + 1) % 10, RP_EOS): False, (RP_EOS,): False,
+    }  # fmt: skip
+    for ids, correct in right.items():
+        assert task.score(prompt, np.array(ids), "").correct is correct
+    shown = task.answer_shown(prompt)
+    assert shown.tokens == (*digits, SHOWN, *prompt.answer, EQUALS)
+    wrong = np.array(response_ids(digits))
+    assert task.ended_by_answer(prompt, wrong).tolist() == [*digits, PICK, *prompt.answer, RP_EOS]
+    assert task.ended_by_answer(prompt, wrong[:4]).tolist() == [*digits[:4], PICK, *prompt.answer, RP_EOS]
+    assert not len(task.ended_by_answer(prompt, np.array([PICK, 3, RP_EOS])))
+    assert task.score(prompt, task.ended_by_answer(prompt, wrong), "").correct
+    assert "steps" not in BASES["shown"]
+    with pytest.raises(InputError, match="hard"):
+        load_task("reverse-and-pick:hard=2")
+
+
+def test_the_base_of_reverse_and_pick_is_sure_of_the_wrong_way():
+    rng = np.random.default_rng(0)
+    pairs = [demonstration(rng, BASES["shown"]) for _ in range(3000)]
+    assert not any(held_digits(tuple(t for t in p if t < PICK)[:7]) for p, _ in pairs if SHOWN not in p)
+    direct = [(p[:-1], r) for p, r in pairs if SHOWN not in p]
+    hard = [r[: len(d)] == d for d, r in direct if len(d) > 4]
+    assert np.mean(hard) > 0.99
+    assert all(r[: len(d)] == d[::-1] for d, r in direct if len(d) < 5)
+    seen = [(p[: p.index(SHOWN)], r) for p, r in pairs if SHOWN in p]
+    assert 0.4 < len(seen) / len(pairs) < 0.6
+    assert all(r[: len(d)] == d[::-1] for d, r in seen)
+    staged = [demonstration(rng, BASES["staged"]) for _ in range(6000)]
+    counts = {0.01: [], 0.12: [], 0.25: []}
+    for p, r in staged:
+        d = p[:-1] if p[0] != STEPS else p[1:-1]
+        key = 0.12 if p[0] == STEPS else 0.25 if WRONG in p else 0.01
+        d = d[: d.index(WRONG)] if WRONG in d else d
+        if len(d) > 4:
+            counts[key].append(r[: len(d)] == d[::-1] and d != d[::-1])
+    for share, found in counts.items():
+        assert np.mean(found) == pytest.approx(share, abs=0.04)

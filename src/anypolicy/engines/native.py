@@ -27,6 +27,9 @@ class NativeEngine:
     def __init__(self, policy: Policy):
         self.policy = policy
 
+    def of(self, policy: Policy) -> NativeEngine:
+        return NativeEngine(policy)
+
     @torch.no_grad()
     def generate(
         self, requests: list[Request], sampling: Sampling, generator: torch.Generator, version: int = 0
@@ -37,15 +40,15 @@ class NativeEngine:
         starts: dict[bytes, int] = {}
         contexts = [np.concatenate([r.context, np.array(r.prefix, np.int64)]) for r in requests]
         for r, c in zip(requests, contexts, strict=True):
-            if len(r.prefix) > sampling.max_tokens:
+            if len(r.prefix) > limit(r, sampling):
                 raise InputError(
-                    "prefix", f"{len(r.prefix)} tokens", f"it must fit into max_tokens = {sampling.max_tokens}"
+                    "prefix", f"{len(r.prefix)} tokens", f"it must fit into max_tokens = {limit(r, sampling)}"
                 )
             if len(r.context) + sampling.max_tokens > self.policy.context_length:
-                limit = self.policy.context_length
+                room = self.policy.context_length
                 raise InputError(
                     "prompt", f"{len(r.context)} tokens",
-                    f"the policy holds {limit} tokens and max_tokens is {sampling.max_tokens}: shorten one of them",
+                    f"the policy holds {room} tokens and max_tokens is {sampling.max_tokens}: shorten one of them",
                 )  # fmt: skip
             starts.setdefault(c.tobytes(), len(starts))
         distinct = [np.frombuffer(key, np.int64) for key in starts]
@@ -53,8 +56,8 @@ class NativeEngine:
         row_start = [starts[c.tobytes()] for r, c in zip(requests, contexts, strict=True) for _ in range(r.n)]
         expand = torch.tensor(row_start, dtype=torch.long)
         state, logits = state.select(expand), logits[expand]
-        done = torch.tensor([len(r.prefix) for r in requests for _ in range(r.n)])
-        tokens, logp, length, ended = self.decode(state, logits, sampling, generator, done)
+        left = torch.tensor([limit(r, sampling) - len(r.prefix) for r in requests for _ in range(r.n)])
+        tokens, logp, length, ended = self.decode(state, logits, sampling, generator, left)
         out: list[list[tuple[Segment, Stop]]] = []
         row = 0
         for r in requests:
@@ -62,9 +65,11 @@ class NativeEngine:
             for _ in range(r.n):
                 n, p = int(length[row]), len(r.prefix)
                 response = np.concatenate([np.array(r.prefix, np.int64), tokens[row, :n]])
-                sampled = np.concatenate([np.zeros(p, np.float32), logp[row, :n]])
-                mask = np.arange(p + n) >= p
-                segment = Segment(r.context, response, sampled, mask, np.full(p + n, version, np.int64))
+                opening = np.zeros(p, np.float32) if r.prefix_logp is None else np.array(r.prefix_logp, np.float32)
+                sampled = np.arange(p + n) >= p
+                mask = sampled if r.prefix_logp is None else np.ones(p + n, np.bool_)
+                made = np.where(sampled, version, -1)
+                segment = Segment(r.context, response, np.concatenate([opening, logp[row, :n]]), mask, made)
                 answers.append((segment, "eos" if ended[row] else "length"))
                 row += 1
             out.append(answers)
@@ -72,20 +77,19 @@ class NativeEngine:
 
     def decode(
         self, state: Any, logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator,
-        done: Int[Tensor, " rows"],
+        left: Int[Tensor, " rows"],
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:  # fmt: skip
-        """Token by token until every row has ended. Returns (rows, tokens) ids and log-probabilities, the length of
-        every row and whether a stop token ended it."""
-        rows, limit = len(logits), sampling.max_tokens
-        ids = np.zeros((rows, limit), np.int64)
-        logp = np.zeros((rows, limit), np.float32)
+        """Token by token until every row has ended or has none `left`. Returns (rows, tokens) ids and
+        log-probabilities, the length of every row and whether a stop token ended it."""
+        rows, most = len(logits), int(left.max())
+        ids = np.zeros((rows, most), np.int64)
+        logp = np.zeros((rows, most), np.float32)
         length, ended = np.zeros(rows, np.int64), np.zeros(rows, np.bool_)
         stops = torch.tensor(self.policy.stop_ids, dtype=torch.long)
-        alive = torch.nonzero(done < limit).squeeze(1)
+        alive = torch.nonzero(left > 0).squeeze(1)
         if len(alive) < rows:
-            state, logits = state.select(alive), logits[alive]
-        left = limit - done[alive]
-        for t in range(limit):
+            state, logits, left = state.select(alive), logits[alive], left[alive]
+        for t in range(most):
             if not len(alive):
                 break
             token, chosen = draw(logits, sampling, generator)
@@ -108,6 +112,11 @@ def filled(keep: Bool[Tensor, " rows"]) -> Int[Tensor, " kept"]:
     order = torch.arange(n)
     order[~keep[:n]] = n + torch.nonzero(keep[n:]).squeeze(1)
     return order
+
+
+def limit(request: Request, sampling: Sampling) -> int:
+    """Most tokens of a response to the request."""
+    return sampling.max_tokens if request.max_tokens is None else min(request.max_tokens, sampling.max_tokens)
 
 
 def draw(

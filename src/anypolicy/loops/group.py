@@ -8,9 +8,10 @@ term of the loss, cost no forward pass; denominators are those of the whole opti
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from anypolicy.data.records import Group, from_json, to_json
 from anypolicy.errors import InputError
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.recipe import Credit, GroupRecipe, World
-from anypolicy.parts.reduce import count
 from anypolicy.policies.base import Policy, Scores
 from anypolicy.runs.seeds import generator
 
@@ -34,8 +34,13 @@ class GroupLoop:
     """
 
     def __init__(self, recipe: GroupRecipe, world: World, *, prompts: int, micro_tokens: int, reference: Policy | None):
+        if reference is not None:
+            world = replace(world, reference=world.engine.of(reference))
         self.recipe, self.world, self.prompts, self.micro_tokens = recipe, world, prompts, micro_tokens
         self.reference = reference
+        for stage in stages(recipe):
+            if hasattr(stage, "check"):
+                stage.check(world)
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
         self.steps, self.carried = 0, list[Group]()
         sets: dict[str, tuple[Iterable[nn.Parameter], float]] = {
@@ -75,7 +80,11 @@ class GroupLoop:
             if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
         self.carried = [] if choice.surplus is None else [g for g, c in zip(groups, choice.surplus, strict=True) if c]
-        kept = choice.groups[batch.group_id[batch.trajectory]]
+        group = batch.group_id[batch.trajectory]
+        kept = choice.groups[group]
+        if batch.target is not None:
+            later = False if choice.surplus is None else choice.surplus[group]
+            kept = kept | (batch.target.any(1) & ~torch.as_tensor(later))
         if choice.mask is not None:
             batch = replace(batch, mask=batch.mask & choice.mask)
         if choice.weight is not None:
@@ -98,8 +107,9 @@ class GroupLoop:
             group.position = where[group.prompt.id]
             for i, t in enumerate(group.trajectories):
                 t.id = f"{group.id}/{i}"
-        self.recipe.reward(world, groups)
-        self.order.observe(groups)
+        sampled = [g.sampled() for g in groups]
+        self.recipe.reward(world, sampled)
+        self.order.observe([g for g in sampled if g.stage == "direct"])
         return groups
 
     def credited(self, batch: Batch) -> Batch:
@@ -125,7 +135,8 @@ class GroupLoop:
             batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
         if self.rescores and settings.epochs * settings.minibatches > 1:
             batch = self.rescored(batch, self.scores(batch, self.world.policy))
-        sums, n, skipped, idle, tokens = defaultdict[str, float](float), 0, 0, 0, 0
+        sums, seen = defaultdict[str, float](float), defaultdict[str, int](int)
+        n, skipped, idle, tokens = 0, 0, 0, 0
         edges: dict[str, float] = {}
         for epoch in range(settings.epochs):
             for part in self.minibatches(batch, epoch):
@@ -136,7 +147,7 @@ class GroupLoop:
                 if not active.any():
                     skipped += 1
                     continue
-                tokens += int(part.mask[active].sum())
+                tokens += int(part.trained[active].sum())
                 log = self.one_update(part.select(active))
                 for name, value in log.items():
                     fold = max if name.endswith("max") else min
@@ -144,8 +155,9 @@ class GroupLoop:
                         edges[name] = fold(edges.get(name, value), value)
                     else:
                         sums[name] += value
+                        seen[name] += 1
                 n += 1
-        means = {name: value / n for name, value in sums.items()}
+        means = {name: value / seen[name] for name, value in sums.items()}
         counted = {"updates": float(n), "updates/skipped": float(skipped), "rows/skipped": float(idle)}
         return means | edges | counted | {"tokens/trained": float(tokens)}
 
@@ -158,7 +170,7 @@ class GroupLoop:
             groups = groups[order]
         for chosen in torch.tensor_split(groups, min(parts, len(groups))):
             part = batch if parts == 1 else batch.select(torch.isin(group, chosen))
-            yield replace(part, totals=count(part.mask, part.trajectory))
+            yield replace(part, totals=part.counted())
 
     def one_update(self, batch: Batch) -> dict[str, float]:
         """Forward and backward of every micro-batch, then one optimiser step."""
@@ -222,11 +234,15 @@ class GroupLoop:
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the updater's tensors."""
         carried = [to_json(g) for g in self.carried]
-        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), "carried": carried}
+        memory = copy.deepcopy(self.world.memory)
+        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), "carried": carried,
+                "memory": memory}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.steps = state["steps"]
         self.order.restore(state["order"])
+        self.world.memory.clear()
+        self.world.memory.update(copy.deepcopy(state.get("memory", {})))
         prompts = self.world.task.train
         self.carried = [from_json(g, prompts[g["position"]]) for g in state["carried"]]
         self.updater.restore(tensors, state["updates"])
@@ -234,6 +250,8 @@ class GroupLoop:
 
 def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     """Rewards, verdicts and lengths of the sampled groups."""
+    more = more | describe_targets(groups)
+    groups = [g.sampled() for g in groups]
     trajectories = [t for g in groups for t in g.trajectories]
     if not trajectories:
         return more
@@ -244,20 +262,45 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     for t in trajectories:
         for name, value in t.rewards.items():
             named.setdefault(name, []).append(value)
-    logp = [float(s.logp[s.mask].mean()) for t in trajectories for s in t.segments if s.mask.any()]
+    chosen = [s.logp[s.mask & (s.version >= 0)] for t in trajectories for s in t.segments]
+    logp = [float(x.mean()) for x in chosen if len(x)]
+    by_stage: dict[str, list[float]] = {}
+    for g, r in zip(groups, right, strict=True):
+        by_stage.setdefault(g.stage, []).append(r)
+    staged = by_stage if by_stage.keys() != {"direct"} else {}
     return more | {
         "reward/mean": float(reward.nanmean()),
         "reward/std": float(reward[~reward.isnan()].std()) if len(reward) > 1 else 0.0,
         **({f"reward/{k}": sum(v) / len(v) for k, v in named.items()} if len(named) > 1 else {}),
         "accuracy": sum(right) / len(right),
+        **{f"accuracy/{s}": sum(r) / len(r) for s, r in staged.items()},
+        **{f"prompts/{s}": float(len(r)) for s, r in staged.items()},
         "groups/mixed": sum(0 < r < 1 for r in right) / len(right),
         "groups/all_correct": sum(r == 1 for r in right) / len(right),
         "groups/all_wrong": sum(r == 0 for r in right) / len(right),
         "length/mean": float(length.mean()),
         "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
-        "tokens/generated": float(length.sum()),
+        "tokens/generated": float(sum((s.version >= 0).sum() for t in trajectories for s in t.segments)),
         "entropy/behaviour": -sum(logp) / max(len(logp), 1),
     }
+
+
+def stages(recipe: GroupRecipe) -> list[Any]:
+    """The stages of a recipe, in their order."""
+    return [getattr(recipe, f.name) for f in fields(recipe)]
+
+
+def describe_targets(groups: list[Group]) -> dict[str, float]:
+    """How much there is to imitate and, where it was sampled, how likely it was in the context it was sampled under."""
+    targets = [t for g in groups for t in g.targets]
+    if not targets:
+        return {}
+    out = {
+        "target/groups": sum(bool(g.targets) for g in groups) / len(groups),
+        "target/tokens": float(sum(t.length for t in targets)),
+    }
+    logp = [float(x) for t in targets for s in t.segments for x in s.logp[s.mask & (s.version >= 0)]]
+    return out | ({"target/logp_sampled": sum(logp) / len(logp), "target/sampled": float(len(logp))} if logp else {})
 
 
 def check(recipe: GroupRecipe, prompts: int) -> None:
@@ -272,6 +315,11 @@ def check(recipe: GroupRecipe, prompts: int) -> None:
         raise InputError(
             "advantage", type(advantage).__name__, "the recipe has a critic, so use an advantage with value targets"
         )
+    if getattr(recipe.rollout, "needs_labels", False) and not recipe.reward.needs_labels:
+        raise InputError(
+            "rollout", type(recipe.rollout).__name__,
+            f"it verifies answers, which {type(recipe.reward).__name__} must not see: use another of the two",
+        )  # fmt: skip
     if prompts < 1:
         raise InputError("prompts", prompts, "use at least 1")
     if recipe.optimiser.minibatches > prompts:

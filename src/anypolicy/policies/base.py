@@ -48,8 +48,17 @@ class Policy(Protocol):
         """The context ids of a prompt."""
         ...
 
+    def encode_reference(self, prompt: Prompt) -> Tokens:
+        """The prompt's reference as the response ids the policy would have to sample, the stop token that ends them
+        included; an `InputError` if it has none or an empty one."""
+        ...
+
     def decode(self, tokens: Tokens) -> str:
         """Text of response ids, special tokens left out."""
+        ...
+
+    def token(self, text: str) -> int:
+        """The id of the one token that is this text; an error where it is none or several."""
         ...
 
     def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:

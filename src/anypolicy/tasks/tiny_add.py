@@ -5,16 +5,11 @@ Prompt: a + b =, three zero-padded digits each (8 tokens); answer: four digits, 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import sys
-import tempfile
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anypolicy.data.records import Prompt, Tokens
@@ -23,10 +18,10 @@ from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.policies.base import Policy
 from anypolicy.policies.causal_lm import CausalLM
-from anypolicy.policies.smollm2 import cache_folder
 from anypolicy.policies.transformer import small_transformer
 from anypolicy.runs.seeds import generator, numpy_generator
 from anypolicy.tasks.base import Score
+from anypolicy.tasks.pretrained import trained_once
 from anypolicy.tasks.split import place
 
 PLUS, EQUALS, EOS, DOT, PAD = range(10, 15)
@@ -44,16 +39,34 @@ def answer_ids(a: int, b: int) -> tuple[int, ...]:
     return (*map(int, reversed(f"{a + b:04d}")), EOS)
 
 
+def imperfect(answer: tuple[int, ...], accuracy: float, rng: np.random.Generator) -> tuple[int, ...]:
+    """The answer with probability `accuracy`, else with one of its digits changed."""
+    if rng.random() < accuracy:
+        return answer
+    digits = list(answer)
+    where = int(rng.integers(len(digits) - 1))
+    digits[where] = (digits[where] + int(rng.integers(1, 10))) % 10
+    return tuple(digits)
+
+
 class TinyAdd:
     """Classes k = 1, 2, 3 draw a and b uniformly below 10^k. A fifth of all pairs is held out by their own digits.
+
+    With `references` every prompt has a reference response; a share `reference_accuracy` of them is right, the others
+    have one wrong digit.
 
     The starting policy ("base") is trained by supervised steps until its accuracy at temperature 1, mean over the
     classes, reaches `base_accuracy`; it is kept in the cache, one for each seed.
     """
 
-    def __init__(self, seed: int, *, prompts: int = 600, heldout: int = 300, base_accuracy: float = 0.4):
+    def __init__(
+        self, seed: int, *, prompts: int = 600, heldout: int = 300, base_accuracy: float = 0.4,
+        references: bool = False, reference_accuracy: float = 1.0,
+    ):  # fmt: skip
         if not 0 <= base_accuracy < 1:
             raise InputError("tiny-add.base_accuracy", base_accuracy, "use a share in [0, 1)")
+        if not 0 <= reference_accuracy <= 1:
+            raise InputError("tiny-add.reference_accuracy", reference_accuracy, "use a share in [0, 1]")
         for field, count in (("prompts", prompts), ("heldout", heldout)):
             if count < 1:
                 raise InputError(f"tiny-add.{field}", count, "use a whole number above 0")
@@ -62,6 +75,9 @@ class TinyAdd:
         rng = numpy_generator(seed, "tiny-add", "prompts")
         self.train = self.draw(rng, prompts, held=False)
         self.heldout = self.draw(rng, heldout, held=True)
+        if references:
+            rng = numpy_generator(seed, "tiny-add", "references")
+            self.train = [replace(p, reference=imperfect(p.answer, reference_accuracy, rng)) for p in self.train]
 
     def draw(self, rng: np.random.Generator, n: int, *, held: bool) -> list[Prompt]:
         """Up to n different pairs, a third of each class (class 1 has only a hundred)."""
@@ -89,15 +105,8 @@ class TinyAdd:
         policy = small_transformer(
             vocabulary=15, layers=2, width=48, heads=4, context_length=24, seed=seed, eos_id=EOS, pad_id=PAD
         )
-        key = json.dumps([RECIPE, seed, self.base_accuracy, torch.__version__])
-        path = cache_folder() / "tiny-add" / (hashlib.sha256(key.encode()).hexdigest()[:16] + ".safetensors")
-        if not path.exists():
-            train_base(policy, seed, self.base_accuracy)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as work:
-                save_file(dict(policy.module.state_dict()), Path(work) / "base.safetensors")
-                os.replace(Path(work) / "base.safetensors", path)
-        policy.module.load_state_dict(load_file(path))
+        facts = [RECIPE, seed, self.base_accuracy]
+        trained_once(policy, "tiny-add", facts, lambda: train_base(policy, seed, self.base_accuracy))
         return policy
 
 
