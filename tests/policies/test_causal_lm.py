@@ -184,6 +184,23 @@ def test_fast_decoding_sees_changed_weights_and_adapters(tmp_path):
     assert not torch.allclose(before, after, atol=1e-3)
 
 
+def test_a_copied_policy_decodes_with_its_own_weights():
+    p = policy("qwen2")
+    q = copy.deepcopy(p)
+    with torch.no_grad():
+        for x in p.module.parameters():
+            x.mul_(0.5)
+    assert p.decoder is not q.decoder
+    for one in (p, q):
+        got = one.step(one.prefill([np.arange(5)])[0], torch.tensor([7]))
+        torch.testing.assert_close(got, one.step(one.read([np.arange(5)])[0], torch.tensor([7])), atol=1e-5, rtol=1e-5)
+
+
+def test_the_compiled_library_leaves_denormal_numbers_alone():
+    assert kernels.library() is not None
+    assert float(torch.tensor(1e-310, dtype=torch.float64) * 1.0) == 1e-310
+
+
 def loaded(config):
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -21,6 +21,10 @@ from anypolicy.errors import InputError
 from anypolicy.policies.base import Policy
 
 
+FEW = 4096
+"""Up to this many tokens in the vocabulary one running sum is quicker than sums in two levels."""
+
+
 class NativeEngine:
     """Samples from a `Policy` with temperature, top-k, top-p and stop tokens."""
 
@@ -125,10 +129,16 @@ def draw(
     """One token a row and its log-probability before top-k and top-p."""
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
-    if sampling.temperature and not sampling.top_k and sampling.top_p == 1:
+    whole = not sampling.top_k and sampling.top_p == 1
+    if logits.shape[1] > FEW and sampling.temperature and whole:
         return pick(logits, generator)
     logp = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
-    token = pick(truncated(logp, sampling), generator)[0] if sampling.temperature else logp.argmax(-1)
+    if sampling.temperature == 0:
+        token = logp.argmax(-1)
+    else:
+        below = (logp if whole else truncated(logp, sampling)).exp().cumsum(-1, dtype=torch.float64)
+        u = torch.rand(len(below), 1, generator=generator, dtype=torch.float64) * below[:, -1:]
+        token = torch.searchsorted(below, u, right=True).squeeze(1)
     return token, logp.gather(1, token[:, None]).squeeze(1)
 
 
