@@ -78,7 +78,7 @@ def test_a_base_trained_for_a_moment_can_be_probed():
     train_base(policy, 0, steps=2, rows=8)
     assert not torch.equal(before, policy.module.state_dict()["transformer.wte.weight"])
     probe = DigitChain(0, prompts=1, heldout=1).probe(policy)
-    assert set(probe) == {f"{name}_{n}" for n in LENGTHS for name in ("direct", "accuracy", "length")}
+    assert set(probe) == {f"{name}_{n}" for n in LENGTHS for name in ("direct", "accuracy", "length", "unseen")}
     assert all(0 <= probe[f"direct_{n}"] <= 1 and 1 <= probe[f"length_{n}"] <= 16 for n in LENGTHS)
 
 
