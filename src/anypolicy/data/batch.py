@@ -27,7 +27,7 @@ class Batch:
     terms. `target` is True on tokens of supervised targets (None: there are none); they have `mask` False, their
     trajectories reward NaN. `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation
     limit. `totals` are the denominators of the whole optimiser batch and survive `select`, so a part of a batch
-    reduces to its share of the whole.
+    reduces to its share of the whole. `progress` runs from 0 at the first step of a run to 1 at its last.
     """
 
     context: Int[Tensor, "contexts context_tokens"]
@@ -52,6 +52,7 @@ class Batch:
     advantage: Float[Tensor, "rows tokens"] | None = None
     totals: Totals | None = None
     max_tokens: int | None = None
+    progress: float | None = None
     target: Bool[Tensor, "rows tokens"] | None = None
 
     @property
