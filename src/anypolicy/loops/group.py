@@ -89,7 +89,11 @@ class GroupLoop:
             if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
         self.carried = [] if choice.surplus is None else [g for g, c in zip(groups, choice.surplus, strict=True) if c]
-        kept = choice.groups[batch.group_id[batch.trajectory]]
+        group = batch.group_id[batch.trajectory]
+        kept = choice.groups[group]
+        if batch.target is not None:
+            later = False if choice.surplus is None else choice.surplus[group]
+            kept = kept | (batch.target.any(1) & ~torch.as_tensor(later))
         if choice.mask is not None:
             batch = replace(batch, mask=batch.mask & choice.mask)
         if choice.weight is not None:
@@ -114,7 +118,7 @@ class GroupLoop:
                 t.id = f"{group.id}/{i}"
         sampled = [g.sampled() for g in groups]
         self.recipe.reward(world, sampled)
-        self.order.observe(sampled)
+        self.order.observe([g for g in sampled if g.stage == "direct"])
         return groups
 
     def credited(self, batch: Batch) -> Batch:
@@ -285,7 +289,7 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
         "groups/all_wrong": sum(r == 0 for r in right) / len(right),
         "length/mean": float(length.mean()),
         "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
-        "tokens/generated": float(length.sum()),
+        "tokens/generated": float(sum((s.version >= 0).sum() for t in trajectories for s in t.segments)),
         "entropy/behaviour": -sum(logp) / max(len(logp), 1),
     }
 

@@ -35,7 +35,8 @@ class PromptOrder(Protocol):
         ...
 
     def observe(self, groups: Sequence[Group]) -> None:
-        """Learn from scored groups, those that a selection drops included; `position` names the prompt."""
+        """Learn from scored groups of the direct stage, those that a selection drops included; `position` names the
+        prompt."""
         ...
 
     def state(self) -> dict[str, Any]: ...
@@ -88,9 +89,11 @@ class Advantage(Protocol):
 
 
 class Choice(NamedTuple):
-    """What a selection keeps. `groups` (groups) and `mask` (rows, tokens) are True where kept; `weight` (rows)
-    multiplies a row's loss terms; `surplus` marks kept groups beyond the target that the next step begins with;
-    `short` asks for more prompts."""
+    """What a selection keeps of the sampled responses; supervised targets stay, whatever it drops.
+
+    `groups` (groups) and `mask` (rows, tokens) are True where kept; `weight` (rows) multiplies a row's loss terms;
+    `surplus` marks kept groups beyond the target that the next step begins with; `short` asks for more prompts.
+    """
 
     groups: Bool[Tensor, " groups"]
     mask: Bool[Tensor, "rows tokens"] | None = None

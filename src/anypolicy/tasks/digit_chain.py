@@ -1,4 +1,4 @@
-"""Digit chain: a two-layer transformer that can add digits with or without writing the running sums, and does the first.
+"""Digit chain: a small transformer that can add digits with or without writing the running sums, and always does.
 
 Prompt: d_1 … d_n = (n from 2 to 7); answer: their sum modulo 10. A response with thinking is START, the running sums
 modulo 10, END, the answer, EOS; one without is END, the answer, EOS. The first token is the choice of the mode.
@@ -42,8 +42,8 @@ def response_ids(digits: tuple[int, ...], thinking: bool) -> tuple[int, ...]:
 
 
 class DigitChain:
-    """Training prompts: the share `short` has two digits, the others n uniform from `shortest` to `longest`; with so few
-    pairs of digits those come up several times. A fifth of all digit strings is held out.
+    """Training prompts: the share `short` has two digits, the others n uniform from `shortest` to `longest`; there are
+    so few pairs of digits that those come up several times. A fifth of all digit strings is held out.
 
     The starting policy ("base") is trained by supervised steps on both modes and all n, except that the first token of
     a response without thinking is never a target: it knows how to answer at once but does not choose to. It is kept in
@@ -64,9 +64,8 @@ class DigitChain:
         self.name, self.max_tokens = "digit-chain", 16
         self.suggested = {"lr": 1e-4, "prompts": 16}
         rng = numpy_generator(seed, "digit-chain", "prompts")
-        lengths = np.where(
-            rng.random(prompts + heldout) < short, 2, rng.integers(shortest, longest + 1, prompts + heldout)
-        )
+        both = prompts + heldout
+        lengths = np.where(rng.random(both) < short, 2, rng.integers(shortest, longest + 1, both))
         self.train = [prompt(rng, int(n), f"train-{i}", held=False) for i, n in enumerate(lengths[:prompts])]
         self.heldout = [prompt(rng, int(n), f"heldout-{i}", held=True) for i, n in enumerate(lengths[prompts:])]
 
@@ -112,10 +111,11 @@ def train_base(policy: CausalLM, seed: int, steps: int = 1500, rows: int = 128) 
     """Supervised steps (AdamW 1e-3) on random problems of the training side, n uniform, half of them in each mode."""
     rng = numpy_generator(seed, "digit-chain", "base")
     optimiser = torch.optim.AdamW(policy.module.parameters(), lr=1e-3, weight_decay=0.01)
-    print(f"digit-chain: training the base policy of seed {seed} (under a minute, kept in the cache)", file=sys.stderr)
+    print(f"digit-chain: training the base policy of seed {seed} (about a minute, kept in the cache)", file=sys.stderr)
     for _ in range(steps):
         tokens, wanted = examples(rng, rows)
-        logits = policy.module(input_ids=torch.from_numpy(tokens[:, :-1])).logits
+        inputs = torch.from_numpy(tokens[:, :-1])
+        logits = policy.module(input_ids=inputs, attention_mask=(inputs != PAD).long()).logits
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(wanted[:, 1:]).flatten())
         optimiser.zero_grad()
         loss.backward()

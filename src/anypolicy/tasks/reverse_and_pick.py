@@ -133,6 +133,15 @@ class ReverseAndPick:
         chain = ids[: ids.index(PICK)] if PICK in ids else ids
         return np.array([*chain, PICK, *prompt.answer, EOS] if chain else [], np.int64)
 
+    # --- asked again -------------------------------------------------------------------------------------------------
+    def reask(self, prompt: Prompt, stage: str, wrong: Tokens | None, examples: Sequence[tuple[str, str]]) -> Prompt:
+        """The prompt with steps asked for or, where there is a wrong response, with the answer of that one shown."""
+        digits = tuple(t for t in prompt.tokens or () if t < PICK)
+        ids = [] if wrong is None else wrong.tolist()
+        shown = tuple(t for t in ids[last(ids, PICK) + 1 :] if t < PICK) if PICK in ids else ()
+        template: Template = "steps" if wrong is None else "reflect"
+        return Prompt(f"{prompt.id}/{stage}", tokens=prompt_ids(digits, template, shown))
+
     # --- the base ----------------------------------------------------------------------------------------------------
     def probe(self, policy: Policy) -> dict[str, float]:
         """Direct accuracy at temperature 1 on fixed prompts: 200 hard ones four times (mean and any right of the

@@ -6,6 +6,7 @@ table of logits, so its success probability is known exactly: Π_l softmax(z[n, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -113,6 +114,10 @@ class TabularLock:
     def ended_by_answer(self, prompt: Prompt, response: Tokens) -> Tokens:
         """The response with the last of the known answer's tokens."""
         return np.array([*response[:-1], prompt.answer[-1]], np.int64)
+
+    def reask(self, prompt: Prompt, stage: str, wrong: Tokens | None, examples: Sequence[tuple[str, str]]) -> Prompt:
+        """A lock has one wording."""
+        return prompt
 
     def success(self, policy: Policy) -> Float[Tensor, " prompts"]:
         """The exact success probability of every prompt."""

@@ -4,13 +4,13 @@ Paper: arXiv 2505.13417, section 4 (constrained objective, its Lagrangian, impor
 Idea: a response that begins with the end-of-thinking token does not think. Half of every group is made to begin so, and
 not thinking earns a small bonus on top of how much better than the frozen reference the response is.
 Changes: rollout (forced first tokens of known probability, shorter limit without thinking), reward (verified after
-exactly one end-of-thinking token, minus the reference's accuracy on the prompt, plus the bonus), advantage (that value as
-it is), loss (clipped length-normalised sequence ratio, no KL), optimiser (AdamW 2e-6, weight decay 0.01).
+exactly one end-of-thinking token, minus the reference's accuracy on the prompt, plus the bonus), advantage (that value
+as it is), loss (clipped length-normalised sequence ratio, no KL), optimiser (AdamW 2e-6, weight decay 0.01).
 Silent: when the reference answers. Here K responses the first time a prompt is drawn, kept in every checkpoint.
 Differs: the paper writes the ratio as the product over tokens; the authors' code has the geometric mean, as here by
-default. From a policy that hardly ever skips thinking the product multiplies the choice's gradient by its tiny probability.
-Their limits of 4096 and 16384 tokens stand here as a fraction of the generation limit. Their temperature, 0.6, is a setting
-of the run.
+default: for a policy that hardly ever skips thinking the product multiplies the gradient of the choice by that tiny
+probability. Their limits of 4096 and 16384 tokens stand here as a fraction of the generation limit. Their temperature,
+0.6, is a setting of the run.
 """
 
 import math
@@ -24,11 +24,11 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-from anypolicy.data.records import Group, Prompt, Tokens, Trajectory
+from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
 from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
-from anypolicy.loops.stages import Clip, PolicyLoss, call_reward
+from anypolicy.loops.stages import Clip, PolicyLoss, group_of, verified
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.policies.base import Policy
 from anypolicy.runs.seeds import generator as named_generator
@@ -101,11 +101,7 @@ class ForcedModes:
             requests.append(Request(context, direct, (end,), (choice_logp(self.share),), limit))
             requests.append(Request(context, thinking, (start,), (choice_logp(1 - self.share),)))
         sampled = world.engine.generate(requests, world.sampling, generator, world.version)
-        groups: list[Group] = []
-        for p, no, yes in zip(prompts, sampled[::2], sampled[1::2], strict=True):
-            answers = enumerate([*no, *yes])
-            groups.append(Group(p.id, p, [Trajectory(f"{p.id}/{i}", [s], stop=stop) for i, (s, stop) in answers]))
-        return groups
+        return [group_of(p, [*no, *yes]) for p, no, yes in zip(prompts, sampled[::2], sampled[1::2], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -147,19 +143,11 @@ class ReferenceReward:
         return known
 
     def scores(self, world: World, prompt: Prompt, responses: list[Tokens]) -> list[Score]:
-        """The verifier on what follows the end of thinking; 0 unless that comes exactly once and no thinking is opened."""
+        """The verifier on what follows the end of thinking; 0 unless that comes once and no thinking is opened."""
         end, _, *opening = self.marks.ids(world.policy)
-        tails = [answer(r, end) for r in responses]
-        texts = [world.policy.decode(t) for t in tails]
         fit = [int((r == end).sum()) == 1 and not np.isin(r, opening).any() for r in responses]
-        verdicts = [world.task.score(prompt, t, text) for t, text in zip(tails, texts, strict=True)]
-        values = [v.reward for v in verdicts]
-        if world.reward_function is not None:
-            values = call_reward(world.reward_function, prompt, texts)
-        return [
-            Score(value, v.correct) if ok else Score(0.0, False)
-            for value, v, ok in zip(values, verdicts, fit, strict=True)
-        ]
+        scores = verified(world, prompt, [answer(r, end) for r in responses])
+        return [score if ok else Score(0.0, False) for score, ok in zip(scores, fit, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -185,7 +173,8 @@ class RewardAsIs:
             ("advantage", f"{other}.selection"): "it drops groups whose responses are all right or all wrong, from "
             "which this advantage learns too: keep adaptthink.selection"
             for other in ("dapo", "ngrpo")
-        },
+        }
+        | {("reward", "ngrpo.advantage"): "a right response without thinking may earn more than its maximum of 1"},
         no_signal=(),
     )
 )
