@@ -188,7 +188,7 @@ class GroupLoop:
         log: dict[str, float] = {}
         loss, temperature = self.recipe.loss, self.world.sampling.temperature
         critic = self.recipe.critic
-        for rows in batch.chunks(self.micro_tokens):
+        for rows in batch.chunks(self.micro_tokens, whole_groups=getattr(loss, "whole_groups", False)):
             micro = batch.select(rows)
             scores = self.world.policy.score(
                 micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None
