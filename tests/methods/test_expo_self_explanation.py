@@ -179,7 +179,7 @@ def test_both_likelihoods_are_logged_and_the_plain_one_rises():
     logs = [loop.step() for _ in range(20)]
     assert logs[0]["target/logp_sampled"] > logs[0]["target/logp"] + 1
     assert logs[0]["loss/imitation"] == pytest.approx(-logs[0]["target/logp"], abs=1e-5)
-    assert logs[-1]["target/logp"] > logs[0]["target/logp"] + 1
+    assert logs[-1]["target/logp"] > logs[0]["target/logp"] + 0.5
     assert logs[0]["groups/all_wrong"] > 0.8
 
 

@@ -107,7 +107,8 @@ class SelfExplanation:
             prompt = group.prompt
             for segment, stop in explained:
                 response = self.ended(world, prompt, segment.response)
-                if stop == "length" or not 0 < len(response) <= world.sampling.max_tokens:
+                unfinished = stop == "length" and bool(world.policy.stop_ids)
+                if unfinished or not 0 < len(response) <= world.sampling.max_tokens:
                     continue
                 if self.only_correct and not correct(world, prompt, segment.response):
                     continue
