@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from anypolicy import training
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
@@ -181,6 +182,7 @@ def test_both_likelihoods_are_logged_and_the_plain_one_rises():
     assert logs[0]["loss/imitation"] == pytest.approx(-logs[0]["target/logp"], abs=1e-5)
     assert logs[-1]["target/logp"] > logs[0]["target/logp"] + 0.5
     assert logs[0]["groups/all_wrong"] > 0.8
+    assert logs[0]["tokens/generated"] == 8 * (8 + 1) * 3
 
 
 def test_only_where_all_are_wrong():
@@ -296,3 +298,15 @@ def test_defaults_and_the_card():
     assert not recipe.loss.needs_entropy
     assert expo_self_explanation(kl_coef=0.1).loss.needs_reference
     assert math.isclose(recipe.optimiser.lr, 1e-6)
+
+
+def test_a_text_task_end_to_end(tmp_path):
+    world, _ = text_world(tmp_path)
+    task = f"{world.task.name}:verifier=numeric,heldout=0.1,max_tokens=12"
+    run = training.train(
+        "expo-self-explanation", task=task, policy="transformer:layers=1,width=8,heads=1,context=400", steps=2, prompts=2,
+        group_size=2, out=tmp_path / "run", trackers=(), quiet=True, knobs={"expo-self-explanation": {"beta": 0.5}},
+    )  # fmt: skip
+    steps = [r for r in run.rows if "event" not in r]
+    assert len(steps) == 2
+    assert all(np.isfinite(v) for r in steps for v in r.values())

@@ -1,5 +1,6 @@
 """Worked numbers (arXiv 2508.07750, eq. 3–4; β 0.5, λ 0.6) in float64, and the identities of GRAO."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,10 +10,16 @@ import torch
 
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
+from anypolicy.engines.base import Sampling
+from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
+from anypolicy.loops.group import GroupLoop
+from anypolicy.loops.recipe import World
 from anypolicy.loops.stages import VerifierReward
 from anypolicy.methods.language.grao import AlignmentLoss, ComparedAdvantage, ComparedReward, ReferenceRollout, grao
 from anypolicy.policies.base import Scores
+from anypolicy.policies.load import load_policy
+from anypolicy.tasks.load import load_task
 from tests.helpers import lock_loop, segment
 
 L_O, L_Y = (-0.5, -1.0, -0.8, -1.2), -2.0
@@ -172,7 +179,9 @@ def test_the_reward_is_the_sign_of_the_difference():
         ComparedReward()(world, [group])
         assert [t.reward for t in group.trajectories] == want
         assert [t.correct for t in group.trajectories] == [True, False]
-    ours = replace(world, reward_function=lambda prompt, texts: [float(len(t) + 10 * (i == 2)) for i, t in enumerate(texts)])
+    ours = replace(
+        world, reward_function=lambda prompt, texts: [float(len(t) + 10 * (i == 2)) for i, t in enumerate(texts)]
+    )
     group.prompt = replace(prompt, reference=target)
     ComparedReward()(ours, [group])
     assert [t.reward for t in group.trajectories] == [-1, -1]
@@ -208,3 +217,24 @@ def test_defaults():
     assert recipe.loss == AlignmentLoss(0.5, 0.6)
     assert (recipe.optimiser.lr, recipe.optimiser.weight_decay, recipe.optimiser.grad_clip) == (1e-6, 0.01, 1.0)
     assert not recipe.loss.needs_reference
+
+
+def test_a_text_task_end_to_end(tmp_path):
+    """Nobody is right at first, so the references are imitated: their likelihood rises."""
+    rows = [{"prompt": f"{i}+1=", "answer": i + 1, "shown": f"{i + 1}"} for i in range(8)]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+
+    def judge(prompt, texts):
+        return [-min(len(t), 9.0) + 10 * (t == prompt.reference) for t in texts]
+
+    task = load_task(f"{tmp_path}/p.jsonl:reference=shown,max_tokens=8")
+    policy = load_policy("transformer:layers=1,width=16,heads=2,context=40")
+    world = World(policy, NativeEngine(policy), task, Sampling(8), 0, reward_function=judge)
+    recipe = grao(group_size=4)
+    recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=0.01))
+    loop = GroupLoop(recipe, world, prompts=4, micro_tokens=60, reference=None)
+    logs = [loop.step() for _ in range(12)]
+    assert logs[0]["reward/mean"] == -1
+    likelihood = [log["loss/imitation"] for log in logs]
+    assert likelihood[0] > 4
+    assert likelihood[-1] < 0.6 * likelihood[0]

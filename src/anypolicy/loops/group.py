@@ -260,6 +260,7 @@ class GroupLoop:
 def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     """Rewards, verdicts and lengths of the sampled groups."""
     more = more | describe_targets(groups)
+    beside = sum(int(t.info.get("generated", 0)) for g in groups for t in g.targets)
     groups = [g.sampled() for g in groups]
     trajectories = [t for g in groups for t in g.trajectories]
     if not trajectories:
@@ -289,7 +290,7 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
         "groups/all_wrong": sum(r == 0 for r in right) / len(right),
         "length/mean": float(length.mean()),
         "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
-        "tokens/generated": float(sum((s.version >= 0).sum() for t in trajectories for s in t.segments)),
+        "tokens/generated": float(sum((s.version >= 0).sum() for t in trajectories for s in t.segments) + beside),
         "entropy/behaviour": -sum(logp) / max(len(logp), 1),
     }
 

@@ -113,7 +113,9 @@ class SelfExplanation:
                 if self.only_correct and not correct(world, prompt, segment.response):
                     continue
                 context = world.policy.encode(prompt)
-                group.trajectories.append(resampled_target("explanation", segment, context, response))
+                target = resampled_target("explanation", segment, context, response)
+                target.info["generated"] = len(segment.response)
+                group.trajectories.append(target)
         return groups
 
     def shown(self, world: World, prompt: Prompt) -> Prompt:
