@@ -37,9 +37,9 @@ def gradient(loop, batch, micro_tokens=1 << 20):
     """Gradient of the whole loss of one optimiser batch, micro-batch by micro-batch."""
     for p in loop.world.policy.module.parameters():
         p.grad = None
-    for rows in batch.chunks(micro_tokens):
+    loss = loop.recipe.loss
+    for rows in batch.chunks(micro_tokens, whole_groups=getattr(loss, "whole_groups", False)):
         micro = batch.select(rows)
-        loss = loop.recipe.loss
         scores = loop.world.policy.score(micro, 1.0, entropy=loss.needs_entropy, hidden=loop.value_head is not None)
         terms = loss(scores, micro).terms
         if loop.value_head is not None:

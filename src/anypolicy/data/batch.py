@@ -27,7 +27,7 @@ class Batch:
     terms. `target` is True on tokens of supervised targets (None: there are none); they have `mask` False, their
     trajectories reward NaN. `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation
     limit. `totals` are the denominators of the whole optimiser batch and survive `select`, so a part of a batch
-    reduces to its share of the whole.
+    reduces to its share of the whole. `progress` runs from 0 at the first step of a run to 1 at its last.
     """
 
     context: Int[Tensor, "contexts context_tokens"]
@@ -52,6 +52,7 @@ class Batch:
     advantage: Float[Tensor, "rows tokens"] | None = None
     totals: Totals | None = None
     max_tokens: int | None = None
+    progress: float | None = None
     target: Bool[Tensor, "rows tokens"] | None = None
 
     @property
@@ -108,22 +109,29 @@ class Batch:
             new["totals"] = self.totals.select(rows)
         return replace(self, context=context[:, pad:], context_valid=valid[:, pad:], **new)
 
-    def chunks(self, max_tokens: int) -> list[Tensor]:
+    def chunks(self, max_tokens: int, *, whole_groups: bool = False) -> list[Tensor]:
         """Row indices of micro-batches of at most `max_tokens` padded tokens, rows of one context together and the
-        context counted once; a single row may exceed it."""
+        context counted once; a single row may exceed it. With `whole_groups` no group is split, and a single group may
+        exceed it."""
         context, response = self.context.shape[1], self.response.shape[1]
         if len(self.context) * context + self.rows * response <= max_tokens:
             return [torch.arange(self.rows)]
+        index = self.context_index.tolist()
+        order = sorted(range(self.rows), key=lambda i: index[i])
+        units: dict[int, list[int]] = {}
+        group = self.group_id[self.trajectory].tolist()
+        for row in order:
+            units.setdefault(group[row] if whole_groups else row, []).append(row)
         parts: list[list[int]] = [[]]
         seen: set[int] = set()
-        index = self.context_index.tolist()
-        for row in sorted(range(self.rows), key=lambda i: index[i]):
-            size = len(seen | {index[row]}) * context + (len(parts[-1]) + 1) * response
+        for rows in units.values():
+            wanted = {index[row] for row in rows}
+            size = len(seen | wanted) * context + (len(parts[-1]) + len(rows)) * response
             if parts[-1] and size > max_tokens:
                 parts.append([])
                 seen = set()
-            parts[-1].append(row)
-            seen.add(index[row])
+            parts[-1] += rows
+            seen |= wanted
         return [torch.tensor(p) for p in parts]
 
 

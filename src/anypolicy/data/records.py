@@ -62,7 +62,8 @@ class Trajectory:
     `parent` and `branch` (token index) say where a trajectory forked from another.
 
     A `target` is there to be imitated, not sampled for the group: it has no reward, is in no group statistic, no
-    reward stage sees it, and the masks of its segments say which tokens a supervised term may use.
+    reward stage sees it, and the masks of its segments say which tokens a supervised term may use. If tokens were
+    generated for it alone, `info["generated"]` is their number.
     """
 
     id: str

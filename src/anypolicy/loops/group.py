@@ -30,14 +30,17 @@ class GroupLoop:
     """One recipe at work on one policy. `step()` is one rollout batch and its updates; `state()` is all it remembers.
 
     `prompts` is the number of groups of a full step; `micro_tokens` bounds the padded tokens of one forward pass and
-    does not change the result.
+    does not change the result. `total_steps` is the length of the run, which schedules refer to.
     """
 
-    def __init__(self, recipe: GroupRecipe, world: World, *, prompts: int, micro_tokens: int, reference: Policy | None):
+    def __init__(
+        self, recipe: GroupRecipe, world: World, *, prompts: int, micro_tokens: int, reference: Policy | None,
+        total_steps: int | None = None,
+    ):  # fmt: skip
         if reference is not None:
             world = replace(world, reference=world.engine.of(reference))
         self.recipe, self.world, self.prompts, self.micro_tokens = recipe, world, prompts, micro_tokens
-        self.reference = reference
+        self.reference, self.total_steps = reference, total_steps
         for stage in stages(recipe):
             if hasattr(stage, "check"):
                 stage.check(world)
@@ -53,6 +56,11 @@ class GroupLoop:
             nn.init.zeros_(self.value_head.bias)
             sets["critic"] = (self.value_head.parameters(), recipe.critic.lr)
         self.updater = Updater(recipe.optimiser, sets)
+
+    @property
+    def progress(self) -> float | None:
+        """step / (total_steps − 1), from 0 to 1; None where the run has no end."""
+        return None if self.total_steps is None else min(self.steps / max(self.total_steps - 1, 1), 1.0)
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -74,7 +82,8 @@ class GroupLoop:
             if len(self.carried) < self.prompts or round > 0:
                 new = self.sample(round)
                 groups, seen = groups + new, seen + new
-            batch = self.credited(from_groups(groups, self.float_dtype, self.world.sampling.max_tokens))
+            raw = from_groups(groups, self.float_dtype, self.world.sampling.max_tokens)
+            batch = self.credited(replace(raw, progress=self.progress))
             choice = self.recipe.selection(batch, self.prompts)
             round += 1
             if not choice.short or round >= self.recipe.selection.max_rounds:
@@ -179,7 +188,7 @@ class GroupLoop:
         log: dict[str, float] = {}
         loss, temperature = self.recipe.loss, self.world.sampling.temperature
         critic = self.recipe.critic
-        for rows in batch.chunks(self.micro_tokens):
+        for rows in batch.chunks(self.micro_tokens, whole_groups=getattr(loss, "whole_groups", False)):
             micro = batch.select(rows)
             scores = self.world.policy.score(
                 micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None
@@ -251,6 +260,7 @@ class GroupLoop:
 def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     """Rewards, verdicts and lengths of the sampled groups."""
     more = more | describe_targets(groups)
+    beside = sum(int(t.info.get("generated", 0)) for g in groups for t in g.targets)
     groups = [g.sampled() for g in groups]
     trajectories = [t for g in groups for t in g.trajectories]
     if not trajectories:
@@ -280,7 +290,7 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
         "groups/all_wrong": sum(r == 0 for r in right) / len(right),
         "length/mean": float(length.mean()),
         "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
-        "tokens/generated": float(sum((s.version >= 0).sum() for t in trajectories for s in t.segments)),
+        "tokens/generated": float(sum((s.version >= 0).sum() for t in trajectories for s in t.segments) + beside),
         "entropy/behaviour": -sum(logp) / max(len(logp), 1),
     }
 

@@ -122,6 +122,9 @@ class LossTerms(NamedTuple):
 
 
 class Loss(Protocol):
+    """May say more as a class attribute: `whole_groups`, it couples the rows of a group, so micro-batches never split
+    one."""
+
     @property
     def needs_entropy(self) -> bool:
         """Whether the loss lets a gradient flow through the entropy."""
