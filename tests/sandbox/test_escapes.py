@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from anypolicy.sandbox import Candidate, Limits, Program, run, run_many
-from anypolicy.sandbox import inside as inner
+from anypolicy.sandbox import isolate as inner
 from anypolicy.sandbox.run import children
 from tests.sandbox.attacks import ATTACKS, CALLS, STOPPED
 

@@ -1,6 +1,6 @@
-"""How a sandbox is begun: bubblewrap, or unshare of util-linux. Both end in `inside.py` as pid 1 of new namespaces.
+"""How a sandbox is begun: bubblewrap, or unshare of util-linux. Both end in `isolate.py` as pid 1 of new namespaces.
 
-As root neither makes a user namespace at the start (the Python to run may be where only root can look); `inside.py`
+As root neither makes a user namespace at the start (the Python to run may be where only root can look); `isolate.py`
 becomes nobody and makes its own. An ordinary user begins with one, which gives the right to mount within it.
 """
 
@@ -93,7 +93,7 @@ def environment() -> dict[str, str]:
 
 
 def begin(backend: str, config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """The command up to the interpreter, and the configuration for `inside.py`."""
+    """The command up to the interpreter, and the configuration for `isolate.py`."""
     folders, links = readable()
     root = privileged()
     own = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "pid", "ipc", "uts", "net")}

@@ -146,8 +146,8 @@ def run_many(
 
 
 @functools.cache
-def source() -> str:
-    return Path(__file__).with_name("inside.py").read_text("utf-8")
+def source(name: str) -> str:
+    return Path(__file__).with_name(name).read_text("utf-8")
 
 
 def payload(work: Work) -> tuple[str, bytes]:
@@ -191,7 +191,7 @@ class Running:
         config = {"mode": self.mode, "limits": asdict(self.limits), "status": status, "proc": proc,
                   "environment": environment}  # fmt: skip
         command, config = backends.begin(self.tool, config)
-        command += [backends.python(), "-sSPB", "-c", source(), json.dumps(config)]
+        command += [backends.python(), "-sSPB", "-c", source("isolate.py"), json.dumps(config), source("inside.py")]
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
             cwd="/", pass_fds=(status, proc), start_new_session=True,
