@@ -15,6 +15,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Segment, Stop, Tokens, Trajectory
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
+from anypolicy.loops.evaluate import verify
 from anypolicy.loops.recipe import Choice, LossTerms, Reward, World
 from anypolicy.parts import surrogate
 from anypolicy.parts.advantages import Std, group_normalise
@@ -100,7 +101,7 @@ class VerifierReward:
 def verified(world: World, prompt: Prompt, responses: Sequence[Tokens]) -> list[Score]:
     """The task's verdicts on responses to one prompt, with the user's own rewards if there are any."""
     texts = [world.policy.decode(r) for r in responses]
-    scores = [world.task.score(prompt, r, text) for r, text in zip(responses, texts, strict=True)]
+    scores = verify(world.task, [(prompt, r, text) for r, text in zip(responses, texts, strict=True)])
     if world.reward_function is None:
         return scores
     rewards = call_reward(world.reward_function, prompt, texts)
