@@ -47,7 +47,7 @@ def batch_of(rewards: list[list[float]], lengths: list[list[int]] | None = None,
 def gradient(loss, batch: Batch, log_ratio: torch.Tensor, entropy: bool = False):
     """Loss value and gradient with respect to logp, for given log-ratios."""
     logp = (batch.logp_old + log_ratio).requires_grad_()
-    batch = replace(batch, totals=count(batch.mask, batch.trajectory))
+    batch = replace(batch, totals=count(batch.mask, batch.trajectory, batch.group_id))
     spread = torch.zeros_like(logp) if entropy else None
     value = sum(loss(Scores(logp, spread), batch).terms.values())
     value.backward()
@@ -60,4 +60,6 @@ def lock_loop(recipe: GroupRecipe, *, seed: int = 0, prompts: int = 8, micro_tok
     policy = task.make_policy(seed)
     world = World(policy, NativeEngine(policy), task, Sampling(task.max_tokens), seed)
     recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=0.1))
-    return GroupLoop(recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=copy.deepcopy(policy))
+    return GroupLoop(
+        recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=copy.deepcopy(policy), total_steps=40
+    )  # fmt: skip

@@ -222,8 +222,9 @@ def group_loop(p: Plan, world: World) -> GroupLoop:
     reference = reference_of(p.recipe, world.policy)
     assert p.settings.prompts is not None
     return GroupLoop(
-        p.recipe, world, prompts=p.settings.prompts, micro_tokens=p.settings.micro_tokens, reference=reference
-    )
+        p.recipe, world, prompts=p.settings.prompts, micro_tokens=p.settings.micro_tokens, reference=reference,
+        total_steps=p.settings.steps,
+    )  # fmt: skip
 
 
 def train(
@@ -352,6 +353,8 @@ def fit(
     sampling = Sampling(max_tokens or task.max_tokens, temperature)
     world = World(policy, NativeEngine(policy), task, sampling, seed)
     reference = reference_of(recipe, policy)
-    loop = GroupLoop(recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=reference)
+    loop = GroupLoop(
+        recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=reference, total_steps=steps
+    )  # fmt: skip
     for _ in range(steps):
         yield loop.step(), policy

@@ -9,7 +9,7 @@ import yaml
 
 from anypolicy import catalogue, training
 from anypolicy.compose import STAGES, compose
-from anypolicy.data.batch import from_groups
+from anypolicy.data.batch import TOKEN_FIELDS, from_groups
 from anypolicy.parts.reduce import count
 from anypolicy.runs.metrics import documented
 from anypolicy.tasks.base import Score
@@ -31,16 +31,16 @@ def collected(loop):
     loss = loop.recipe.loss
     if loss.needs_reference and batch.logp_ref is None:
         batch = replace(batch, logp_ref=loop.scores(batch, loop.reference).logp)
-    return replace(batch, totals=count(batch.mask, batch.trajectory))
+    return replace(batch, totals=count(batch.mask, batch.trajectory, batch.group_id))
 
 
 def gradient(loop, batch, micro_tokens=1 << 20):
     """Gradient of the whole loss of one optimiser batch, micro-batch by micro-batch."""
     for p in loop.world.policy.module.parameters():
         p.grad = None
-    for rows in batch.chunks(micro_tokens):
+    loss = loop.recipe.loss
+    for rows in batch.chunks(micro_tokens, whole_groups=getattr(loss, "whole_groups", False)):
         micro = batch.select(rows)
-        loss = loop.recipe.loss
         scores = loop.world.policy.score(micro, 1.0, entropy=loss.needs_entropy, hidden=loop.value_head is not None)
         terms = loss(scores, micro).terms
         if loop.value_head is not None:
@@ -99,7 +99,7 @@ def test_padding_row_order_and_micro_batches_leave_the_gradient_unchanged(slug):
     assert want.abs().max() > 0
     order = torch.randperm(batch.rows, generator=torch.Generator().manual_seed(1))
     wide = {}
-    for name in ("response", "valid", "mask", "logp_old", "version", "advantage", "logp_ref", "value", "value_target"):
+    for name in TOKEN_FIELDS:
         x = getattr(batch, name)
         if x is not None:
             wide[name] = torch.cat([x, x.new_zeros(batch.rows, 2)], 1)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from anypolicy.data.batch import Batch, from_groups
 from anypolicy.data.records import Group, from_json, to_json
 from anypolicy.errors import InputError
 from anypolicy.loops.optimise import Updater
-from anypolicy.loops.recipe import Credit, GroupRecipe, World
+from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, World
 from anypolicy.parts.reduce import count
 from anypolicy.policies.base import Policy, Scores
 from anypolicy.runs.seeds import generator
@@ -30,14 +31,19 @@ class GroupLoop:
     """One recipe at work on one policy. `step()` is one rollout batch and its updates; `state()` is all it remembers.
 
     `prompts` is the number of groups of a full step; `micro_tokens` bounds the padded tokens of one forward pass and
-    does not change the result.
+    does not change the result. `total_steps` is the length of the run, which schedules refer to.
     """
 
-    def __init__(self, recipe: GroupRecipe, world: World, *, prompts: int, micro_tokens: int, reference: Policy | None):
+    def __init__(
+        self, recipe: GroupRecipe, world: World, *, prompts: int, micro_tokens: int, reference: Policy | None,
+        total_steps: int | None = None,
+    ):  # fmt: skip
         self.recipe, self.world, self.prompts, self.micro_tokens = recipe, world, prompts, micro_tokens
-        self.reference = reference
+        self.reference, self.total_steps = reference, total_steps
+        if total_steps is None and getattr(recipe.selection, "needs_progress", False):
+            raise InputError("total_steps", None, f"{type(recipe.selection).__name__} follows a schedule of the run")
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
-        self.steps, self.carried = 0, list[Group]()
+        self.steps, self.carried, self.replayed = 0, list[Group](), list[Group]()
         sets: dict[str, tuple[Iterable[nn.Parameter], float]] = {
             "policy": (world.policy.module.parameters(), recipe.optimiser.lr)
         }
@@ -48,6 +54,11 @@ class GroupLoop:
             nn.init.zeros_(self.value_head.bias)
             sets["critic"] = (self.value_head.parameters(), recipe.critic.lr)
         self.updater = Updater(recipe.optimiser, sets)
+
+    @property
+    def progress(self) -> float | None:
+        """step / (total_steps − 1), from 0 to 1; None where the run has no end."""
+        return None if self.total_steps is None else min(self.steps / max(self.total_steps - 1, 1), 1.0)
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -62,31 +73,43 @@ class GroupLoop:
 
     # --- experience --------------------------------------------------------------------------------------------------
     def collect(self) -> tuple[Batch, dict[str, float]]:
-        """Sampler, rollout, reward, advantage and selection, with refill; carried groups come first."""
-        groups, seen = self.carried, list[Group]()
+        """Sampler, rollout, reward, advantage and selection, with refill; replayed and carried groups come first."""
+        groups, seen = self.replayed + self.carried, list[Group]()
         round = 0
         while True:
             if len(self.carried) < self.prompts or round > 0:
                 new = self.sample(round)
                 groups, seen = groups + new, seen + new
-            batch = self.credited(from_groups(groups, self.float_dtype, self.world.sampling.max_tokens))
+            raw = from_groups(groups, self.float_dtype, self.world.sampling.max_tokens)
+            batch = self.credited(replace(raw, progress=self.progress))
             choice = self.recipe.selection(batch, self.prompts)
             round += 1
             if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
-        self.carried = [] if choice.surplus is None else [g for g, c in zip(groups, choice.surplus, strict=True) if c]
+        self.carried, self.replayed = marked(groups, choice.surplus), marked(groups, choice.replay)
+        metrics = describe(seen, self.order.metrics()) | choice.metrics
+        metrics["groups/kept"], metrics["groups/carried"] = float(choice.groups.sum()), float(len(self.carried))
+        return self.narrowed(batch, choice), metrics
+
+    def narrowed(self, batch: Batch, choice: Choice) -> Batch:
+        """The batch that the selection keeps. Rows that it has emptied are gone, and so are, for losses that do not
+        read them, response tokens after the last one kept; rows that had nothing to train stay in the denominators."""
         kept = choice.groups[batch.group_id[batch.trajectory]]
-        if choice.mask is not None:
-            batch = replace(batch, mask=batch.mask & choice.mask)
         if choice.weight is not None:
             batch = replace(batch, weight=batch.weight * choice.weight)
-        metrics = describe(seen, self.order.metrics())
-        metrics["groups/kept"], metrics["groups/carried"] = float(choice.groups.sum()), float(len(self.carried))
-        return batch.select(kept), metrics
+        if choice.mask is not None:
+            mask = batch.mask & choice.mask
+            kept &= mask.any(1) | ~batch.mask.any(1)
+            batch = replace(batch, mask=mask)
+            if not getattr(self.recipe.loss, "whole_responses", False):
+                batch = batch.trimmed()
+        return batch.select(kept)
 
     def sample(self, round: int) -> list[Group]:
         """Draw prompts, let the policy answer, score the answers."""
         world = replace(self.world, version=self.updater.updates)
+        if self.reads_entropy:
+            world = replace(world, sampling=replace(world.sampling, entropy=True))
         positions = self.order.draw(self.prompts, self.steps, round)
         prompts = [world.task.train[i] for i in positions]
         if not self.recipe.reward.needs_labels:
@@ -102,12 +125,17 @@ class GroupLoop:
         self.order.observe(groups)
         return groups
 
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether advantage or selection reads the entropy of the policy that sampled."""
+        return any(getattr(s, "needs_entropy", False) for s in (self.recipe.advantage, self.recipe.selection))
+
     def credited(self, batch: Batch) -> Batch:
         """Fill in what the advantage asks for, then the advantage."""
         stage: Any = self.recipe.advantage
         if getattr(stage, "needs_reference", False):
             batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
-        if getattr(stage, "needs_entropy", False):
+        if batch.entropy is None and self.reads_entropy:
             batch = replace(batch, entropy=self.scores(batch, self.world.policy, entropy=True).entropy)
         if getattr(stage, "needs_value", False):
             hidden = self.scores(batch, self.world.policy, hidden=True).hidden
@@ -125,7 +153,7 @@ class GroupLoop:
             batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
         if self.rescores and settings.epochs * settings.minibatches > 1:
             batch = self.rescored(batch, self.scores(batch, self.world.policy))
-        sums, n, skipped, idle, tokens = defaultdict[str, float](float), 0, 0, 0, 0
+        sums, n, skipped, idle, tokens, read = defaultdict[str, float](float), 0, 0, 0, 0, 0
         edges: dict[str, float] = {}
         for epoch in range(settings.epochs):
             for part in self.minibatches(batch, epoch):
@@ -136,7 +164,7 @@ class GroupLoop:
                 if not active.any():
                     skipped += 1
                     continue
-                tokens += int(part.mask[active].sum())
+                tokens, read = tokens + int(part.mask[active].sum()), read + int(part.valid[active].sum())
                 log = self.one_update(part.select(active))
                 for name, value in log.items():
                     fold = max if name.endswith("max") else min
@@ -147,7 +175,7 @@ class GroupLoop:
                 n += 1
         means = {name: value / n for name, value in sums.items()}
         counted = {"updates": float(n), "updates/skipped": float(skipped), "rows/skipped": float(idle)}
-        return means | edges | counted | {"tokens/trained": float(tokens)}
+        return means | edges | counted | {"tokens/trained": float(tokens), "tokens/forward": float(read)}
 
     def minibatches(self, batch: Batch, epoch: int) -> Iterator[Batch]:
         """Split by whole groups in a seeded order; each part carries its own denominators."""
@@ -158,7 +186,7 @@ class GroupLoop:
             groups = groups[order]
         for chosen in torch.tensor_split(groups, min(parts, len(groups))):
             part = batch if parts == 1 else batch.select(torch.isin(group, chosen))
-            yield replace(part, totals=count(part.mask, part.trajectory))
+            yield replace(part, totals=count(part.mask, part.trajectory, part.group_id))
 
     def one_update(self, batch: Batch) -> dict[str, float]:
         """Forward and backward of every micro-batch, then one optimiser step."""
@@ -167,7 +195,7 @@ class GroupLoop:
         log: dict[str, float] = {}
         loss, temperature = self.recipe.loss, self.world.sampling.temperature
         critic = self.recipe.critic
-        for rows in batch.chunks(self.micro_tokens):
+        for rows in batch.chunks(self.micro_tokens, whole_groups=getattr(loss, "whole_groups", False)):
             micro = batch.select(rows)
             scores = self.world.policy.score(
                 micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None
@@ -221,15 +249,22 @@ class GroupLoop:
     # --- memory ------------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the updater's tensors."""
-        carried = [to_json(g) for g in self.carried]
-        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), "carried": carried}
+        kept = {"carried": [to_json(g) for g in self.carried], "replayed": [to_json(g) for g in self.replayed]}
+        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), **kept}
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.steps = state["steps"]
         self.order.restore(state["order"])
         prompts = self.world.task.train
-        self.carried = [from_json(g, prompts[g["position"]]) for g in state["carried"]]
+        self.carried, self.replayed = (
+            [from_json(g, prompts[g["position"]]) for g in state[name]] for name in ("carried", "replayed")
+        )
         self.updater.restore(tensors, state["updates"])
+
+
+def marked(groups: list[Group], mark: Tensor | None) -> list[Group]:
+    """The groups with a True mark."""
+    return [] if mark is None else [g for g, m in zip(groups, mark, strict=True) if m]
 
 
 def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
@@ -244,7 +279,8 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     for t in trajectories:
         for name, value in t.rewards.items():
             named.setdefault(name, []).append(value)
-    logp = [float(s.logp[s.mask].mean()) for t in trajectories for s in t.segments if s.mask.any()]
+    segments = [s for t in trajectories for s in t.segments]
+    logp = [x for s in segments if s.mask.any() and not np.isnan(x := float(s.logp[s.mask].mean()))]
     return more | {
         "reward/mean": float(reward.nanmean()),
         "reward/std": float(reward[~reward.isnan()].std()) if len(reward) > 1 else 0.0,
@@ -255,15 +291,15 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
         "groups/all_wrong": sum(r == 0 for r in right) / len(right),
         "length/mean": float(length.mean()),
         "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
-        "tokens/generated": float(length.sum()),
-        "entropy/behaviour": -sum(logp) / max(len(logp), 1),
+        "tokens/generated": float(sum((s.mask & (s.version >= 0)).sum() for s in segments)),
+        **({"entropy/behaviour": -sum(logp) / len(logp)} if logp else {}),
     }
 
 
 def check(recipe: GroupRecipe, prompts: int) -> None:
     """Refuse recipes that cannot work, before any work."""
     advantage, size = recipe.advantage, recipe.rollout.group_size
-    for stage in (advantage, recipe.selection):
+    for stage in (advantage, recipe.selection, recipe.loss):
         if size < (least := getattr(stage, "min_group", 1)):
             raise InputError("group_size", size, f"{type(stage).__name__} compares responses: use at least {least}")
     if getattr(advantage, "needs_value", False) and recipe.critic is None:
@@ -272,6 +308,11 @@ def check(recipe: GroupRecipe, prompts: int) -> None:
         raise InputError(
             "advantage", type(advantage).__name__, "the recipe has a critic, so use an advantage with value targets"
         )
+    if getattr(recipe.rollout, "unknown_behaviour", False) and not getattr(recipe.loss, "any_behaviour", False):
+        raise InputError(
+            "loss", type(recipe.loss).__name__, "nobody knows how likely these responses were where they were "
+            "written: use a loss that needs no importance ratio",
+        )  # fmt: skip
     if prompts < 1:
         raise InputError("prompts", prompts, "use at least 1")
     if recipe.optimiser.minibatches > prompts:

@@ -9,8 +9,9 @@ share, and what only one method has stands in its file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -85,16 +86,22 @@ class Advantage(Protocol):
 class Choice(NamedTuple):
     """What a selection keeps. `groups` (groups) and `mask` (rows, tokens) are True where kept; `weight` (rows)
     multiplies a row's loss terms; `surplus` marks kept groups beyond the target that the next step begins with;
-    `short` asks for more prompts."""
+    `replay` marks groups that are trained on again in the next step, beside its own; `short` asks for more prompts;
+    `metrics` are logged."""
 
     groups: Bool[Tensor, " groups"]
     mask: Bool[Tensor, "rows tokens"] | None = None
     weight: Float[Tensor, " rows"] | None = None
     surplus: Bool[Tensor, " groups"] | None = None
     short: bool = False
+    replay: Bool[Tensor, " groups"] | None = None
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class Selection(Protocol):
+    """May set the class attributes `needs_entropy` (the loop then fills `batch.entropy`, recorded while sampling where
+    the engine can) and `needs_progress` (it follows a schedule)."""
+
     @property
     def max_rounds(self) -> int:
         """How often a step may draw prompts; 1 means that it never refills."""
@@ -114,6 +121,10 @@ class LossTerms(NamedTuple):
 
 
 class Loss(Protocol):
+    """May say more as class attributes: `whole_groups`, it couples the rows of a group, so micro-batches never split
+    one; `whole_responses`, it reads log-probabilities of tokens that a selection has dropped; `any_behaviour`, it needs
+    no log-probability of the behaviour policy; `min_group`, the responses that it compares."""
+
     @property
     def needs_entropy(self) -> bool:
         """Whether the loss lets a gradient flow through the entropy."""

@@ -239,6 +239,10 @@ class PolicyLoss:
     def needs_reference(self) -> bool:
         return self.kl is not None and self.kl_coef != 0
 
+    @property
+    def whole_responses(self) -> bool:
+        return self.ratio == "sequence"
+
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         mask = batch.mask
         if not (self.needs_entropy or self.needs_reference):
@@ -254,7 +258,7 @@ class PolicyLoss:
         if self.ratio == "token":
             ratio = surrogate.token_ratio(scores.logp, batch.logp_old)
         else:
-            ratio = surrogate.sequence_ratio(scores.logp, batch.logp_old, batch.mask)
+            ratio = surrogate.sequence_ratio(scores.logp, batch.logp_old, batch.chosen)
         terms = {"policy": -mean(weight * self.gate(ratio, advantage))}
         if self.needs_reference and batch.logp_ref is not None and self.kl is not None:
             divergence = kl(scores.logp, batch.logp_ref, self.kl)

@@ -16,7 +16,8 @@ Mode = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "const
 class Totals(NamedTuple):
     """Denominators, counted over the whole optimiser batch so that no micro-batch split can change the gradient.
 
-    `watched` counts the tokens that get a forward pass: what logged means divide by, and nothing else.
+    `watched` counts the tokens that get a forward pass: what logged means divide by, and nothing else. `pairs` counts
+    the pairs of sequences with a token in one group (0 where no groups were given).
     """
 
     tokens: float
@@ -24,13 +25,16 @@ class Totals(NamedTuple):
     rows: float
     sequence_tokens: Float[Tensor, " rows"]
     watched: float
+    pairs: float = 0.0
 
 
-def count(mask: Bool[Tensor, "rows tokens"], sequence: Tensor | None = None) -> Totals:
+def count(
+    mask: Bool[Tensor, "rows tokens"], sequence: Tensor | None = None, group: Tensor | None = None
+) -> Totals:  # fmt: skip
     """Count tokens with mask 1, sequences with at least one, and all sequences, the empty ones too (`rows`).
 
     `sequence` (rows,) numbers the trajectory of each row; by default each row is one. `sequence_tokens` gives every
-    row the number of masked tokens of its whole trajectory.
+    row the number of masked tokens of its whole trajectory. `group` (sequences,) numbers the group of each.
     """
     per_row = mask.sum(1).to(torch.float32)
     if sequence is None:
@@ -38,8 +42,11 @@ def count(mask: Bool[Tensor, "rows tokens"], sequence: Tensor | None = None) -> 
     size = int(sequence.max()) + 1 if len(sequence) else 0
     per_sequence = per_row.new_zeros(size).index_add_(0, sequence, per_row)
     rows = float(len(torch.unique(sequence)))
-    tokens = float(per_row.sum())
-    return Totals(tokens, float((per_sequence > 0).sum()), rows, per_sequence[sequence], tokens)
+    tokens, pairs = float(per_row.sum()), 0.0
+    if group is not None:
+        members = torch.bincount(group[:size][per_sequence > 0]).double()
+        pairs = float((members * (members - 1) / 2).sum())
+    return Totals(tokens, float((per_sequence > 0).sum()), rows, per_sequence[sequence], tokens, pairs)
 
 
 def reduce(

@@ -164,8 +164,8 @@ class CausalLM:
     def scores_of(
         self, states: Tensor, batch: Batch, temperature: float, *, entropy: bool, hidden: bool
     ) -> Scores:  # fmt: skip
-        """Logits only where a response token stands."""
-        wanted = batch.valid
+        """Logits only where a response token stands whose log-probability is read."""
+        wanted = batch.valid if batch.read is None else batch.read
         logits = self.head(states[wanted])
         logits = logits if temperature == 1 else logits / temperature
         logp_all = torch.log_softmax(logits, -1)
