@@ -10,7 +10,6 @@ import yaml
 from anypolicy import catalogue, training
 from anypolicy.compose import STAGES, compose
 from anypolicy.data.batch import TOKEN_FIELDS, from_groups
-from anypolicy.parts.reduce import count
 from anypolicy.runs.metrics import documented
 from anypolicy.tasks.base import Score
 from anypolicy.training import Settings
@@ -31,7 +30,7 @@ def collected(loop):
     loss = loop.recipe.loss
     if loss.needs_reference and batch.logp_ref is None:
         batch = replace(batch, logp_ref=loop.scores(batch, loop.reference).logp)
-    return replace(batch, totals=count(batch.mask, batch.trajectory, batch.group_id))
+    return replace(batch, totals=batch.counted())
 
 
 def gradient(loop, batch, micro_tokens=1 << 20):

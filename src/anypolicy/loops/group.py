@@ -22,9 +22,9 @@ from anypolicy.data.records import Group, from_json, to_json
 from anypolicy.errors import InputError
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, World
-from anypolicy.parts.reduce import count
 from anypolicy.policies.base import Policy, Scores
 from anypolicy.runs.seeds import generator
+from anypolicy.tasks.base import Task
 
 
 class GroupLoop:
@@ -98,9 +98,9 @@ class GroupLoop:
         if choice.weight is not None:
             batch = replace(batch, weight=batch.weight * choice.weight)
         if choice.mask is not None:
-            mask = batch.mask & choice.mask
-            kept &= mask.any(1) | ~batch.mask.any(1)
-            batch = replace(batch, mask=mask)
+            before = batch.trained.any(1)
+            batch = replace(batch, mask=batch.mask & choice.mask)
+            kept &= batch.trained.any(1) | ~before
             if not getattr(self.recipe.loss, "whole_responses", False):
                 batch = batch.trimmed()
         return batch.select(kept)
@@ -121,8 +121,9 @@ class GroupLoop:
             group.position = where[group.prompt.id]
             for i, t in enumerate(group.trajectories):
                 t.id = f"{group.id}/{i}"
-        self.recipe.reward(world, groups)
-        self.order.observe(groups)
+        sampled = [g.sampled() for g in groups]
+        self.recipe.reward(world, sampled)
+        self.order.observe(sampled)
         return groups
 
     @property
@@ -153,7 +154,8 @@ class GroupLoop:
             batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
         if self.rescores and settings.epochs * settings.minibatches > 1:
             batch = self.rescored(batch, self.scores(batch, self.world.policy))
-        sums, n, skipped, idle, tokens, read = defaultdict[str, float](float), 0, 0, 0, 0, 0
+        sums, seen = defaultdict[str, float](float), defaultdict[str, int](int)
+        n, skipped, idle, tokens, read = 0, 0, 0, 0, 0
         edges: dict[str, float] = {}
         for epoch in range(settings.epochs):
             for part in self.minibatches(batch, epoch):
@@ -164,7 +166,7 @@ class GroupLoop:
                 if not active.any():
                     skipped += 1
                     continue
-                tokens, read = tokens + int(part.mask[active].sum()), read + int(part.valid[active].sum())
+                tokens, read = tokens + int(part.trained[active].sum()), read + int(part.valid[active].sum())
                 log = self.one_update(part.select(active))
                 for name, value in log.items():
                     fold = max if name.endswith("max") else min
@@ -172,8 +174,9 @@ class GroupLoop:
                         edges[name] = fold(edges.get(name, value), value)
                     else:
                         sums[name] += value
+                        seen[name] += 1
                 n += 1
-        means = {name: value / n for name, value in sums.items()}
+        means = {name: value / seen[name] for name, value in sums.items()}
         counted = {"updates": float(n), "updates/skipped": float(skipped), "rows/skipped": float(idle)}
         return means | edges | counted | {"tokens/trained": float(tokens), "tokens/forward": float(read)}
 
@@ -186,7 +189,7 @@ class GroupLoop:
             groups = groups[order]
         for chosen in torch.tensor_split(groups, min(parts, len(groups))):
             part = batch if parts == 1 else batch.select(torch.isin(group, chosen))
-            yield replace(part, totals=count(part.mask, part.trajectory, part.group_id))
+            yield replace(part, totals=part.counted())
 
     def one_update(self, batch: Batch) -> dict[str, float]:
         """Forward and backward of every micro-batch, then one optimiser step."""
@@ -269,12 +272,13 @@ def marked(groups: list[Group], mark: Tensor | None) -> list[Group]:
 
 def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     """Rewards, verdicts and lengths of the sampled groups."""
+    more = more | describe_targets(groups)
+    groups = [g.sampled() for g in groups]
     trajectories = [t for g in groups for t in g.trajectories]
     if not trajectories:
         return more
     reward = torch.tensor([t.reward for t in trajectories], dtype=torch.float64)
     length = torch.tensor([t.length for t in trajectories], dtype=torch.float64)
-    right = [sum(bool(t.correct) for t in g.trajectories) / max(len(g.trajectories), 1) for g in groups]
     named: dict[str, list[float]] = {}
     for t in trajectories:
         for name, value in t.rewards.items():
@@ -285,10 +289,7 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
         "reward/mean": float(reward.nanmean()),
         "reward/std": float(reward[~reward.isnan()].std()) if len(reward) > 1 else 0.0,
         **({f"reward/{k}": sum(v) / len(v) for k, v in named.items()} if len(named) > 1 else {}),
-        "accuracy": sum(right) / len(right),
-        "groups/mixed": sum(0 < r < 1 for r in right) / len(right),
-        "groups/all_correct": sum(r == 1 for r in right) / len(right),
-        "groups/all_wrong": sum(r == 0 for r in right) / len(right),
+        **(verdicts(groups) if any(t.correct is not None for t in trajectories) else {}),
         "length/mean": float(length.mean()),
         "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
         "tokens/generated": float(sum((s.mask & (s.version >= 0)).sum() for s in segments)),
@@ -296,8 +297,34 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     }
 
 
-def check(recipe: GroupRecipe, prompts: int) -> None:
-    """Refuse recipes that cannot work, before any work."""
+def describe_targets(groups: list[Group]) -> dict[str, float]:
+    """How much there is to imitate and, where it was sampled, how likely it was in the context it was sampled under."""
+    targets = [t for g in groups for t in g.targets]
+    if not targets:
+        return {}
+    out = {
+        "target/groups": sum(bool(g.targets) for g in groups) / len(groups),
+        "target/tokens": float(sum(t.length for t in targets)),
+    }
+    logp = [float(x) for t in targets for s in t.segments for x in s.logp[s.mask & (s.version >= 0)]]
+    return out | ({"target/logp_sampled": sum(logp) / len(logp), "target/sampled": float(len(logp))} if logp else {})
+
+
+def verdicts(groups: list[Group]) -> dict[str, float]:
+    """The verifier's verdicts, by response and by group."""
+    right = [sum(bool(t.correct) for t in g.trajectories) / max(len(g.trajectories), 1) for g in groups]
+    return {
+        "accuracy": sum(right) / len(right),
+        "groups/mixed": sum(0 < r < 1 for r in right) / len(right),
+        "groups/all_correct": sum(r == 1 for r in right) / len(right),
+        "groups/all_wrong": sum(r == 0 for r in right) / len(right),
+    }
+
+
+def check(recipe: GroupRecipe, prompts: int, task: Task | None = None) -> None:
+    """Refuse recipes that cannot work, before any work. A rollout may have a `check_task` of its own."""
+    if task is not None and (check_task := getattr(recipe.rollout, "check_task", None)):
+        check_task(task)
     advantage, size = recipe.advantage, recipe.rollout.group_size
     for stage in (advantage, recipe.selection, recipe.loss):
         if size < (least := getattr(stage, "min_group", 1)):
