@@ -39,7 +39,7 @@ def length_weight(
     ones; 1 for all others, and for all where nothing is correct."""
     right = correct.to(length.dtype)
     number = group_sum(right, group)
-    excess = (length - group_sum(right * length, group) / (number + 1e-9)) * (1 - right)
+    excess = (length - group_sum(right * length, group) / number.clamp(min=1)) * (1 - right)
     return torch.where((excess > 0) & (number > 0), 2 - base ** (-excess), 1)
 
 
