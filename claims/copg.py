@@ -22,7 +22,7 @@ CLAIM = (
     "on the paper's bandit CoPG alone ends at the optimum; off-policy policy gradients with a value baseline, IPO, and no "
     "baseline stop above it in this order (arXiv 2406.19185)"
 )
-SEEDS = 10
+SEEDS = 5
 CURVE = "regret"
 ARMS = ("copg", "pg-value", "ipo", "pg-zero")
 EPOCHS, PAIRS, SIZE, BETA = 300, 10_000, 512, 0.5

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from anypolicy.data.batch import Batch, from_groups
-from anypolicy.data.records import Group, from_json, to_json
+from anypolicy.data.records import Group, Segment, from_json, to_json
 from anypolicy.errors import InputError
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, World
@@ -278,23 +278,30 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     if not trajectories:
         return more
     reward = torch.tensor([t.reward for t in trajectories], dtype=torch.float64)
-    length = torch.tensor([t.length for t in trajectories], dtype=torch.float64)
     named: dict[str, list[float]] = {}
     for t in trajectories:
         for name, value in t.rewards.items():
             named.setdefault(name, []).append(value)
-    segments = [s for t in trajectories for s in t.segments]
-    logp = [x for s in segments if s.mask.any() and not np.isnan(x := float(s.logp[s.mask].mean()))]
     return more | {
         "reward/mean": float(reward.nanmean()),
         "reward/std": float(reward[~reward.isnan()].std()) if len(reward) > 1 else 0.0,
         **({f"reward/{k}": sum(v) / len(v) for k, v in named.items()} if len(named) > 1 else {}),
         **(verdicts(groups) if any(t.correct is not None for t in trajectories) else {}),
-        "length/mean": float(length.mean()),
         "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
-        "tokens/generated": float(sum((s.mask & (s.version >= 0)).sum() for s in segments)),
-        **({"entropy/behaviour": -sum(logp) / len(logp)} if logp else {}),
+        **describe_tokens([s for t in trajectories for s in t.segments], len(trajectories)),
     }
+
+
+def describe_tokens(segments: list[Segment], trajectories: int) -> dict[str, float]:
+    """Tokens that the policy chose, those that it sampled itself, and how surprised it was by them."""
+    mask, version = np.concatenate([s.mask for s in segments]), np.concatenate([s.version for s in segments])
+    owner = np.repeat(np.arange(len(segments)), [len(s.mask) for s in segments])
+    total = np.bincount(owner, np.where(mask, np.concatenate([s.logp for s in segments]), 0), len(segments))
+    number = np.bincount(owner, mask, len(segments))
+    mean = total[number > 0] / number[number > 0]
+    mean = mean[~np.isnan(mean)]
+    out = {"length/mean": float(mask.sum()) / trajectories, "tokens/generated": float((mask & (version >= 0)).sum())}
+    return out | ({"entropy/behaviour": -float(mean.mean())} if len(mean) else {})
 
 
 def describe_targets(groups: list[Group]) -> dict[str, float]:
