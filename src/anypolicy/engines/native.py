@@ -5,13 +5,15 @@ Each distinct context is read once and its cache expanded to the group; rows lea
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from anypolicy.data.records import Segment, Stop
 from anypolicy.engines.base import Request, Sampling
@@ -97,26 +99,33 @@ class NativeEngine:
                 spread[where, t] = entropy(logits, sampling.temperature).numpy()
             stopped = torch.isin(token, stops)
             ended[where] = stopped.numpy()
-            going = torch.nonzero(~stopped & (left > t + 1)).squeeze(1)
-            if len(going) < len(alive):
+            keep = ~stopped & (left > t + 1)
+            if not keep.all():
+                going = filled(keep)
                 state, token, alive, left = state.select(going), token[going], alive[going], left[going]
             if len(alive):
                 logits = self.policy.step(state, token)
         return ids, logp, length, ended, spread
 
 
+def filled(keep: Bool[Tensor, " rows"]) -> Int[Tensor, " kept"]:
+    """The rows to keep, those behind the new end in the places of those that leave: all others stay where they are."""
+    n = int(keep.sum())
+    order = torch.arange(n)
+    order[~keep[:n]] = n + torch.nonzero(keep[n:]).squeeze(1)
+    return order
+
+
 def draw(
     logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
     """One token a row and its log-probability before top-k and top-p."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    if sampling.temperature == 0:
-        token = wide.argmax(-1)
-        return token, torch.log_softmax(wide, -1).gather(1, token[:, None]).squeeze(1)
-    logp = torch.log_softmax(wide if sampling.temperature == 1 else wide / sampling.temperature, -1)
-    below = truncated(logp, sampling).exp().cumsum(-1, dtype=torch.float64)
-    u = torch.rand(len(below), 1, generator=generator, dtype=torch.float64) * below[:, -1:]
-    token = torch.searchsorted(below, u, right=True).squeeze(1)
+    if sampling.temperature not in (0, 1):
+        logits = logits / sampling.temperature
+    if sampling.temperature and not sampling.top_k and sampling.top_p == 1:
+        return pick(logits, generator)
+    logp = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
+    token = pick(truncated(logp, sampling), generator)[0] if sampling.temperature else logp.argmax(-1)
     return token, logp.gather(1, token[:, None]).squeeze(1)
 
 
@@ -124,6 +133,28 @@ def entropy(logits: Float[Tensor, "rows vocabulary"], temperature: float) -> Flo
     """−Σ π ln π over the whole vocabulary under the temperature (1 if greedy), in nats."""
     logp = torch.log_softmax(logits.float() / (temperature or 1.0), -1)
     return -(logp.exp() * logp).sum(-1)
+
+
+def pick(
+    z: Float[Tensor, "rows vocabulary"], generator: torch.Generator
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """A token a row with probability softmax(z), and its log-probability: the first place at which the running sum of
+    exp z reaches a uniform share of the whole, found among sums of about √vocabulary tokens, then inside one of them."""
+    rows, vocabulary = z.shape
+    wide = z if z.dtype in (torch.float32, torch.float64) else z.float()
+    p = torch.sub(wide, wide.amax(-1, keepdim=True), out=None if wide is z else wide).exp_()
+    root = math.isqrt(vocabulary - 1) + 1
+    size = next((n for n in range(root, 4 * root) if vocabulary % n == 0), 0)
+    p = p.view(rows, -1, size) if size else functional.pad(p, (0, -vocabulary % root)).view(rows, -1, root)
+    sums = p.sum(-1).cumsum(-1, dtype=torch.float64)
+    u = (1 - torch.rand(rows, 1, generator=generator, dtype=torch.float64)) * sums[:, -1:]
+    block = torch.searchsorted(sums, u)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0)
+    part = p[torch.arange(rows), block.squeeze(1)]
+    inner = part.cumsum(-1, dtype=torch.float64)
+    place = torch.searchsorted(inner, torch.minimum(u - before, inner[:, -1:]))
+    logp = (part.gather(1, place).log() - sums[:, -1:].log()).to(p.dtype)
+    return (block * p.shape[2] + place).squeeze(1), logp.squeeze(1)
 
 
 def truncated(logp: Float[Tensor, "rows vocabulary"], sampling: Sampling) -> Float[Tensor, "rows vocabulary"]:
