@@ -21,8 +21,8 @@ def token_logp(
     bias: Float[Tensor, " vocabulary"] | None, targets: Int[Tensor, " tokens"], temperature: float = 1.0,
     cap: float | None = None, entropy: bool = False,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:  # fmt: skip
-    """log softmax(z / temperature)[target] in nats, with z = states · weightᵀ + bias, soft-capped as cap · tanh(z / cap)
-    if `cap` is given; with `entropy` also −Σ p log p over the vocabulary. Both carry gradients. Computed in at least
+    """log softmax(z / temperature)[target] in nats, z = states · weightᵀ + bias, with `cap` soft-capped to
+    cap · tanh(z / cap); with `entropy` also −Σ p log p over the vocabulary. Both carry gradients. Computed in at least
     float32 from logits rounded to the weights' type."""
     logp, spread = TokenLogp.apply(states, weight, bias, targets, temperature, cap, entropy)  # type: ignore
     return logp, spread if entropy else None

@@ -81,7 +81,7 @@ class CausalLM:
         """Refuse a family whose logits are not head(last state) or whose cache is not keys and values."""
         tokens = torch.tensor([[0, 1]])
         try:
-            state, first = self.prefill([np.zeros(1, np.int64)])
+            state, first = self.read([np.zeros(1, np.int64)])
             gather_cache(state.cache, torch.tensor([0]))
             ours = torch.cat([first, self.step(state, tokens[0, 1:])])
         except (IndexError, AttributeError, TypeError) as error:
@@ -95,7 +95,7 @@ class CausalLM:
     def packing_differs(self) -> str:
         """Why the packed pass cannot be used on this model; empty if it gives what the plain pass gives."""
         rng = np.random.default_rng(0)
-        size = min(self.model.get_input_embeddings().weight.shape[0], 64)
+        size = min(self.vocabulary, 64)
         long = min(self.context_length - 4, 40)
         made = [(rng.integers(0, size, n), rng.integers(0, size, 3)) for n in (long, long, 2)]
         segments = [
@@ -116,9 +116,9 @@ class CausalLM:
         """A decoder whose logits are those of the model's own forward pass, over a few tokens and a change of rows."""
         decoder = Decoder(self.model)
         rng = np.random.default_rng(1)
-        size = self.model.get_input_embeddings().weight.shape[0]
+        size = self.vocabulary
         contexts = [rng.integers(0, size, n) for n in (min(self.context_length - 4, 70), 3)]
-        own, _ = self.prefill(contexts)
+        own, _ = self.read(contexts)
         decoder.refresh()
         fast = decoder.state(own.cache, own.valid)
         for rows in ([0, 1, 1], [0, 2], [1]):
@@ -133,6 +133,11 @@ class CausalLM:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
+
+    @property
+    def vocabulary(self) -> int:
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
 
     @property
     def model(self) -> PreTrainedModel:
@@ -253,6 +258,14 @@ class CausalLM:
     # --- generation --------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def prefill(self, contexts: list[Tokens]) -> tuple[CacheState | DecoderState, Tensor]:
+        state, logits = self.read(contexts)
+        if self.decoder is None:
+            return state, logits
+        self.decoder.refresh()
+        return self.decoder.state(state.cache, state.valid), logits
+
+    def read(self, contexts: list[Tokens]) -> tuple[CacheState, Tensor]:
+        """The model's own cache after the contexts, and the logits of what follows."""
         wide = max(len(c) for c in contexts)
         if wide > self.context_length:
             raise InputError("prompt", f"{wide} tokens", f"the policy holds {self.context_length}")
@@ -264,10 +277,7 @@ class CausalLM:
         position = (mask.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache()
         states = self.trunk(torch.from_numpy(tokens), mask, position, cache)[:, -1]
-        if self.decoder is None:
-            return CacheState(cache, mask, mask.sum(1)), self.head(states)
-        self.decoder.refresh()
-        return self.decoder.state(cache, mask), self.head(states)
+        return CacheState(cache, mask, mask.sum(1)), self.head(states)
 
     @torch.no_grad()
     def step(self, state: CacheState | DecoderState, tokens: Tensor) -> Tensor:

@@ -114,8 +114,8 @@ def block(
     p, n, s, o = prefix[:, None], length[:, None], shared[:, None], own[:, None]
     keys = np.where(key < p, s + key, o + np.clip(key - p, 0, n - 1))
     queries = o + np.where(query < n, query, 0)
-    made = (queries, keys, query < n, key < p + n, prefix)
-    return Block(*(torch.from_numpy(x) for x in made))
+    made = [torch.from_numpy(x) for x in (queries, keys, query < n, key < p + n, prefix)]
+    return Block(made[0], made[1], made[2], made[3], made[4])
 
 
 class PackedAttention(torch.autograd.Function):
@@ -153,8 +153,8 @@ class PackedAttention(torch.autograd.Function):
             up = g.index_select(0, b.queries.flatten()).view(*b.queries.shape, *g.shape[1:])
             up = grouped(up * b.own[:, :, None, None], k.shape[1], wide)
             values = heads_first(v, b.keys, wide)
-            dp = up @ values.transpose(-1, -2)
-            ds = torch._softmax_backward_data(dp, p, -1, wide)
+            ds = (up @ values.transpose(-1, -2)).mul_(p)
+            ds = ds.sub_(p * ds.sum(-1, keepdim=True))
             ds = ds if slope is None else ds.mul_(slope)
             mine = ungrouped(ds @ keys, q.shape[1])
             dq.index_copy_(0, b.queries[b.own], (mine[b.own] * scale).to(dq.dtype))
