@@ -285,3 +285,11 @@ def test_settings():
         copg(beta=0.0)
     assert copg().loss.beta == 0.06
     assert pair_weights(tensor([1.0, 3.0, 2.0]), torch.tensor([0, 0, 1])).tolist() == [-2, 2, 0]
+
+
+def test_one_prompt_with_responses_on_two_lines_is_an_error(tmp_path):
+    rows = [{"prompt": "a", "responses": [x, "c"], "scores": [1, 0]} for x in ("b", "d")]
+    path = tmp_path / "scored.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    with pytest.raises(InputError, match="on one line"):
+        training.plan("copg", training.Settings(f"{path}:verifier=none"), {"copg": {"responses": "recorded"}})

@@ -41,6 +41,8 @@ class PromptTask:
                 )
             if known.reference != one.reference:
                 raise InputError(name, where, f"the same prompt stands there with another {reference!r}: keep one")
+            if known.info.get("responses") != one.info.get("responses"):
+                raise InputError(name, where, "the same prompt stands there with other responses: put all on one line")
         if reference and prompts and all(p.reference is None for p in prompts.values()):
             raise InputError(name, reference, "no row has this field: name the field of the reference responses")
         if self.verify is None:
