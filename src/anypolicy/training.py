@@ -147,7 +147,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
     positive(s)
     check_trackers(s.trackers)
     assert s.prompts is not None
-    check(recipe, s.prompts)
+    check(recipe, s.prompts, task)
     return Plan(composition, s, recipe, task, {k: f"{v}" for k, v in taken.items()})
 
 
@@ -349,7 +349,7 @@ def fit(
     temperature: float = 1.0, max_tokens: int | None = None, micro_tokens: int = 1 << 20,
 ) -> Iterator[tuple[dict[str, float], Policy]]:  # fmt: skip
     """The bare loop in memory, for studies and claims: yields the log of every step and the policy it has changed."""
-    check(recipe, prompts)
+    check(recipe, prompts, task)
     sampling = Sampling(max_tokens or task.max_tokens, temperature)
     world = World(policy, NativeEngine(policy), task, sampling, seed)
     reference = reference_of(recipe, policy)

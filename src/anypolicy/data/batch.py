@@ -20,7 +20,9 @@ from anypolicy.parts.reduce import Totals, count
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows = segments, tokens = response positions, right-padded. `mask` is True on tokens that are trained.
+    """Rows = segments, tokens = response positions, right-padded. `mask` is True on tokens that are trained, `chosen`
+    on all that the policy chose: a selection narrows only the mask. Log-probabilities are read where `read` is True
+    (None: on every valid token).
 
     `context` is left-padded with `context_valid` False on padding; `context_index` gives each row its context.
     `logp_old` is the behaviour log-probability (nats, under the sampling temperature); `weight` multiplies a row's
@@ -40,6 +42,7 @@ class Batch:
     version: Int[Tensor, "rows tokens"]
     weight: Float[Tensor, " rows"]
     trajectory: Int[Tensor, " rows"]
+    chosen: Bool[Tensor, "rows tokens"]
     # one entry per trajectory
     reward: Float[Tensor, " trajectories"]
     correct: Bool[Tensor, " trajectories"]
@@ -47,6 +50,7 @@ class Batch:
     # filled in when a stage asks for them
     logp_ref: Float[Tensor, "rows tokens"] | None = None
     entropy: Float[Tensor, "rows tokens"] | None = None
+    read: Bool[Tensor, "rows tokens"] | None = None
     value: Float[Tensor, "rows tokens"] | None = None
     value_target: Float[Tensor, "rows tokens"] | None = None
     advantage: Float[Tensor, "rows tokens"] | None = None
@@ -92,6 +96,12 @@ class Batch:
         """Spread one value per trajectory over the tokens of its rows: (trajectories) → (rows, tokens)."""
         return x[self.trajectory][:, None].expand(self.response.shape)
 
+    def trimmed(self) -> Batch:
+        """Without the response tokens after each row's last trained one; those before it stay as context, but only the
+        trained ones are read. For losses that read no others."""
+        needed = self.trained.flip(1).cumsum(1).flip(1) > 0
+        return replace(self, valid=self.valid & needed, read=self.trained)
+
     def select(self, rows: Tensor) -> Batch:
         """The given rows (indices or mask) with only the contexts they use; trajectory fields and totals stay."""
         new: dict[str, Any] = {}
@@ -135,8 +145,8 @@ class Batch:
         return [torch.tensor(p) for p in parts]
 
 
-TOKEN_FIELDS = {"response", "valid", "mask", "logp_old", "version", "logp_ref", "entropy", "value", "value_target",
-                "advantage", "target"}  # fmt: skip
+TOKEN_FIELDS = {"response", "valid", "mask", "chosen", "read", "logp_old", "version", "logp_ref", "entropy", "value",
+                "value_target", "advantage", "target"}  # fmt: skip
 ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory"}
 
 
@@ -174,10 +184,14 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
     response, version = np.zeros((rows, tokens), np.int64), np.zeros((rows, tokens), np.int64)
     valid, mask = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.bool_)
     target, logp = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.float64)
+    recorded = bool(segments) and all(s.entropy is not None for s in segments)
+    entropy = np.zeros((rows, tokens), np.float64)
     for i, s in enumerate(segments):
         n = len(s.response)
         response[i, :n], version[i, :n], valid[i, :n], logp[i, :n] = s.response, s.version, True, s.logp
         mask[i, :n] = s.mask & (not np.isnan(reward[owner[i]]))
+        if recorded:
+            entropy[i, :n] = s.entropy
         target[i, :n] = s.mask & is_target[owner[i]]
     return Batch(
         context=torch.from_numpy(context), context_valid=torch.from_numpy(context_valid),
@@ -185,6 +199,7 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
         valid=torch.from_numpy(valid), mask=torch.from_numpy(mask), logp_old=torch.from_numpy(logp).to(dtype),
         version=torch.from_numpy(version),
         weight=torch.ones(rows, dtype=dtype), trajectory=torch.tensor(owner, dtype=torch.long),
+        chosen=torch.from_numpy(mask), entropy=torch.from_numpy(entropy).to(dtype) if recorded else None,
         reward=torch.tensor(reward, dtype=dtype), correct=torch.tensor(correct, dtype=torch.bool),
         group_id=torch.tensor(group_id, dtype=torch.long), max_tokens=max_tokens,
         target=torch.from_numpy(target) if any(is_target) else None,

@@ -14,16 +14,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from anypolicy.data.batch import Batch, from_groups
-from anypolicy.data.records import Group, from_json, to_json
+from anypolicy.data.records import Group, Segment, from_json, to_json
 from anypolicy.errors import InputError
 from anypolicy.loops.optimise import Updater
-from anypolicy.loops.recipe import Credit, GroupRecipe, World
+from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, World
 from anypolicy.policies.base import Policy, Scores
 from anypolicy.runs.seeds import generator
+from anypolicy.tasks.base import Task
 
 
 class GroupLoop:
@@ -41,11 +43,13 @@ class GroupLoop:
             world = replace(world, reference=world.engine.of(reference))
         self.recipe, self.world, self.prompts, self.micro_tokens = recipe, world, prompts, micro_tokens
         self.reference, self.total_steps = reference, total_steps
+        if total_steps is None and getattr(recipe.selection, "needs_progress", False):
+            raise InputError("total_steps", None, f"{type(recipe.selection).__name__} follows a schedule of the run")
         for stage in stages(recipe):
             if hasattr(stage, "check"):
                 stage.check(world)
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
-        self.steps, self.carried = 0, list[Group]()
+        self.steps, self.carried, self.replayed = 0, list[Group](), list[Group]()
         sets: dict[str, tuple[Iterable[nn.Parameter], float]] = {
             "policy": (world.policy.module.parameters(), recipe.optimiser.lr)
         }
@@ -75,8 +79,8 @@ class GroupLoop:
 
     # --- experience --------------------------------------------------------------------------------------------------
     def collect(self) -> tuple[Batch, dict[str, float]]:
-        """Sampler, rollout, reward, advantage and selection, with refill; carried groups come first."""
-        groups, seen = self.carried, list[Group]()
+        """Sampler, rollout, reward, advantage and selection, with refill; replayed and carried groups come first."""
+        groups, seen = self.replayed + self.carried, list[Group]()
         round = 0
         while True:
             if len(self.carried) < self.prompts or round > 0:
@@ -88,23 +92,34 @@ class GroupLoop:
             round += 1
             if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
-        self.carried = [] if choice.surplus is None else [g for g, c in zip(groups, choice.surplus, strict=True) if c]
+        self.carried, self.replayed = marked(groups, choice.surplus), marked(groups, choice.replay)
+        metrics = describe(seen, self.order.metrics()) | choice.metrics
+        metrics["groups/kept"], metrics["groups/carried"] = float(choice.groups.sum()), float(len(self.carried))
+        return self.narrowed(batch, choice), metrics
+
+    def narrowed(self, batch: Batch, choice: Choice) -> Batch:
+        """The batch that the selection keeps. Rows that it has emptied are gone, and so are, for losses that do not
+        read them, response tokens after the last one kept; rows that had nothing to train stay in the denominators."""
         group = batch.group_id[batch.trajectory]
         kept = choice.groups[group]
+        if choice.weight is not None:
+            batch = replace(batch, weight=batch.weight * choice.weight)
+        if choice.mask is not None:
+            before = batch.trained.any(1)
+            batch = replace(batch, mask=batch.mask & choice.mask)
+            kept &= batch.trained.any(1) | ~before
+            if not getattr(self.recipe.loss, "whole_responses", False):
+                batch = batch.trimmed()
         if batch.target is not None:
             later = False if choice.surplus is None else choice.surplus[group]
             kept = kept | (batch.target.any(1) & ~torch.as_tensor(later))
-        if choice.mask is not None:
-            batch = replace(batch, mask=batch.mask & choice.mask)
-        if choice.weight is not None:
-            batch = replace(batch, weight=batch.weight * choice.weight)
-        metrics = describe(seen, self.order.metrics())
-        metrics["groups/kept"], metrics["groups/carried"] = float(choice.groups.sum()), float(len(self.carried))
-        return batch.select(kept), metrics
+        return batch.select(kept)
 
     def sample(self, round: int) -> list[Group]:
         """Draw prompts, let the policy answer, score the answers."""
         world = replace(self.world, version=self.updater.updates)
+        if self.reads_entropy:
+            world = replace(world, sampling=replace(world.sampling, entropy=True))
         positions = self.order.draw(self.prompts, self.steps, round)
         prompts = [world.task.train[i] for i in positions]
         if not self.recipe.reward.needs_labels:
@@ -121,12 +136,17 @@ class GroupLoop:
         self.order.observe([g for g in sampled if g.stage == "direct"])
         return groups
 
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether advantage or selection reads the entropy of the policy that sampled."""
+        return any(getattr(s, "needs_entropy", False) for s in (self.recipe.advantage, self.recipe.selection))
+
     def credited(self, batch: Batch) -> Batch:
         """Fill in what the advantage asks for, then the advantage."""
         stage: Any = self.recipe.advantage
         if getattr(stage, "needs_reference", False):
             batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
-        if getattr(stage, "needs_entropy", False):
+        if batch.entropy is None and self.reads_entropy:
             batch = replace(batch, entropy=self.scores(batch, self.world.policy, entropy=True).entropy)
         if getattr(stage, "needs_value", False):
             hidden = self.scores(batch, self.world.policy, hidden=True).hidden
@@ -145,7 +165,7 @@ class GroupLoop:
         if self.rescores and settings.epochs * settings.minibatches > 1:
             batch = self.rescored(batch, self.scores(batch, self.world.policy))
         sums, seen = defaultdict[str, float](float), defaultdict[str, int](int)
-        n, skipped, idle, tokens = 0, 0, 0, 0
+        n, skipped, idle, tokens, read = 0, 0, 0, 0, 0
         edges: dict[str, float] = {}
         for epoch in range(settings.epochs):
             for part in self.minibatches(batch, epoch):
@@ -156,7 +176,7 @@ class GroupLoop:
                 if not active.any():
                     skipped += 1
                     continue
-                tokens += int(part.trained[active].sum())
+                tokens, read = tokens + int(part.trained[active].sum()), read + int(part.valid[active].sum())
                 log = self.one_update(part.select(active))
                 for name, value in log.items():
                     fold = max if name.endswith("max") else min
@@ -168,7 +188,7 @@ class GroupLoop:
                 n += 1
         means = {name: value / seen[name] for name, value in sums.items()}
         counted = {"updates": float(n), "updates/skipped": float(skipped), "rows/skipped": float(idle)}
-        return means | edges | counted | {"tokens/trained": float(tokens)}
+        return means | edges | counted | {"tokens/trained": float(tokens), "tokens/forward": float(read)}
 
     def minibatches(self, batch: Batch, epoch: int) -> Iterator[Batch]:
         """Split by whole groups in a seeded order; each part carries its own denominators."""
@@ -242,10 +262,9 @@ class GroupLoop:
     # --- memory ------------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the updater's tensors."""
-        carried = [to_json(g) for g in self.carried]
-        memory = copy.deepcopy(self.world.memory)
-        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), "carried": carried,
-                "memory": memory}  # fmt: skip
+        kept = {"carried": [to_json(g) for g in self.carried], "replayed": [to_json(g) for g in self.replayed]}
+        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(),
+                "memory": copy.deepcopy(self.world.memory), **kept}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.steps = state["steps"]
@@ -253,8 +272,15 @@ class GroupLoop:
         self.world.memory.clear()
         self.world.memory.update(copy.deepcopy(state.get("memory", {})))
         prompts = self.world.task.train
-        self.carried = [from_json(g, prompts[g["position"]]) for g in state["carried"]]
+        self.carried, self.replayed = (
+            [from_json(g, prompts[g["position"]]) for g in state[name]] for name in ("carried", "replayed")
+        )
         self.updater.restore(tensors, state["updates"])
+
+
+def marked(groups: list[Group], mark: Tensor | None) -> list[Group]:
+    """The groups with a True mark."""
+    return [] if mark is None else [g for g, m in zip(groups, mark, strict=True) if m]
 
 
 def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
@@ -266,33 +292,31 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     if not trajectories:
         return more
     reward = torch.tensor([t.reward for t in trajectories], dtype=torch.float64)
-    length = torch.tensor([t.length for t in trajectories], dtype=torch.float64)
-    right = [sum(bool(t.correct) for t in g.trajectories) / max(len(g.trajectories), 1) for g in groups]
     named: dict[str, list[float]] = {}
     for t in trajectories:
         for name, value in t.rewards.items():
             named.setdefault(name, []).append(value)
-    chosen = [s.logp[s.mask & (s.version >= 0)] for t in trajectories for s in t.segments]
-    logp = [float(x.mean()) for x in chosen if len(x)]
-    by_stage: dict[str, list[float]] = {}
-    for g, r in zip(groups, right, strict=True):
-        by_stage.setdefault(g.stage, []).append(r)
-    staged = by_stage if by_stage.keys() != {"direct"} else {}
     return more | {
         "reward/mean": float(reward.nanmean()),
         "reward/std": float(reward[~reward.isnan()].std()) if len(reward) > 1 else 0.0,
         **({f"reward/{k}": sum(v) / len(v) for k, v in named.items()} if len(named) > 1 else {}),
-        "accuracy": sum(right) / len(right),
-        **{f"accuracy/{s}": sum(r) / len(r) for s, r in staged.items()},
-        **{f"prompts/{s}": float(len(r)) for s, r in staged.items()},
-        "groups/mixed": sum(0 < r < 1 for r in right) / len(right),
-        "groups/all_correct": sum(r == 1 for r in right) / len(right),
-        "groups/all_wrong": sum(r == 0 for r in right) / len(right),
-        "length/mean": float(length.mean()),
+        **(verdicts(groups) if any(t.correct is not None for t in trajectories) else {}),
         "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
-        "tokens/generated": float(sum((s.version >= 0).sum() for t in trajectories for s in t.segments) + beside),
-        "entropy/behaviour": -sum(logp) / max(len(logp), 1),
+        **describe_tokens([s for t in trajectories for s in t.segments], len(trajectories), beside),
     }
+
+
+def describe_tokens(segments: list[Segment], trajectories: int, beside: int) -> dict[str, float]:
+    """Tokens that the policy chose, those that it sampled itself (some of them `beside`, for targets alone), and how
+    surprised it was by them."""
+    mask, version = np.concatenate([s.mask for s in segments]), np.concatenate([s.version for s in segments])
+    sampled = mask & (version >= 0)
+    owner = np.repeat(np.arange(len(segments)), [len(s.mask) for s in segments])
+    total = np.bincount(owner, np.where(sampled, np.concatenate([s.logp for s in segments]), 0), len(segments))
+    number = np.bincount(owner, sampled, len(segments))
+    mean = total[number > 0] / number[number > 0]
+    out = {"length/mean": float(mask.sum()) / trajectories, "tokens/generated": float((version >= 0).sum() + beside)}
+    return out | ({"entropy/behaviour": -float(mean.mean())} if len(mean) else {})
 
 
 def stages(recipe: GroupRecipe) -> list[Any]:
@@ -313,10 +337,29 @@ def describe_targets(groups: list[Group]) -> dict[str, float]:
     return out | ({"target/logp_sampled": sum(logp) / len(logp), "target/sampled": float(len(logp))} if logp else {})
 
 
-def check(recipe: GroupRecipe, prompts: int) -> None:
-    """Refuse recipes that cannot work, before any work."""
+def verdicts(groups: list[Group]) -> dict[str, float]:
+    """The verifier's verdicts, by response and by group; by stage where a rollout has several."""
+    right = [sum(bool(t.correct) for t in g.trajectories) / max(len(g.trajectories), 1) for g in groups]
+    by_stage: dict[str, list[float]] = {}
+    for g, r in zip(groups, right, strict=True):
+        by_stage.setdefault(g.stage, []).append(r)
+    staged = by_stage if by_stage.keys() != {"direct"} else {}
+    return {
+        "accuracy": sum(right) / len(right),
+        **{f"accuracy/{s}": sum(r) / len(r) for s, r in staged.items()},
+        **{f"prompts/{s}": float(len(r)) for s, r in staged.items()},
+        "groups/mixed": sum(0 < r < 1 for r in right) / len(right),
+        "groups/all_correct": sum(r == 1 for r in right) / len(right),
+        "groups/all_wrong": sum(r == 0 for r in right) / len(right),
+    }
+
+
+def check(recipe: GroupRecipe, prompts: int, task: Task | None = None) -> None:
+    """Refuse recipes that cannot work, before any work. A rollout may have a `check_task` of its own."""
+    if task is not None and (check_task := getattr(recipe.rollout, "check_task", None)):
+        check_task(task)
     advantage, size = recipe.advantage, recipe.rollout.group_size
-    for stage in (advantage, recipe.selection):
+    for stage in (advantage, recipe.selection, recipe.loss):
         if size < (least := getattr(stage, "min_group", 1)):
             raise InputError("group_size", size, f"{type(stage).__name__} compares responses: use at least {least}")
     if getattr(advantage, "needs_value", False) and recipe.critic is None:
@@ -329,6 +372,11 @@ def check(recipe: GroupRecipe, prompts: int) -> None:
         raise InputError(
             "rollout", type(recipe.rollout).__name__,
             f"it verifies answers, which {type(recipe.reward).__name__} must not see: use another of the two",
+        )  # fmt: skip
+    if getattr(recipe.rollout, "unknown_behaviour", False) and not getattr(recipe.loss, "any_behaviour", False):
+        raise InputError(
+            "loss", type(recipe.loss).__name__, "nobody knows how likely these responses were where they were "
+            "written: use a loss that needs no importance ratio",
         )  # fmt: skip
     if prompts < 1:
         raise InputError("prompts", prompts, "use at least 1")

@@ -12,8 +12,9 @@ share, and what only one method has stands in its file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -92,7 +93,8 @@ class Choice(NamedTuple):
     """What a selection keeps of the sampled responses; supervised targets stay, whatever it drops.
 
     `groups` (groups) and `mask` (rows, tokens) are True where kept; `weight` (rows) multiplies a row's loss terms;
-    `surplus` marks kept groups beyond the target that the next step begins with; `short` asks for more prompts.
+    `surplus` marks kept groups beyond the target that the next step begins with; `replay` marks groups that are trained
+    on again in the next step, beside its own; `short` asks for more prompts; `metrics` are logged.
     """
 
     groups: Bool[Tensor, " groups"]
@@ -100,9 +102,14 @@ class Choice(NamedTuple):
     weight: Float[Tensor, " rows"] | None = None
     surplus: Bool[Tensor, " groups"] | None = None
     short: bool = False
+    replay: Bool[Tensor, " groups"] | None = None
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class Selection(Protocol):
+    """May set the class attributes `needs_entropy` (the loop then fills `batch.entropy`, recorded while sampling where
+    the engine can) and `needs_progress` (it follows a schedule)."""
+
     @property
     def max_rounds(self) -> int:
         """How often a step may draw prompts; 1 means that it never refills."""
@@ -122,8 +129,9 @@ class LossTerms(NamedTuple):
 
 
 class Loss(Protocol):
-    """May say more as a class attribute: `whole_groups`, it couples the rows of a group, so micro-batches never split
-    one."""
+    """May say more as class attributes: `whole_groups`, it couples the rows of a group, so micro-batches never split
+    one; `whole_responses`, it reads log-probabilities of tokens that a selection has dropped; `any_behaviour`, it needs
+    no log-probability of the behaviour policy; `min_group`, the responses that it compares."""
 
     @property
     def needs_entropy(self) -> bool:

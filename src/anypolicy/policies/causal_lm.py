@@ -264,8 +264,8 @@ class CausalLM:
     def scores_of(
         self, states: Tensor, batch: Batch, temperature: float, *, entropy: bool, hidden: bool
     ) -> Scores:  # fmt: skip
-        """Log-probabilities only where a response token stands; the logits of a few blocks at a time."""
-        wanted, output = batch.valid, self.output
+        """Log-probabilities only where a response token stands that is read; the logits of a few blocks at a time."""
+        wanted, output = batch.valid if batch.read is None else batch.read, self.output
         picked, spread = token_logp(
             states[wanted], output.weight, getattr(output, "bias", None), batch.response[wanted], temperature, self.cap,
             entropy,

@@ -21,7 +21,7 @@ class PromptTask:
 
     A `reference` names the field of a response to imitate or compare with (text, or a list of token ids; a row may
     leave it out). Name and side of the split follow from the prompt without the instruction; further fields go into
-    `info`.
+    `info`. With `verifier_name` none there are no answers and nothing is held out: for recorded, scored responses.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class PromptTask:
     ):  # fmt: skip
         self.reference = reference
         self.name, self.max_tokens = name, max_tokens
-        self.verify = verifier(verifier_name)
+        self.verify = None if verifier_name == "none" else verifier(verifier_name)
         prompts: dict[str, Prompt] = {}
         for where, row in rows:
             one = self.read(where, row, prompt, answer, instruction, verifier_name)
@@ -41,19 +41,24 @@ class PromptTask:
                 )
             if known.reference != one.reference:
                 raise InputError(name, where, f"the same prompt stands there with another {reference!r}: keep one")
+            if known.info.get("responses") != one.info.get("responses"):
+                raise InputError(name, where, "the same prompt stands there with other responses: put all on one line")
         if reference and prompts and all(p.reference is None for p in prompts.values()):
             raise InputError(name, reference, "no row has this field: name the field of the reference responses")
+        if self.verify is None:
+            self.train, self.heldout = list(prompts.values()), []
+            return
         if len(prompts) < 2:
             raise InputError(name, f"{len(prompts)} different prompts", "give at least 2, one of them to hold out")
         self.train, self.heldout = split(prompts.values(), lambda p: p.id, heldout)
 
     def read(self, where: str, row: dict[str, Any], prompt: str, answer: str, instruction: str, kind: str) -> Prompt:
         """One checked row."""
-        for field in (prompt, answer):
+        for field in (prompt, answer) if self.verify else (prompt,):
             if row.get(field) in (None, "", []):
                 raise InputError(self.name, where, f"it has no {field!r} (fields: {', '.join(row)})", choices=row)
         messages = self.messages(where, prompt, row[prompt])
-        label = row[answer]
+        label = row[answer] if self.verify else ""
         if not isinstance(label, str | int | float) or isinstance(label, bool) or label != label:
             raise InputError(self.name, where, f"{answer!r} is {label!r}: write it as text or as a number")
         label = str(label)
@@ -66,7 +71,7 @@ class PromptTask:
         if instruction:
             messages[-1]["content"] += "\n" + instruction
         info = {k: v for k, v in row.items() if k not in (prompt, answer, self.reference)}
-        return Prompt(name, tuple(messages), answer=label, info=info, reference=self.shown(where, row))
+        return Prompt(name, tuple(messages), answer=label or None, info=info, reference=self.shown(where, row))
 
     def shown(self, where: str, row: dict[str, Any]) -> str | tuple[int, ...] | None:
         """The row's reference response, checked."""
@@ -92,6 +97,10 @@ class PromptTask:
         return [dict(m) for m in given]
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
+        if self.verify is None:
+            raise InputError(
+                "verifier", "none", "there is nothing to verify new responses with: learn from recorded ones"
+            )
         correct = self.verify(text, prompt.answer)
         return Score(float(correct), correct)
 
