@@ -14,7 +14,6 @@ from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import GroupRecipe, World
-from anypolicy.parts.reduce import count
 from anypolicy.policies.base import Scores
 from anypolicy.tasks.tabular_lock import TabularLock
 
@@ -47,7 +46,7 @@ def batch_of(rewards: list[list[float]], lengths: list[list[int]] | None = None,
 def gradient(loss, batch: Batch, log_ratio: torch.Tensor, entropy: bool = False):
     """Loss value and gradient with respect to logp, for given log-ratios."""
     logp = (batch.logp_old + log_ratio).requires_grad_()
-    batch = replace(batch, totals=count(batch.mask, batch.trajectory))
+    batch = replace(batch, totals=replace(batch, totals=None).counted())
     spread = torch.zeros_like(logp) if entropy else None
     value = sum(loss(Scores(logp, spread), batch).terms.values())
     value.backward()

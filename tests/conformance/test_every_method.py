@@ -9,8 +9,7 @@ import yaml
 
 from anypolicy import catalogue, training
 from anypolicy.compose import STAGES, compose
-from anypolicy.data.batch import from_groups
-from anypolicy.parts.reduce import count
+from anypolicy.data.batch import TOKEN_FIELDS, from_groups
 from anypolicy.runs.metrics import documented
 from anypolicy.tasks.base import Score
 from anypolicy.training import Settings
@@ -31,7 +30,7 @@ def collected(loop):
     loss = loop.recipe.loss
     if loss.needs_reference and batch.logp_ref is None:
         batch = replace(batch, logp_ref=loop.scores(batch, loop.reference).logp)
-    return replace(batch, totals=count(batch.mask, batch.trajectory))
+    return replace(batch, totals=batch.counted())
 
 
 def gradient(loop, batch, micro_tokens=1 << 20):
@@ -99,7 +98,7 @@ def test_padding_row_order_and_micro_batches_leave_the_gradient_unchanged(slug):
     assert want.abs().max() > 0
     order = torch.randperm(batch.rows, generator=torch.Generator().manual_seed(1))
     wide = {}
-    for name in ("response", "valid", "mask", "logp_old", "version", "advantage", "logp_ref", "value", "value_target"):
+    for name in TOKEN_FIELDS:
         x = getattr(batch, name)
         if x is not None:
             wide[name] = torch.cat([x, x.new_zeros(batch.rows, 2)], 1)

@@ -302,3 +302,20 @@ def test_bfloat16_tokens_of_the_current_weights_are_rescored():
         loop = GroupLoop(recipe, world, prompts=4, micro_tokens=1 << 20, reference=p)
         assert loop.rescores
         assert loop.step()["ratio/max"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_reference_is_encoded_with_its_stop_token():
+    p = load_policy("transformer:layers=1,width=8,heads=1")
+    eos = p.tokenizer.eos_token_id
+    text = p.encode_reference(Prompt("q", reference="ab"))
+    assert text.tolist() == [*p.tokenizer.encode("ab", add_special_tokens=False), eos]
+    assert p.decode(text) == "ab"
+    for given in ((5, 6), (5, 6, eos)):
+        assert p.encode_reference(Prompt("q", reference=given)).tolist() == [5, 6, eos]
+    bare = policy("gpt2")
+    assert bare.encode_reference(Prompt("q", reference=(5,))).tolist() == [5, bare.stop_ids[0]]
+    for wrong in (None, "", ()):
+        with pytest.raises(InputError, match="reference"):
+            p.encode_reference(Prompt("q", reference=wrong))
+    with pytest.raises(InputError, match="token ids"):
+        bare.encode_reference(Prompt("q", reference="ab"))

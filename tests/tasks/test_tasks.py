@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.tasks.load import load_task, parse
 from anypolicy.tasks.reasoning_gym import extracted
@@ -197,3 +198,55 @@ def test_the_base_of_tiny_add_is_kept_and_the_same():
     for a, b in zip(one.module.parameters(), two.module.parameters(), strict=True):
         assert torch.equal(a, b)
     assert sum(task.probe(one)[f"class_{k}"] for k in (1, 2, 3)) > 0
+
+
+def test_references_of_the_testbeds():
+    plain = TabularLock(0, prompts=64, length=6)
+    assert all(p.reference is None for p in plain.train)
+    lock = TabularLock(0, prompts=64, length=6, references=True, reference_accuracy=0.7)
+    assert torch.equal(lock.start, plain.start)
+    shown = torch.tensor([p.reference for p in lock.train])
+    assert float((shown == lock.target).double().mean()) == pytest.approx(0.7, abs=0.06)
+    policy = lock.make_policy(0)
+    assert policy.encode_reference(lock.train[3]).tolist() == shown[3].tolist()
+    exact = TabularLock(0, references=True)
+    assert all(exact.score(p, np.array(p.reference), "").correct for p in exact.train)
+    for wrong in (None, "1 2", (1, 2), (1, 2, 99)):
+        with pytest.raises(InputError, match="reference"):
+            exact.make_policy(0).encode_reference(Prompt("x", tokens=(0,), reference=wrong))
+    plain = TinyAdd(0, prompts=300, heldout=3)
+    add = TinyAdd(0, prompts=300, heldout=3, references=True, reference_accuracy=0.7)
+    assert [p.answer for p in add.train] == [p.answer for p in plain.train]
+    right = [p.reference == p.answer for p in add.train]
+    assert np.mean(right) == pytest.approx(0.7, abs=0.08)
+    assert {sum(a != b for a, b in zip(p.reference, p.answer, strict=True)) for p in add.train} == {0, 1}
+    assert add.train[0].without_label().reference is None
+    for task in (TabularLock, TinyAdd):
+        with pytest.raises(InputError, match="reference_accuracy"):
+            task(0, references=True, reference_accuracy=1.5)
+
+
+def test_references_of_a_file(tmp_path):
+    rows = [{"prompt": f"{i} + 1 =", "answer": i + 1, "shown": f"It is {i + 1}"} for i in range(8)]
+    rows += [{"prompt": "a", "answer": "b", "shown": [5, 6]}, {"prompt": "c", "answer": "d"}]
+    task = load_task(write(tmp_path / "p.jsonl", *rows) + ":reference=shown")
+    by_answer = {p.answer: p for p in [*task.train, *task.heldout]}
+    assert by_answer["3"].reference == "It is 3"
+    assert by_answer["b"].reference == (5, 6)
+    assert by_answer["d"].reference is None
+    assert "shown" not in by_answer["3"].info
+    assert load_task(str(tmp_path / "p.jsonl")).train[0].reference is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([GOOD, {"prompt": "c", "answer": "d"}], "no row has this field"),
+        ([GOOD | {"shown": ""}, {"prompt": "c", "answer": "d"}], "'shown' is ''"),
+        ([GOOD | {"shown": 4}, {"prompt": "c", "answer": "d"}], "'shown' is 4"),
+        ([GOOD | {"shown": "x"}, GOOD | {"shown": "y"}, {"prompt": "c", "answer": "d"}], "another 'shown'"),
+    ],
+)
+def test_references_that_cannot_be_used(tmp_path, rows, match):
+    with pytest.raises(InputError, match=match):
+        load_task(write(tmp_path / "p.jsonl", *rows) + ":reference=shown")

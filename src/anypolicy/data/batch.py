@@ -24,9 +24,10 @@ class Batch:
 
     `context` is left-padded with `context_valid` False on padding; `context_index` gives each row its context.
     `logp_old` is the behaviour log-probability (nats, under the sampling temperature); `weight` multiplies a row's
-    terms. `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation limit.
-    `totals` are the denominators of the whole
-    optimiser batch and survive `select`, so a part of a batch reduces to its share of the whole.
+    terms. `target` is True on tokens of supervised targets (None: there are none); they have `mask` False, their
+    trajectories reward NaN. `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation
+    limit. `totals` are the denominators of the whole optimiser batch and survive `select`, so a part of a batch
+    reduces to its share of the whole.
     """
 
     context: Int[Tensor, "contexts context_tokens"]
@@ -51,6 +52,7 @@ class Batch:
     advantage: Float[Tensor, "rows tokens"] | None = None
     totals: Totals | None = None
     max_tokens: int | None = None
+    target: Bool[Tensor, "rows tokens"] | None = None
 
     @property
     def rows(self) -> int:
@@ -61,9 +63,29 @@ class Batch:
         """Tokens with mask True of each trajectory."""
         return torch.zeros(len(self.reward), dtype=torch.long).index_add_(0, self.trajectory, self.mask.sum(1))
 
+    @property
+    def trained(self) -> Bool[Tensor, "rows tokens"]:
+        """Tokens that some term of a loss may use: those of responses and those of targets."""
+        return self.mask if self.target is None else self.mask | self.target
+
+    @property
+    def sampled(self) -> Bool[Tensor, " trajectories"]:
+        """Trajectories that are responses of their group, not supervised targets."""
+        out = torch.ones(len(self.reward), dtype=torch.bool)
+        if self.target is not None:
+            out[self.trajectory[self.target.any(1)]] = False
+        return out
+
     def counted(self) -> Totals:
         """The denominators: those of the whole optimiser batch if this is a part of one."""
-        return self.totals or count(self.mask, self.trajectory)
+        if self.totals is not None:
+            return self.totals
+        group = self.group_id[self.trajectory]
+        totals = count(self.mask, self.trajectory, group)
+        if self.target is None:
+            return totals
+        rows = float(self.sampled[torch.unique(self.trajectory)].sum())
+        return totals._replace(rows=rows, target=count(self.target, self.trajectory, group))
 
     def to_rows(self, x: Tensor) -> Tensor:
         """Spread one value per trajectory over the tokens of its rows: (trajectories) → (rows, tokens)."""
@@ -83,7 +105,7 @@ class Batch:
         for name in TOKEN_FIELDS & new.keys():
             new[name] = new[name][:, : max(wide, 1)]
         if self.totals is not None:
-            new["totals"] = self.totals._replace(sequence_tokens=self.totals.sequence_tokens[rows])
+            new["totals"] = self.totals.select(rows)
         return replace(self, context=context[:, pad:], context_valid=valid[:, pad:], **new)
 
     def chunks(self, max_tokens: int) -> list[Tensor]:
@@ -106,18 +128,19 @@ class Batch:
 
 
 TOKEN_FIELDS = {"response", "valid", "mask", "logp_old", "version", "logp_ref", "entropy", "value", "value_target",
-                "advantage"}  # fmt: skip
+                "advantage", "target"}  # fmt: skip
 ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory"}
 
 
 def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tokens: int | None = None) -> Batch:
     """Pad the segments of all trajectories into one batch; group_id is the position in `groups`.
 
-    A trajectory without a reward (NaN: its rollout was aborted) keeps its row but none of its tokens is trained.
+    A trajectory without a reward (NaN: its rollout was aborted) keeps its row but none of its tokens is trained. A
+    target's tokens go into `target` instead of `mask`.
     """
     contexts: dict[bytes, int] = {}
     context_ids: list[Tokens] = []
-    segments, index, owner, reward, correct, group_id = [], [], [], [], [], []
+    segments, index, owner, reward, correct, group_id, is_target = [], [], [], [], [], [], []
     for g, group in enumerate(groups):
         for trajectory in group.trajectories:
             for s in trajectory.segments:
@@ -129,8 +152,9 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
                 segments.append(s)
                 index.append(contexts[key])
                 owner.append(len(reward))
-            reward.append(trajectory.reward)
-            correct.append(bool(trajectory.correct))
+            reward.append(float("nan") if trajectory.target else trajectory.reward)
+            correct.append(bool(trajectory.correct) and not trajectory.target)
+            is_target.append(trajectory.target)
             group_id.append(g)
     rows, tokens = len(segments), max([len(s.response) for s in segments] + [1])
     wide = max([len(c) for c in context_ids] + [0])
@@ -141,11 +165,12 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
         context_valid[i, wide - len(ids) :] = True
     response, version = np.zeros((rows, tokens), np.int64), np.zeros((rows, tokens), np.int64)
     valid, mask = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.bool_)
-    logp = np.zeros((rows, tokens), np.float64)
+    target, logp = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.float64)
     for i, s in enumerate(segments):
         n = len(s.response)
         response[i, :n], version[i, :n], valid[i, :n], logp[i, :n] = s.response, s.version, True, s.logp
         mask[i, :n] = s.mask & (not np.isnan(reward[owner[i]]))
+        target[i, :n] = s.mask & is_target[owner[i]]
     return Batch(
         context=torch.from_numpy(context), context_valid=torch.from_numpy(context_valid),
         context_index=torch.tensor(index, dtype=torch.long), response=torch.from_numpy(response),
@@ -154,4 +179,5 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
         weight=torch.ones(rows, dtype=dtype), trajectory=torch.tensor(owner, dtype=torch.long),
         reward=torch.tensor(reward, dtype=dtype), correct=torch.tensor(correct, dtype=torch.bool),
         group_id=torch.tensor(group_id, dtype=torch.long), max_tokens=max_tokens,
+        target=torch.from_numpy(target) if any(is_target) else None,
     )  # fmt: skip

@@ -18,7 +18,8 @@ Stop = Literal["eos", "stop", "length", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One problem. `messages` (chat) or `tokens` (already ids) say what the policy sees; `answer` is the label."""
+    """One problem. `messages` (chat) or `tokens` (already ids) say what the policy sees; `answer` is the label and
+    `reference` a response to imitate or to compare with, as text or as response ids."""
 
     id: str
     messages: tuple[dict[str, Any], ...] = ()
@@ -26,10 +27,11 @@ class Prompt:
     media: dict[str, Any] = field(default_factory=dict)
     answer: Any = None
     info: dict[str, Any] = field(default_factory=dict)
+    reference: str | tuple[int, ...] | None = None
 
     def without_label(self) -> Prompt:
         """The prompt as a label-free method may see it."""
-        return replace(self, answer=None, info={})
+        return replace(self, answer=None, info={}, reference=None)
 
 
 @dataclass(slots=True)
@@ -57,6 +59,9 @@ class Trajectory:
     `reward` is the total of the named `rewards`; `correct` is the verifier's verdict and is kept apart from it (None:
     unknown). `spans` are (first, last + 1, name) token ranges of turns or steps, counted over the joined responses;
     `parent` and `branch` (token index) say where a trajectory forked from another.
+
+    A `target` is there to be imitated, not sampled for the group: it has no reward, is in no group statistic, no
+    reward stage sees it, and the masks of its segments say which tokens a supervised term may use.
     """
 
     id: str
@@ -69,6 +74,7 @@ class Trajectory:
     parent: str | None = None
     branch: int | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    target: bool = False
 
     @property
     def length(self) -> int:
@@ -93,6 +99,15 @@ class Group:
     trajectories: list[Trajectory]
     stage: str = "direct"
     position: int = -1
+
+    @property
+    def targets(self) -> list[Trajectory]:
+        """The trajectories to imitate."""
+        return [t for t in self.trajectories if t.target]
+
+    def sampled(self) -> Group:
+        """The group as rewards and statistics see it, without targets; the trajectories themselves are shared."""
+        return replace(self, trajectories=[t for t in self.trajectories if not t.target]) if self.targets else self
 
 
 def to_json(group: Group) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from anypolicy.data.records import Group, from_json, to_json
 from anypolicy.errors import InputError
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.recipe import Credit, GroupRecipe, World
-from anypolicy.parts.reduce import count
 from anypolicy.policies.base import Policy, Scores
 from anypolicy.runs.seeds import generator
 
@@ -98,8 +97,9 @@ class GroupLoop:
             group.position = where[group.prompt.id]
             for i, t in enumerate(group.trajectories):
                 t.id = f"{group.id}/{i}"
-        self.recipe.reward(world, groups)
-        self.order.observe(groups)
+        sampled = [g.sampled() for g in groups]
+        self.recipe.reward(world, sampled)
+        self.order.observe(sampled)
         return groups
 
     def credited(self, batch: Batch) -> Batch:
@@ -125,7 +125,8 @@ class GroupLoop:
             batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
         if self.rescores and settings.epochs * settings.minibatches > 1:
             batch = self.rescored(batch, self.scores(batch, self.world.policy))
-        sums, n, skipped, idle, tokens = defaultdict[str, float](float), 0, 0, 0, 0
+        sums, seen = defaultdict[str, float](float), defaultdict[str, int](int)
+        n, skipped, idle, tokens = 0, 0, 0, 0
         edges: dict[str, float] = {}
         for epoch in range(settings.epochs):
             for part in self.minibatches(batch, epoch):
@@ -136,7 +137,7 @@ class GroupLoop:
                 if not active.any():
                     skipped += 1
                     continue
-                tokens += int(part.mask[active].sum())
+                tokens += int(part.trained[active].sum())
                 log = self.one_update(part.select(active))
                 for name, value in log.items():
                     fold = max if name.endswith("max") else min
@@ -144,8 +145,9 @@ class GroupLoop:
                         edges[name] = fold(edges.get(name, value), value)
                     else:
                         sums[name] += value
+                        seen[name] += 1
                 n += 1
-        means = {name: value / n for name, value in sums.items()}
+        means = {name: value / seen[name] for name, value in sums.items()}
         counted = {"updates": float(n), "updates/skipped": float(skipped), "rows/skipped": float(idle)}
         return means | edges | counted | {"tokens/trained": float(tokens)}
 
@@ -158,7 +160,7 @@ class GroupLoop:
             groups = groups[order]
         for chosen in torch.tensor_split(groups, min(parts, len(groups))):
             part = batch if parts == 1 else batch.select(torch.isin(group, chosen))
-            yield replace(part, totals=count(part.mask, part.trajectory))
+            yield replace(part, totals=part.counted())
 
     def one_update(self, batch: Batch) -> dict[str, float]:
         """Forward and backward of every micro-batch, then one optimiser step."""
@@ -234,6 +236,8 @@ class GroupLoop:
 
 def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     """Rewards, verdicts and lengths of the sampled groups."""
+    more = more | describe_targets(groups)
+    groups = [g.sampled() for g in groups]
     trajectories = [t for g in groups for t in g.trajectories]
     if not trajectories:
         return more
@@ -258,6 +262,19 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
         "tokens/generated": float(length.sum()),
         "entropy/behaviour": -sum(logp) / max(len(logp), 1),
     }
+
+
+def describe_targets(groups: list[Group]) -> dict[str, float]:
+    """How much there is to imitate and, where it was sampled, how likely it was in the context it was sampled under."""
+    targets = [t for g in groups for t in g.targets]
+    if not targets:
+        return {}
+    out = {
+        "target/groups": sum(bool(g.targets) for g in groups) / len(groups),
+        "target/tokens": float(sum(t.length for t in targets)),
+    }
+    logp = [float(x) for t in targets for s in t.segments for x in s.logp[s.mask & (s.version >= 0)]]
+    return out | ({"target/logp_sampled": sum(logp) / len(logp), "target/sampled": float(len(logp))} if logp else {})
 
 
 def check(recipe: GroupRecipe, prompts: int) -> None:

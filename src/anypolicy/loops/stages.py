@@ -180,7 +180,7 @@ class DropSolved:
 
     def __call__(self, batch: Batch, target: int) -> Choice:
         groups = int(batch.group_id.max()) + 1
-        size = torch.bincount(batch.group_id, minlength=groups)
+        size = torch.bincount(batch.group_id[batch.sampled], minlength=groups)
         right = torch.bincount(batch.group_id, weights=batch.correct.double(), minlength=groups)
         keep = right < size
         if self.all_wrong:

@@ -48,6 +48,11 @@ class Policy(Protocol):
         """The context ids of a prompt."""
         ...
 
+    def encode_reference(self, prompt: Prompt) -> Tokens:
+        """The prompt's reference as the response ids the policy would have to sample, the stop token that ends them
+        included; an `InputError` if it has none or an empty one."""
+        ...
+
     def decode(self, tokens: Tokens) -> str:
         """Text of response ids, special tokens left out."""
         ...

@@ -108,6 +108,14 @@ class CausalLM:
             raise InputError("policy", self.family, "its tokenizer has no chat template, so give one message a prompt")
         return np.array(ids, np.int64)
 
+    def encode_reference(self, prompt: Prompt) -> Tokens:
+        """The ids themselves, or the text's ids; the end-of-sequence token follows unless a stop token ends them."""
+        ids = reference_ids(prompt, self.tokenizer)
+        if ids[-1] not in self.stop_ids:
+            own = None if self.tokenizer is None else self.tokenizer.eos_token_id
+            ids = [*ids, self.stop_ids[0] if own is None else own]
+        return np.array(ids, np.int64)
+
     def decode(self, tokens: Tokens) -> str:
         if self.tokenizer is None:
             return " ".join(str(t) for t in tokens)
@@ -216,6 +224,18 @@ class CausalLM:
         model.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+
+
+def reference_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """A prompt's reference as ids, without a stop token of our own."""
+    given = prompt.reference
+    if isinstance(given, str):
+        if tokenizer is None:
+            raise InputError("reference", given[:40], "the policy has no tokenizer: give the reference as token ids")
+        given = tuple(tokenizer.encode(given, add_special_tokens=False))
+    if not given:
+        raise InputError("reference", given, f"prompt {prompt.id!r} needs a reference response that is not empty")
+    return list(given)
 
 
 def quiet_transformers() -> None:

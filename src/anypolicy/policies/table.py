@@ -51,6 +51,13 @@ class TablePolicy:
     def encode(self, prompt: Prompt) -> Tokens:
         return np.array(prompt.tokens, np.int64)
 
+    def encode_reference(self, prompt: Prompt) -> Tokens:
+        """Token ids, as many as a response has."""
+        ids, (_, length, vocabulary) = prompt.reference, self.module.logits.shape
+        if not isinstance(ids, tuple) or len(ids) != length or not all(0 <= i < vocabulary for i in ids):
+            raise InputError("reference", ids, f"a table's is {length} token ids from 0 to {vocabulary - 1}")
+        return np.array(ids, np.int64)
+
     def decode(self, tokens: Tokens) -> str:
         return " ".join(str(t) for t in tokens)
 

@@ -19,13 +19,16 @@ from anypolicy.tasks.verifiers import verifier
 class PromptTask:
     """Prompts, their answers and a named verifier; reward 1 for a correct response, else 0.
 
-    Name and side of the split follow from the prompt without the instruction; further fields go into `info`.
+    A `reference` names the field of a response to imitate or compare with (text, or a list of token ids; a row may
+    leave it out). Name and side of the split follow from the prompt without the instruction; further fields go into
+    `info`.
     """
 
     def __init__(
         self, name: str, rows: Iterable[tuple[str, dict[str, Any]]], *, prompt: str, answer: str, verifier_name: str,
-        heldout: float, max_tokens: int, instruction: str,
+        heldout: float, max_tokens: int, instruction: str, reference: str = "",
     ):  # fmt: skip
+        self.reference = reference
         self.name, self.max_tokens = name, max_tokens
         self.verify = verifier(verifier_name)
         prompts: dict[str, Prompt] = {}
@@ -36,6 +39,10 @@ class PromptTask:
                 raise InputError(
                     name, f"{where}: {answer} {one.answer!r}", f"the same prompt has answer {known.answer!r}"
                 )
+            if known.reference != one.reference:
+                raise InputError(name, where, f"the same prompt stands there with another {reference!r}: keep one")
+        if reference and prompts and all(p.reference is None for p in prompts.values()):
+            raise InputError(name, reference, "no row has this field: name the field of the reference responses")
         if len(prompts) < 2:
             raise InputError(name, f"{len(prompts)} different prompts", "give at least 2, one of them to hold out")
         self.train, self.heldout = split(prompts.values(), lambda p: p.id, heldout)
@@ -58,8 +65,19 @@ class PromptTask:
         name = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]
         if instruction:
             messages[-1]["content"] += "\n" + instruction
-        info = {k: v for k, v in row.items() if k not in (prompt, answer)}
-        return Prompt(name, tuple(messages), answer=label, info=info)
+        info = {k: v for k, v in row.items() if k not in (prompt, answer, self.reference)}
+        return Prompt(name, tuple(messages), answer=label, info=info, reference=self.shown(where, row))
+
+    def shown(self, where: str, row: dict[str, Any]) -> str | tuple[int, ...] | None:
+        """The row's reference response, checked."""
+        given = row.get(self.reference) if self.reference else None
+        if isinstance(given, list) and all(type(i) is int and i >= 0 for i in given):
+            given = tuple(given)
+        if given is not None and (not isinstance(given, str | tuple) or not given):
+            raise InputError(
+                self.name, where, f"{self.reference!r} is {given!r}: write text or a list of token ids, or leave it out"
+            )
+        return given
 
     def messages(self, where: str, field: str, given: Any) -> list[dict[str, Any]]:
         """Text as one message of the user; messages as copies."""
@@ -80,7 +98,7 @@ class PromptTask:
 
 def from_jsonl(
     path: str, *, prompt: str = "prompt", answer: str = "answer", verifier: str = "exact", heldout: float = 0.2,
-    max_tokens: int = 64, instruction: str = "",
+    max_tokens: int = 64, instruction: str = "", reference: str = "",
 ) -> PromptTask:  # fmt: skip
     """One JSON object a line, with a prompt (text or messages) and an answer."""
     file = Path(path)
@@ -105,13 +123,13 @@ def from_jsonl(
         raise InputError("task", path, "the file is empty")
     return PromptTask(
         path, rows(), prompt=prompt, answer=answer, verifier_name=verifier, heldout=heldout, max_tokens=max_tokens,
-        instruction=instruction,
+        instruction=instruction, reference=reference,
     )  # fmt: skip
 
 
 def from_hub(
     name: str, *, split: str = "train", config: str = "", prompt: str = "prompt", answer: str = "answer",
-    verifier: str = "exact", heldout: float = 0.2, max_tokens: int = 256, instruction: str = "",
+    verifier: str = "exact", heldout: float = 0.2, max_tokens: int = 256, instruction: str = "", reference: str = "",
 ) -> PromptTask:  # fmt: skip
     """A data set of the Hugging Face hub, or a folder of data files."""
     try:
@@ -129,5 +147,5 @@ def from_hub(
     rows = ((f"row {i}", dict(row)) for i, row in enumerate(table))
     return PromptTask(
         f"hf/{name}", rows, prompt=prompt, answer=answer, verifier_name=verifier, heldout=heldout,
-        max_tokens=max_tokens, instruction=instruction,
+        max_tokens=max_tokens, instruction=instruction, reference=reference,
     )  # fmt: skip

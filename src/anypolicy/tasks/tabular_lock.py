@@ -29,6 +29,9 @@ class TabularLock:
       position (hard): a policy that is sure of wrong answers
     - mixture: a quarter + 7 (solved), a quarter + 2, half − 0.5 (hard)
 
+    With `references` every prompt has a reference response whose tokens are right with probability
+    `reference_accuracy` each, else a random wrong one.
+
     A table does not generalise, so nothing is held out; `probe` gives the exact success over all prompts.
     """
 
@@ -37,6 +40,7 @@ class TabularLock:
     def __init__(
         self, seed: int, *, start: Start = "graded", prompts: int = 32, length: int = 3, vocabulary: int = 8,
         sigma: float = 1.0, low: float = 1.0, high: float = 4.0, bias: float = 4.0,
+        references: bool = False, reference_accuracy: float = 1.0,
     ):  # fmt: skip
         for name, value in (("prompts", prompts), ("length", length), ("vocabulary", vocabulary)):
             if value < 1 + (name == "vocabulary"):
@@ -45,6 +49,8 @@ class TabularLock:
             raise InputError("tabular-lock.sigma", sigma, "use 0 or more")
         if start not in ("graded", "confident", "mixture"):
             raise InputError("tabular-lock.start", start, "use graded, confident or mixture")
+        if not 0 <= reference_accuracy <= 1:
+            raise InputError("tabular-lock.reference_accuracy", reference_accuracy, "use a probability")
         self.name, self.max_tokens = "tabular-lock", length
         self.suggested = {"optimiser": "adamw", "lr": 0.1, "prompts": 16}
         rng = torch.Generator().manual_seed(seed)
@@ -64,7 +70,12 @@ class TabularLock:
             self.hard = quarter > 1
             delta = torch.tensor([7.0, 2.0, -0.5, -0.5])[quarter]
         self.add(self.target, delta)
-        self.train = [Prompt(f"lock-{n}", tokens=(n,)) for n in range(prompts)]
+        shown: list[tuple[int, ...] | None] = [None] * prompts
+        if references:
+            other = (self.target + torch.randint(1, vocabulary, shape, generator=rng)) % vocabulary
+            right = torch.rand(shape, generator=rng) < reference_accuracy
+            shown = [tuple(ids) for ids in torch.where(right, self.target, other).tolist()]
+        self.train = [Prompt(f"lock-{n}", tokens=(n,), reference=shown[n]) for n in range(prompts)]
         self._answers = self.target.numpy()
 
     def add(self, tokens: Tensor, amount: Tensor) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,16 +45,34 @@ def answer_ids(a: int, b: int) -> tuple[int, ...]:
     return (*map(int, reversed(f"{a + b:04d}")), EOS)
 
 
+def imperfect(answer: tuple[int, ...], accuracy: float, rng: np.random.Generator) -> tuple[int, ...]:
+    """The answer with probability `accuracy`, else with one of its digits changed."""
+    if rng.random() < accuracy:
+        return answer
+    digits = list(answer)
+    where = int(rng.integers(len(digits) - 1))
+    digits[where] = (digits[where] + int(rng.integers(1, 10))) % 10
+    return tuple(digits)
+
+
 class TinyAdd:
     """Classes k = 1, 2, 3 draw a and b uniformly below 10^k. A fifth of all pairs is held out by their own digits.
+
+    With `references` every prompt has a reference response; a share `reference_accuracy` of them is right, the others
+    have one wrong digit.
 
     The starting policy ("base") is trained by supervised steps until its accuracy at temperature 1, mean over the
     classes, reaches `base_accuracy`; it is kept in the cache, one for each seed.
     """
 
-    def __init__(self, seed: int, *, prompts: int = 600, heldout: int = 300, base_accuracy: float = 0.4):
+    def __init__(
+        self, seed: int, *, prompts: int = 600, heldout: int = 300, base_accuracy: float = 0.4,
+        references: bool = False, reference_accuracy: float = 1.0,
+    ):  # fmt: skip
         if not 0 <= base_accuracy < 1:
             raise InputError("tiny-add.base_accuracy", base_accuracy, "use a share in [0, 1)")
+        if not 0 <= reference_accuracy <= 1:
+            raise InputError("tiny-add.reference_accuracy", reference_accuracy, "use a share in [0, 1]")
         for field, count in (("prompts", prompts), ("heldout", heldout)):
             if count < 1:
                 raise InputError(f"tiny-add.{field}", count, "use a whole number above 0")
@@ -62,6 +81,9 @@ class TinyAdd:
         rng = numpy_generator(seed, "tiny-add", "prompts")
         self.train = self.draw(rng, prompts, held=False)
         self.heldout = self.draw(rng, heldout, held=True)
+        if references:
+            rng = numpy_generator(seed, "tiny-add", "references")
+            self.train = [replace(p, reference=imperfect(p.answer, reference_accuracy, rng)) for p in self.train]
 
     def draw(self, rng: np.random.Generator, n: int, *, held: bool) -> list[Prompt]:
         """Up to n different pairs, a third of each class (class 1 has only a hundred)."""
