@@ -19,6 +19,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.policies.base import Scores
+from anypolicy.policies.logits import Logits
 
 SHARED_PREFIX = ("llama", "qwen2", "qwen3", "gpt2")
 """Families whose shared-prefix scores are tested to equal the plain ones."""
@@ -122,12 +123,20 @@ class CausalLM:
         return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
     # --- scoring -----------------------------------------------------------------------------------------------------
-    def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
+    def score(
+        self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False, logits: bool = False
+    ) -> Scores:
         """Scores of the response tokens: shared prefix where the family is known to allow it, else the plain path."""
         self.check_length(batch)
         shared = self.family in SHARED_PREFIX and bool(batch.context_valid.any(1).all())
         states = self.hidden_shared(batch) if shared else self.hidden_plain(batch)
-        return self.scores_of(states, batch, temperature, entropy=entropy, hidden=hidden)
+        scores = self.scores_of(states, batch, temperature, entropy=entropy, hidden=hidden)
+        return scores._replace(logits=self.target_logits(states, batch, temperature)) if logits else scores
+
+    def target_logits(self, states: Tensor, batch: Batch, temperature: float) -> Logits:
+        """Logits where a target token is predicted."""
+        assert batch.target is not None
+        return Logits(states[batch.target], lambda x: self.head(x) / temperature)
 
     def check_length(self, batch: Batch) -> None:
         longest = int((batch.context_valid.sum(1)[batch.context_index] + batch.valid.sum(1)).max())
