@@ -20,7 +20,7 @@ from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.loops.evaluate import evaluate
-from anypolicy.loops.group import GroupLoop, check
+from anypolicy.loops.group import GroupLoop, check, check_task
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.policies.base import Policy
 from anypolicy.policies.load import load_policy
@@ -148,6 +148,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
     check_trackers(s.trackers)
     assert s.prompts is not None
     check(recipe, s.prompts)
+    check_task(recipe, task)
     return Plan(composition, s, recipe, task, {k: f"{v}" for k, v in taken.items()})
 
 
@@ -161,6 +162,8 @@ def suggestions(policy: str) -> dict[str, Any]:
 def overridden(recipe: GroupRecipe, s: Settings) -> GroupRecipe:
     """The recipe with the user's numbers in place of the method's."""
     if s.group_size is not None:
+        if recipe.rollout.group_size == 0:
+            raise InputError("group_size", s.group_size, "this method samples no responses: leave it out")
         recipe = replace(recipe, rollout=replace(recipe.rollout, group_size=s.group_size))  # type: ignore[type-var]
     given = {"lr": s.lr, "kind": s.optimiser, "epochs": s.epochs, "minibatches": s.minibatches}
     chosen = {k: v for k, v in given.items() if v is not None}
@@ -349,6 +352,7 @@ def fit(
 ) -> Iterator[tuple[dict[str, float], Policy]]:  # fmt: skip
     """The bare loop in memory, for studies and claims: yields the log of every step and the policy it has changed."""
     check(recipe, prompts)
+    check_task(recipe, task)
     sampling = Sampling(max_tokens or task.max_tokens, temperature)
     world = World(policy, NativeEngine(policy), task, sampling, seed)
     reference = reference_of(recipe, policy)

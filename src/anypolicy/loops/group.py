@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from anypolicy.data.batch import Batch, from_groups
 from anypolicy.data.records import Group, from_json, to_json
 from anypolicy.errors import InputError
+from anypolicy.loops.evaluate import verifies
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.recipe import Credit, GroupRecipe, World
 from anypolicy.policies.base import Policy, Scores
 from anypolicy.runs.seeds import generator
+from anypolicy.tasks.base import Task
 
 
 class GroupLoop:
@@ -129,6 +131,7 @@ class GroupLoop:
         n, skipped, idle, tokens = 0, 0, 0, 0
         edges: dict[str, float] = {}
         for epoch in range(settings.epochs):
+            batch = replace(batch, row_seed=self.row_seeds(batch, epoch))
             for part in self.minibatches(batch, epoch):
                 active = loss.active(part)
                 if self.value_head is not None:
@@ -151,6 +154,10 @@ class GroupLoop:
         counted = {"updates": float(n), "updates/skipped": float(skipped), "rows/skipped": float(idle)}
         return means | edges | counted | {"tokens/trained": float(tokens)}
 
+    def row_seeds(self, batch: Batch, epoch: int) -> Tensor:
+        """A seed for every row of a pass, so that no split of the batch changes what a loss draws for it."""
+        return torch.randint(2**32, (batch.rows,), generator=generator(self.world.seed, "loss", self.steps, epoch))
+
     def minibatches(self, batch: Batch, epoch: int) -> Iterator[Batch]:
         """Split by whole groups in a seeded order; each part carries its own denominators."""
         group = batch.group_id[batch.trajectory]
@@ -172,7 +179,8 @@ class GroupLoop:
         for rows in batch.chunks(self.micro_tokens):
             micro = batch.select(rows)
             scores = self.world.policy.score(
-                micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None
+                micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None,
+                logits=getattr(loss, "needs_logits", False),
             )  # fmt: skip
             if self.rescores and self.recipe.optimiser.epochs * self.recipe.optimiser.minibatches == 1:
                 micro = self.rescored(micro, scores)
@@ -206,7 +214,8 @@ class GroupLoop:
         out: list[Tensor | None] = [None, None, None]
         for rows in batch.chunks(self.micro_tokens):
             part = batch.select(rows)
-            for i, x in enumerate(policy.score(part, self.world.sampling.temperature, entropy=entropy, hidden=hidden)):
+            scores = policy.score(part, self.world.sampling.temperature, entropy=entropy, hidden=hidden)
+            for i, x in enumerate(scores[:3]):
                 if x is not None:
                     shape = (batch.rows, batch.response.shape[1], *x.shape[2:])
                     whole = x.new_zeros(shape) if out[i] is None else out[i]
@@ -279,10 +288,8 @@ def describe_targets(groups: list[Group]) -> dict[str, float]:
 
 def check(recipe: GroupRecipe, prompts: int) -> None:
     """Refuse recipes that cannot work, before any work."""
-    advantage, size = recipe.advantage, recipe.rollout.group_size
-    for stage in (advantage, recipe.selection):
-        if size < (least := getattr(stage, "min_group", 1)):
-            raise InputError("group_size", size, f"{type(stage).__name__} compares responses: use at least {least}")
+    advantage = recipe.advantage
+    check_sizes(recipe)
     if getattr(advantage, "needs_value", False) and recipe.critic is None:
         raise InputError("critic", None, f"{type(advantage).__name__} needs a value head: add a method's .critic stage")
     if recipe.critic is not None and not getattr(advantage, "needs_value", False):
@@ -293,3 +300,33 @@ def check(recipe: GroupRecipe, prompts: int) -> None:
         raise InputError("prompts", prompts, "use at least 1")
     if recipe.optimiser.minibatches > prompts:
         raise InputError("minibatches", recipe.optimiser.minibatches, f"a step has only {prompts} groups to split")
+
+
+def check_sizes(recipe: GroupRecipe) -> None:
+    """Stages that learn from sampled responses need enough of them; stages for targets need targets."""
+    rollout, size = recipe.rollout, recipe.rollout.group_size
+    for stage in (recipe.sampler, recipe.reward, recipe.advantage, recipe.selection):
+        name, least = type(stage).__name__, getattr(stage, "min_group", 1)
+        if size < least and size == 0:
+            raise InputError("rollout", type(rollout).__name__, f"it samples no responses, which {name} is about")
+        if size < least:
+            raise InputError("group_size", size, f"{name} compares responses: use at least {least}")
+        if size > getattr(stage, "max_group", size):
+            raise InputError("rollout", type(rollout).__name__, f"{name} is for rollouts that sample no responses")
+    loss, targets = type(recipe.loss).__name__, getattr(rollout, "gives_targets", False)
+    if getattr(recipe.loss, "needs_targets", False):
+        if not targets:
+            raise InputError("rollout", type(rollout).__name__, f"it gives no targets, from which {loss} learns")
+    elif size == 0:
+        raise InputError("rollout", type(rollout).__name__, f"it samples no responses, from which {loss} learns")
+
+
+def check_task(recipe: GroupRecipe, task: Task) -> None:
+    """Refuse a task without the references or the answers that the recipe learns from."""
+    if getattr(recipe.rollout, "needs_references", False):
+        for prompt in task.train:
+            if prompt.reference is None:
+                raise InputError("task", task.name, f"prompt {prompt.id!r} has no reference response to learn from")
+    elif recipe.reward.needs_labels and not verifies(task):
+        raise InputError("task", task.name, "it has no answers to verify, only reference responses: see the "
+                         "supervised methods of `anypolicy methods`")  # fmt: skip

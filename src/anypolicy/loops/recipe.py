@@ -50,7 +50,10 @@ class Sampler(Protocol):
 
 class Rollout(Protocol):
     @property
-    def group_size(self) -> int: ...
+    def group_size(self) -> int:
+        """Responses sampled for a prompt; 0 if there are only targets. A rollout that gives targets says so with a
+        `gives_targets` class attribute, and with `needs_references` if every prompt must have a reference response."""
+        ...
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         """Unscored groups; may call the engine as often as the paper needs."""
@@ -121,6 +124,9 @@ class Loss(Protocol):
 
     @property
     def needs_reference(self) -> bool: ...
+
+    # class attributes, False where they are left out: `needs_targets`, if it learns from target tokens alone, and
+    # `needs_logits`, if it needs the whole distribution there (`scores.logits`)
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         """Rows that contribute to some term; the others cost no forward pass."""

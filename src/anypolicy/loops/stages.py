@@ -58,6 +58,8 @@ class EpochOrder:
 class UniformSampler:
     """Shuffled epochs over the training prompts."""
 
+    min_group = 0
+
     def begin(self, prompts: int, seed: int) -> EpochOrder:
         return EpochOrder(prompts, seed)
 
@@ -158,6 +160,7 @@ class GroupAdvantage:
 class KeepAll:
     """Every group is trained on."""
 
+    min_group = 0
     max_rounds = 1
 
     def __call__(self, batch: Batch, target: int) -> Choice:
