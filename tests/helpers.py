@@ -55,7 +55,7 @@ def gradient(loss, batch: Batch, log_ratio: torch.Tensor, entropy: bool = False)
 
 def lock_loop(recipe: GroupRecipe, *, seed: int = 0, prompts: int = 8, micro_tokens: int = 1 << 20, **settings):
     """A loop on a small tabular lock; AdamW 0.1 unless the recipe is changed by the caller."""
-    task = TabularLock(seed, **({"prompts": 16, "length": 3} | settings))
+    task = TabularLock(seed, **({"prompts": 16, "length": 3, "references": True} | settings))
     policy = task.make_policy(seed)
     world = World(policy, NativeEngine(policy), task, Sampling(task.max_tokens), seed)
     recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=0.1))

@@ -20,9 +20,16 @@ PAIRS = [
 REFUSED = {("ngrpo", "dapo.selection"), ("dapo", "ngrpo.advantage")}
 
 
+def family(slug):
+    return catalogue.get(slug).card.family
+
+
 def needs_partner(spec):
-    """PPO's advantage and critic only go together; group advantages need groups."""
+    """PPO's advantage and critic only go together; group advantages need groups; what learns from reference responses
+    shares only its optimiser with what learns from sampled ones."""
     a, b = spec.split("+")
+    if (family(a) == "supervised") != (family(b.split(".")[0]) == "supervised"):
+        return not b.endswith(".optimiser")
     one_each = {"ppo", "reinforce-pp"}
     if b in ("ppo.critic", "ppo.advantage") or (a == "ppo" and b.endswith(".advantage")):
         return True
