@@ -161,9 +161,10 @@ def suggestions(policy: str) -> dict[str, Any]:
 
 def overridden(recipe: GroupRecipe, s: Settings) -> GroupRecipe:
     """The recipe with the user's numbers in place of the method's."""
+    for name in ("group_size", "reward"):
+        if recipe.rollout.group_size == 0 and getattr(s, name) is not None:
+            raise InputError(name, getattr(s, name), "this method samples no responses: leave it out")
     if s.group_size is not None:
-        if recipe.rollout.group_size == 0:
-            raise InputError("group_size", s.group_size, "this method samples no responses: leave it out")
         recipe = replace(recipe, rollout=replace(recipe.rollout, group_size=s.group_size))  # type: ignore[type-var]
     given = {"lr": s.lr, "kind": s.optimiser, "epochs": s.epochs, "minibatches": s.minibatches}
     chosen = {k: v for k, v in given.items() if v is not None}

@@ -118,8 +118,9 @@ def test_stages_that_cannot_work_together(spec, says):
 def test_tasks_that_cannot_work():
     with pytest.raises(InputError, match="no reference response"):
         plan("sft", Settings("tabular-lock"))
-    with pytest.raises(InputError, match="samples no responses"):
-        plan("sft", Settings("tabular-lock:references=true", group_size=4))
+    for setting in ({"group_size": 4}, {"reward": "mine.py:f"}):
+        with pytest.raises(InputError, match="samples no responses"):
+            plan("sft", Settings("tabular-lock:references=true", **setting))
 
 
 @pytest.fixture
