@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import GroupRecipe, World
+from anypolicy.methods.language.adaptthink import Marks
 from anypolicy.policies.base import Scores
+from anypolicy.tasks.base import Score
 from anypolicy.tasks.tabular_lock import TabularLock
 
 
@@ -53,10 +56,36 @@ def gradient(loss, batch: Batch, log_ratio: torch.Tensor, entropy: bool = False)
     return float(value.detach()), logp.grad
 
 
+class LastTokenLock(TabularLock):
+    """A lock of which only the last token counts: what stands before it is free for marks of a method's own."""
+
+    def score(self, prompt: Prompt, response: np.ndarray, text: str) -> Score:
+        correct = len(response) > 0 and int(response[-1]) == int(self.target[prompt.tokens[0], -1])
+        return Score(float(correct), correct)
+
+    def success(self, policy) -> torch.Tensor:
+        return policy.module.logits.detach().softmax(-1)[:, -1].gather(1, self.target[:, -1:]).squeeze(1)
+
+
+ON_A_LOCK = {"marks": Marks(0, 1, None), "direct_limit": 1.0}
+"""What a method takes from a tokenizer or for long responses, as ids and lengths of a lock."""
+
+
+def on_a_lock(stage: Any) -> Any:
+    known = {k: v for k, v in ON_A_LOCK.items() if hasattr(stage, k)}
+    return replace(stage, **known) if known else stage
+
+
 def lock_loop(recipe: GroupRecipe, *, seed: int = 0, prompts: int = 8, micro_tokens: int = 1 << 20, **settings):
     """A loop on a small tabular lock; AdamW 0.1 unless the recipe is changed by the caller."""
-    task = TabularLock(seed, **({"prompts": 16, "length": 3, "references": True} | settings))
+    kind = LastTokenLock if hasattr(recipe.reward, "marks") else TabularLock
+    task = kind(seed, **({"prompts": 16, "length": 3, "references": True} | settings))
     policy = task.make_policy(seed)
     world = World(policy, NativeEngine(policy), task, Sampling(task.max_tokens), seed)
-    recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=0.1))
+    recipe = replace(
+        recipe,
+        rollout=on_a_lock(recipe.rollout),
+        reward=on_a_lock(recipe.reward),
+        optimiser=replace(recipe.optimiser, lr=0.1),
+    )
     return GroupLoop(recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=copy.deepcopy(policy))

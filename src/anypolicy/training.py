@@ -20,7 +20,7 @@ from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.loops.evaluate import evaluate
-from anypolicy.loops.group import GroupLoop, check, check_task
+from anypolicy.loops.group import GroupLoop, check, check_task, stages
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.policies.base import Policy
 from anypolicy.policies.load import load_policy
@@ -39,7 +39,7 @@ class Settings:
     """What a run needs beside its method. Empty ones take what the task, the policy or the method suggests."""
 
     task: str
-    """reasoning-gym/NAME, hf/DATA SET, a .jsonl file, tiny-add or tabular-lock; settings follow as name:key=value,…"""
+    """reasoning-gym/NAME, hf/DATA SET, a .jsonl file or a testbed (tiny-add, …); settings follow as name:key=value,…"""
     policy: str | None = None
     """Hugging Face id or folder, a .gguf file, smollm2-135m, or transformer:layers=2,width=64,heads=4"""
     steps: int = 100
@@ -217,7 +217,7 @@ def world_of(p: Plan) -> World:
 
 def reference_of(recipe: GroupRecipe, policy: Policy) -> Policy | None:
     """A frozen copy of the policy as it is now, if a stage of the recipe needs one."""
-    needed = any(getattr(stage, "needs_reference", False) for stage in (recipe.loss, recipe.advantage))
+    needed = any(getattr(stage, "needs_reference", False) for stage in stages(recipe))
     return copy.deepcopy(policy) if needed else None
 
 

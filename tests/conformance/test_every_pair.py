@@ -1,6 +1,7 @@
 """Every stage of every method in every other method: it runs, or it is refused with a reason."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -17,39 +18,39 @@ PAIRS = [
     for a, b in itertools.permutations(METHODS, 2)
     for stage in catalogue.get(b).card.changes
 ]  # fmt: skip
-REFUSED = {("ngrpo", "dapo.selection"), ("dapo", "ngrpo.advantage")}
+REFUSED = {
+    pair: reason
+    for slug, m in catalogue.methods().items()
+    for (own, other), reason in m.card.conflicts.items()
+    for pair in ((slug, other), (other.split(".")[0], f"{slug}.{own}"))
+}
 
 
-def family(slug):
-    return catalogue.get(slug).card.family
+def supervised(slug):
+    return catalogue.get(slug).card.family == "supervised"
 
 
-def needs_partner(spec):
-    """PPO's advantage and critic only go together; group advantages need groups; what learns from reference responses
-    shares only its optimiser with what learns from sampled ones."""
-    a, b = spec.split("+")
-    if (family(a) == "supervised") != (family(b.split(".")[0]) == "supervised"):
-        return not b.endswith(".optimiser")
-    one_each = {"ppo", "reinforce-pp"}
-    if b in ("ppo.critic", "ppo.advantage") or (a == "ppo" and b.endswith(".advantage")):
-        return True
-    grouped = {"grpo", "dr-grpo", "dapo", "gspo", "rloo", "sapo", "vade"}
-    advantage_of = b.split(".")[0] if b.endswith(".advantage") else a
-    rollout_of = b.split(".")[0] if b.endswith(".rollout") else a
-    selection_of = b.split(".")[0] if b.endswith(".selection") else a
-    return rollout_of in one_each and (advantage_of in grouped or selection_of == "dapo")
+def needs_partner(a, b, recipe):
+    """An advantage with value targets and a critic only go together; what compares responses needs groups; what learns
+    from reference responses shares only its optimiser with what learns from sampled ones."""
+    slug, stage = b.split(".")
+    if supervised(a) != supervised(slug):
+        return stage != "optimiser"
+    alone = (recipe.critic is None) == getattr(recipe.advantage, "needs_value", False)
+    least = max(getattr(stage, "min_group", 1) for stage in (recipe.advantage, recipe.selection))
+    return alone or recipe.rollout.group_size < least
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_pair(a, b):
     if (a, b) in REFUSED:
-        with pytest.raises(InputError, match="all-wrong"):
+        with pytest.raises(InputError, match=re.escape(REFUSED[a, b])):
             compose(f"{a}+{b}")
         return
     composition = compose(f"{a}+{b}")
     slug, stage = b.split(".")
     assert composition.origin == {s: slug if s == stage else a for s in STAGES}
-    if needs_partner(f"{a}+{b}"):
+    if needs_partner(a, b, composition.recipe):
         with pytest.raises(InputError):
             check(composition.recipe, 8)
         return

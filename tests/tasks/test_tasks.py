@@ -12,6 +12,9 @@ from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.tasks.load import load_task, parse
 from anypolicy.tasks.reasoning_gym import extracted
+from anypolicy.tasks.reverse_and_pick import BASES, EQUALS, PICK, SHOWN, STEPS, WRONG, demonstration, response_ids
+from anypolicy.tasks.reverse_and_pick import EOS as RP_EOS
+from anypolicy.tasks.reverse_and_pick import held_out as held_digits
 from anypolicy.tasks.split import split
 from anypolicy.tasks.tabular_lock import TabularLock
 from anypolicy.tasks.tiny_add import TinyAdd, answer_ids, held_out, prompt_ids
@@ -279,3 +282,56 @@ def test_conversations_are_prompts_and_references(tmp_path):
     assert with_answers.train[0].reference.startswith("r")
     with pytest.raises(InputError, match="no 'prompt'"):
         load_task(write(tmp_path / "b.jsonl", *({"messages": turns(i)[:2], "answer": "r"} for i in range(6))))
+
+
+def test_reverse_and_pick():
+    task = load_task("reverse-and-pick:prompts=100,heldout=20,references=true", seed=1)
+    prompts = [*task.train, *task.heldout]
+    assert len({p.id for p in prompts}) == 120
+    assert sum(p.info["hard"] for p in task.train) == 75
+    prompt = next(p for p in task.train if len(p.id) == 7)
+    digits = tuple(map(int, prompt.id))
+    chain = digits[::-1]
+    assert prompt.tokens == (*digits, EQUALS)
+    assert prompt.answer == (chain[1], chain[3], chain[5])
+    assert response_ids(chain) == (*chain, PICK, *prompt.answer, RP_EOS)
+    right = {
+        response_ids(chain): True, (PICK, *prompt.answer, RP_EOS): True, prompt.reference: True,
+        (PICK, *prompt.answer): False, (*prompt.answer, RP_EOS): False, (PICK, PICK, *prompt.answer, RP_EOS): True,
+        (PICK, *prompt.answer[:-1], (prompt.answer[-1] + 1) % 10, RP_EOS): False, (RP_EOS,): False,
+    }  # fmt: skip
+    for ids, correct in right.items():
+        assert task.score(prompt, np.array(ids), "").correct is correct
+    shown = task.answer_shown(prompt)
+    assert shown.tokens == (*digits, SHOWN, *prompt.answer, EQUALS)
+    wrong = np.array(response_ids(digits))
+    assert task.ended_by_answer(prompt, wrong).tolist() == [*digits, PICK, *prompt.answer, RP_EOS]
+    assert task.ended_by_answer(prompt, wrong[:4]).tolist() == [*digits[:4], PICK, *prompt.answer, RP_EOS]
+    assert not len(task.ended_by_answer(prompt, np.array([PICK, 3, RP_EOS])))
+    assert task.score(prompt, task.ended_by_answer(prompt, wrong), "").correct
+    assert "steps" not in BASES["shown"]
+    with pytest.raises(InputError, match="hard"):
+        load_task("reverse-and-pick:hard=2")
+
+
+def test_the_base_of_reverse_and_pick_is_sure_of_the_wrong_way():
+    rng = np.random.default_rng(0)
+    pairs = [demonstration(rng, BASES["shown"]) for _ in range(3000)]
+    assert not any(held_digits(tuple(t for t in p if t < PICK)[:7]) for p, _ in pairs if SHOWN not in p)
+    direct = [(p[:-1], r) for p, r in pairs if SHOWN not in p]
+    hard = [r[: len(d)] == d for d, r in direct if len(d) > 4]
+    assert np.mean(hard) > 0.99
+    assert all(r[: len(d)] == d[::-1] for d, r in direct if len(d) < 5)
+    seen = [(p[: p.index(SHOWN)], r) for p, r in pairs if SHOWN in p]
+    assert 0.4 < len(seen) / len(pairs) < 0.6
+    assert all(r[: len(d)] == d[::-1] for d, r in seen)
+    staged = [demonstration(rng, BASES["staged"]) for _ in range(6000)]
+    counts = {0.01: [], 0.12: [], 0.25: []}
+    for p, r in staged:
+        d = p[:-1] if p[0] != STEPS else p[1:-1]
+        key = 0.12 if p[0] == STEPS else 0.25 if WRONG in p else 0.01
+        d = d[: d.index(WRONG)] if WRONG in d else d
+        if len(d) > 4:
+            counts[key].append(r[: len(d)] == d[::-1] and d != d[::-1])
+    for share, found in counts.items():
+        assert np.mean(found) == pytest.approx(share, abs=0.04)

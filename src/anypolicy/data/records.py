@@ -39,8 +39,9 @@ class Segment:
     """Context ids and the response ids that followed, with per-token provenance.
 
     `logp` is in nats under the sampling temperature; `mask` is True where the policy chose the token (a forced or a
-    tool's token is False); `version` counts optimiser steps at sampling time. `training_context` replaces `context`
-    in the update where a method samples under one context and trains under another.
+    tool's token is False); `version` counts optimiser steps at sampling time, −1 for a token that no policy sampled. A
+    forced token whose behaviour probability is known has mask True and version −1. `training_context` replaces
+    `context` in the update where a method samples under one context and trains under another.
     """
 
     context: Tokens

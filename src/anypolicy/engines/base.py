@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from anypolicy.data.records import Segment, Stop, Tokens
+from anypolicy.policies.base import Policy
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,26 @@ class Sampling:
 
 
 class Request(NamedTuple):
-    """`n` continuations of `context` + `prefix`. The prefix opens the response, with mask False and logp 0."""
+    """`n` continuations of `context` + `prefix`. The prefix opens the response: with mask False and logp 0, or, where
+    `prefix_logp` gives the probability with which each of its tokens was chosen (in nats), with mask True and that.
+    `max_tokens` limits the response, prefix included, below the sampling's own limit."""
 
     context: Tokens
     n: int = 1
     prefix: tuple[int, ...] = ()
+    prefix_logp: tuple[float, ...] | None = None
+    max_tokens: int | None = None
 
 
 class Engine(Protocol):
+    def of(self, policy: Policy) -> Engine:
+        """The same kind of engine for another policy."""
+        ...
+
     def generate(
         self, requests: list[Request], sampling: Sampling, generator: torch.Generator, version: int = 0
     ) -> list[list[tuple[Segment, Stop]]]:
         """The continuations of every request, in order, as segments with the log-probability (nats, of the
-        temperature-scaled distribution before top-p/top-k) of every sampled token, stop token included."""
+        temperature-scaled distribution before top-p/top-k) of every sampled token, stop token included. The version
+        of prefix tokens is −1: no policy sampled them."""
         ...

@@ -5,13 +5,15 @@ Each distinct context is read once and its cache expanded to the group; rows lea
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from anypolicy.data.records import Segment, Stop
 from anypolicy.engines.base import Request, Sampling
@@ -25,6 +27,9 @@ class NativeEngine:
     def __init__(self, policy: Policy):
         self.policy = policy
 
+    def of(self, policy: Policy) -> NativeEngine:
+        return NativeEngine(policy)
+
     @torch.no_grad()
     def generate(
         self, requests: list[Request], sampling: Sampling, generator: torch.Generator, version: int = 0
@@ -35,15 +40,15 @@ class NativeEngine:
         starts: dict[bytes, int] = {}
         contexts = [np.concatenate([r.context, np.array(r.prefix, np.int64)]) for r in requests]
         for r, c in zip(requests, contexts, strict=True):
-            if len(r.prefix) > sampling.max_tokens:
+            if len(r.prefix) > limit(r, sampling):
                 raise InputError(
-                    "prefix", f"{len(r.prefix)} tokens", f"it must fit into max_tokens = {sampling.max_tokens}"
+                    "prefix", f"{len(r.prefix)} tokens", f"it must fit into max_tokens = {limit(r, sampling)}"
                 )
             if len(r.context) + sampling.max_tokens > self.policy.context_length:
-                limit = self.policy.context_length
+                room = self.policy.context_length
                 raise InputError(
                     "prompt", f"{len(r.context)} tokens",
-                    f"the policy holds {limit} tokens and max_tokens is {sampling.max_tokens}: shorten one of them",
+                    f"the policy holds {room} tokens and max_tokens is {sampling.max_tokens}: shorten one of them",
                 )  # fmt: skip
             starts.setdefault(c.tobytes(), len(starts))
         distinct = [np.frombuffer(key, np.int64) for key in starts]
@@ -51,8 +56,8 @@ class NativeEngine:
         row_start = [starts[c.tobytes()] for r, c in zip(requests, contexts, strict=True) for _ in range(r.n)]
         expand = torch.tensor(row_start, dtype=torch.long)
         state, logits = state.select(expand), logits[expand]
-        done = torch.tensor([len(r.prefix) for r in requests for _ in range(r.n)])
-        tokens, logp, length, ended = self.decode(state, logits, sampling, generator, done)
+        left = torch.tensor([limit(r, sampling) - len(r.prefix) for r in requests for _ in range(r.n)])
+        tokens, logp, length, ended = self.decode(state, logits, sampling, generator, left)
         out: list[list[tuple[Segment, Stop]]] = []
         row = 0
         for r in requests:
@@ -60,9 +65,11 @@ class NativeEngine:
             for _ in range(r.n):
                 n, p = int(length[row]), len(r.prefix)
                 response = np.concatenate([np.array(r.prefix, np.int64), tokens[row, :n]])
-                sampled = np.concatenate([np.zeros(p, np.float32), logp[row, :n]])
-                mask = np.arange(p + n) >= p
-                segment = Segment(r.context, response, sampled, mask, np.full(p + n, version, np.int64))
+                opening = np.zeros(p, np.float32) if r.prefix_logp is None else np.array(r.prefix_logp, np.float32)
+                sampled = np.arange(p + n) >= p
+                mask = sampled if r.prefix_logp is None else np.ones(p + n, np.bool_)
+                made = np.where(sampled, version, -1)
+                segment = Segment(r.context, response, np.concatenate([opening, logp[row, :n]]), mask, made)
                 answers.append((segment, "eos" if ended[row] else "length"))
                 row += 1
             out.append(answers)
@@ -70,20 +77,19 @@ class NativeEngine:
 
     def decode(
         self, state: Any, logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator,
-        done: Int[Tensor, " rows"],
+        left: Int[Tensor, " rows"],
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:  # fmt: skip
-        """Token by token until every row has ended. Returns (rows, tokens) ids and log-probabilities, the length of
-        every row and whether a stop token ended it."""
-        rows, limit = len(logits), sampling.max_tokens
-        ids = np.zeros((rows, limit), np.int64)
-        logp = np.zeros((rows, limit), np.float32)
+        """Token by token until every row has ended or has none `left`. Returns (rows, tokens) ids and
+        log-probabilities, the length of every row and whether a stop token ended it."""
+        rows, most = len(logits), int(left.max())
+        ids = np.zeros((rows, most), np.int64)
+        logp = np.zeros((rows, most), np.float32)
         length, ended = np.zeros(rows, np.int64), np.zeros(rows, np.bool_)
         stops = torch.tensor(self.policy.stop_ids, dtype=torch.long)
-        alive = torch.nonzero(done < limit).squeeze(1)
+        alive = torch.nonzero(left > 0).squeeze(1)
         if len(alive) < rows:
-            state, logits = state.select(alive), logits[alive]
-        left = limit - done[alive]
-        for t in range(limit):
+            state, logits, left = state.select(alive), logits[alive], left[alive]
+        for t in range(most):
             if not len(alive):
                 break
             token, chosen = draw(logits, sampling, generator)
@@ -91,27 +97,61 @@ class NativeEngine:
             ids[where, t], logp[where, t], length[where] = token.numpy(), chosen.numpy(), t + 1
             stopped = torch.isin(token, stops)
             ended[where] = stopped.numpy()
-            going = torch.nonzero(~stopped & (left > t + 1)).squeeze(1)
-            if len(going) < len(alive):
+            keep = ~stopped & (left > t + 1)
+            if not keep.all():
+                going = filled(keep)
                 state, token, alive, left = state.select(going), token[going], alive[going], left[going]
             if len(alive):
                 logits = self.policy.step(state, token)
         return ids, logp, length, ended
 
 
+def filled(keep: Bool[Tensor, " rows"]) -> Int[Tensor, " kept"]:
+    """The rows to keep, those behind the new end in the places of those that leave: all others stay where they are."""
+    n = int(keep.sum())
+    order = torch.arange(n)
+    order[~keep[:n]] = n + torch.nonzero(keep[n:]).squeeze(1)
+    return order
+
+
+def limit(request: Request, sampling: Sampling) -> int:
+    """Most tokens of a response to the request."""
+    return sampling.max_tokens if request.max_tokens is None else min(request.max_tokens, sampling.max_tokens)
+
+
 def draw(
     logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
     """One token a row and its log-probability before top-k and top-p."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    if sampling.temperature == 0:
-        token = wide.argmax(-1)
-        return token, torch.log_softmax(wide, -1).gather(1, token[:, None]).squeeze(1)
-    logp = torch.log_softmax(wide if sampling.temperature == 1 else wide / sampling.temperature, -1)
-    below = truncated(logp, sampling).exp().cumsum(-1, dtype=torch.float64)
-    u = torch.rand(len(below), 1, generator=generator, dtype=torch.float64) * below[:, -1:]
-    token = torch.searchsorted(below, u, right=True).squeeze(1)
+    if sampling.temperature not in (0, 1):
+        logits = logits / sampling.temperature
+    if sampling.temperature and not sampling.top_k and sampling.top_p == 1:
+        return pick(logits, generator)
+    logp = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
+    token = pick(truncated(logp, sampling), generator)[0] if sampling.temperature else logp.argmax(-1)
     return token, logp.gather(1, token[:, None]).squeeze(1)
+
+
+def pick(
+    z: Float[Tensor, "rows vocabulary"], generator: torch.Generator
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """A token a row with probability softmax(z), and its log-probability: the first place at which the running sum of
+    exp z reaches a uniform share of the whole, found among sums of about √vocabulary tokens, then inside one of them."""
+    rows, vocabulary = z.shape
+    wide = z if z.dtype in (torch.float32, torch.float64) else z.float()
+    p = torch.sub(wide, wide.amax(-1, keepdim=True), out=None if wide is z else wide).exp_()
+    root = math.isqrt(vocabulary - 1) + 1
+    size = next((n for n in range(root, 4 * root) if vocabulary % n == 0), 0)
+    p = p.view(rows, -1, size) if size else functional.pad(p, (0, -vocabulary % root)).view(rows, -1, root)
+    sums = p.sum(-1).cumsum(-1, dtype=torch.float64)
+    u = (1 - torch.rand(rows, 1, generator=generator, dtype=torch.float64)) * sums[:, -1:]
+    block = torch.searchsorted(sums, u)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0)
+    part = p[torch.arange(rows), block.squeeze(1)]
+    inner = part.cumsum(-1, dtype=torch.float64)
+    place = torch.searchsorted(inner, torch.minimum(u - before, inner[:, -1:]))
+    logp = (part.gather(1, place).log() - sums[:, -1:].log()).to(p.dtype)
+    return (block * p.shape[2] + place).squeeze(1), logp.squeeze(1)
 
 
 def truncated(logp: Float[Tensor, "rows vocabulary"], sampling: Sampling) -> Float[Tensor, "rows vocabulary"]:

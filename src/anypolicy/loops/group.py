@@ -8,9 +8,10 @@ term of the loss, cost no forward pass; denominators are those of the whole opti
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -35,8 +36,13 @@ class GroupLoop:
     """
 
     def __init__(self, recipe: GroupRecipe, world: World, *, prompts: int, micro_tokens: int, reference: Policy | None):
+        if reference is not None:
+            world = replace(world, reference=world.engine.of(reference))
         self.recipe, self.world, self.prompts, self.micro_tokens = recipe, world, prompts, micro_tokens
         self.reference = reference
+        for stage in stages(recipe):
+            if hasattr(stage, "check"):
+                stage.check(world)
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
         self.steps, self.carried = 0, list[Group]()
         sets: dict[str, tuple[Iterable[nn.Parameter], float]] = {
@@ -76,7 +82,11 @@ class GroupLoop:
             if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
         self.carried = [] if choice.surplus is None else [g for g, c in zip(groups, choice.surplus, strict=True) if c]
-        kept = choice.groups[batch.group_id[batch.trajectory]]
+        group = batch.group_id[batch.trajectory]
+        kept = choice.groups[group]
+        if batch.target is not None:
+            later = False if choice.surplus is None else choice.surplus[group]
+            kept = kept | (batch.target.any(1) & ~torch.as_tensor(later))
         if choice.mask is not None:
             batch = replace(batch, mask=batch.mask & choice.mask)
         if choice.weight is not None:
@@ -101,7 +111,7 @@ class GroupLoop:
                 t.id = f"{group.id}/{i}"
         sampled = [g.sampled() for g in groups]
         self.recipe.reward(world, sampled)
-        self.order.observe(sampled)
+        self.order.observe([g for g in sampled if g.stage == "direct"])
         return groups
 
     def credited(self, batch: Batch) -> Batch:
@@ -233,11 +243,15 @@ class GroupLoop:
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the updater's tensors."""
         carried = [to_json(g) for g in self.carried]
-        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), "carried": carried}
+        memory = copy.deepcopy(self.world.memory)
+        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), "carried": carried,
+                "memory": memory}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.steps = state["steps"]
         self.order.restore(state["order"])
+        self.world.memory.clear()
+        self.world.memory.update(copy.deepcopy(state.get("memory", {})))
         prompts = self.world.task.train
         self.carried = [from_json(g, prompts[g["position"]]) for g in state["carried"]]
         self.updater.restore(tensors, state["updates"])
@@ -257,20 +271,32 @@ def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     for t in trajectories:
         for name, value in t.rewards.items():
             named.setdefault(name, []).append(value)
-    logp = [float(s.logp[s.mask].mean()) for t in trajectories for s in t.segments if s.mask.any()]
+    chosen = [s.logp[s.mask & (s.version >= 0)] for t in trajectories for s in t.segments]
+    logp = [float(x.mean()) for x in chosen if len(x)]
+    by_stage: dict[str, list[float]] = {}
+    for g, r in zip(groups, right, strict=True):
+        by_stage.setdefault(g.stage, []).append(r)
+    staged = by_stage if by_stage.keys() != {"direct"} else {}
     return more | {
         "reward/mean": float(reward.nanmean()),
         "reward/std": float(reward[~reward.isnan()].std()) if len(reward) > 1 else 0.0,
         **({f"reward/{k}": sum(v) / len(v) for k, v in named.items()} if len(named) > 1 else {}),
         "accuracy": sum(right) / len(right),
+        **{f"accuracy/{s}": sum(r) / len(r) for s, r in staged.items()},
+        **{f"prompts/{s}": float(len(r)) for s, r in staged.items()},
         "groups/mixed": sum(0 < r < 1 for r in right) / len(right),
         "groups/all_correct": sum(r == 1 for r in right) / len(right),
         "groups/all_wrong": sum(r == 0 for r in right) / len(right),
         "length/mean": float(length.mean()),
         "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
-        "tokens/generated": float(length.sum()),
+        "tokens/generated": float(sum((s.version >= 0).sum() for t in trajectories for s in t.segments)),
         "entropy/behaviour": -sum(logp) / max(len(logp), 1),
     }
+
+
+def stages(recipe: GroupRecipe) -> list[Any]:
+    """The stages of a recipe, in their order."""
+    return [getattr(recipe, f.name) for f in fields(recipe)]
 
 
 def describe_targets(groups: list[Group]) -> dict[str, float]:
@@ -296,6 +322,11 @@ def check(recipe: GroupRecipe, prompts: int) -> None:
         raise InputError(
             "advantage", type(advantage).__name__, "the recipe has a critic, so use an advantage with value targets"
         )
+    if getattr(recipe.rollout, "needs_labels", False) and not recipe.reward.needs_labels:
+        raise InputError(
+            "rollout", type(recipe.rollout).__name__,
+            f"it verifies answers, which {type(recipe.reward).__name__} must not see: use another of the two",
+        )  # fmt: skip
     if prompts < 1:
         raise InputError("prompts", prompts, "use at least 1")
     if recipe.optimiser.minibatches > prompts:

@@ -2,6 +2,9 @@
 
     sampler → rollout → reward → advantage → selection → loss → optimiser
 
+A stage may have `check(world)`, which refuses before any work what it cannot work with, and, where it is written so
+below, say what it needs by an attribute. What a stage has to remember from step to step lies in `World.memory`.
+
 A stage is a small frozen dataclass of numbers that can be called. Equal numbers make equal recipes, so a recipe can be
 written down, printed and compared. Protocols carry no code; `loops/stages.py` holds the stages that several methods
 share, and what only one method has stands in its file.
@@ -32,7 +35,8 @@ class PromptOrder(Protocol):
         ...
 
     def observe(self, groups: Sequence[Group]) -> None:
-        """Learn from scored groups, those that a selection drops included; `position` names the prompt."""
+        """Learn from scored groups of the direct stage, those that a selection drops included; `position` names the
+        prompt."""
         ...
 
     def state(self) -> dict[str, Any]: ...
@@ -56,7 +60,8 @@ class Rollout(Protocol):
         ...
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
-        """Unscored groups; may call the engine as often as the paper needs."""
+        """Unscored groups; may call the engine as often as the paper needs. A rollout that verifies answers on its own
+        says so by `needs_labels`; one that samples from the frozen reference by `needs_reference`."""
         ...
 
 
@@ -67,7 +72,8 @@ class Reward(Protocol):
         ...
 
     def __call__(self, world: World, groups: list[Group]) -> None:
-        """Set reward, the named parts and, if it knows, `correct` of every trajectory. Sees whole groups."""
+        """Set reward, the named parts and, if it knows, `correct` of every trajectory. Sees whole groups. May say
+        `needs_reference`, as a rollout."""
         ...
 
 
@@ -86,9 +92,11 @@ class Advantage(Protocol):
 
 
 class Choice(NamedTuple):
-    """What a selection keeps. `groups` (groups) and `mask` (rows, tokens) are True where kept; `weight` (rows)
-    multiplies a row's loss terms; `surplus` marks kept groups beyond the target that the next step begins with;
-    `short` asks for more prompts."""
+    """What a selection keeps of the sampled responses; supervised targets stay, whatever it drops.
+
+    `groups` (groups) and `mask` (rows, tokens) are True where kept; `weight` (rows) multiplies a row's loss terms;
+    `surplus` marks kept groups beyond the target that the next step begins with; `short` asks for more prompts.
+    """
 
     groups: Bool[Tensor, " groups"]
     mask: Bool[Tensor, "rows tokens"] | None = None
@@ -180,7 +188,11 @@ class GroupRecipe:
 @dataclass(frozen=True)
 class World:
     """What the stages may use: the policy that samples, the engine, the task, the sampling settings, and a user's own
-    reward function (prompt, response texts of the whole group) → one number each."""
+    reward function (prompt, response texts of the whole group) → one number each.
+
+    `reference` samples from the frozen reference policy, where a stage needs it. `memory` holds what stages keep from
+    step to step, each under a name of its own, as JSON values; it is part of every checkpoint.
+    """
 
     policy: Policy
     engine: Engine
@@ -189,3 +201,5 @@ class World:
     seed: int
     version: int = 0
     reward_function: Callable[[Prompt, list[str]], Sequence[float]] | None = None
+    reference: Engine | None = None
+    memory: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from anypolicy.data.batch import Batch
-from anypolicy.data.records import Group, Prompt, Trajectory
+from anypolicy.data.records import Group, Prompt, Segment, Stop, Tokens, Trajectory
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
 from anypolicy.loops.recipe import Choice, LossTerms, Reward, World
@@ -22,6 +22,7 @@ from anypolicy.parts.kl import Estimator, kl
 from anypolicy.parts.reduce import Mode, reduce
 from anypolicy.policies.base import Scores
 from anypolicy.runs.seeds import generator
+from anypolicy.tasks.base import Score
 
 
 # --- sampler ---------------------------------------------------------------------------------------------------------
@@ -74,10 +75,13 @@ class GroupRollout:
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         requests = [Request(world.policy.encode(prompt), self.group_size) for prompt in prompts]
         sampled = world.engine.generate(requests, world.sampling, generator, world.version)
-        return [
-            Group(p.id, p, [Trajectory(f"{p.id}/{i}", [s], stop=stop) for i, (s, stop) in enumerate(answers)])
-            for p, answers in zip(prompts, sampled, strict=True)
-        ]
+        return [group_of(p, answers) for p, answers in zip(prompts, sampled, strict=True)]
+
+
+def group_of(prompt: Prompt, answers: Sequence[tuple[Segment, Stop]], stage: str = "direct") -> Group:
+    """What the engine gave for one prompt, as an unscored group; the loop names it and its trajectories."""
+    trajectories = [Trajectory(f"{prompt.id}/{i}", [s], stop=stop) for i, (s, stop) in enumerate(answers)]
+    return Group(prompt.id, prompt, trajectories, stage)
 
 
 # --- reward ----------------------------------------------------------------------------------------------------------
@@ -90,16 +94,19 @@ class VerifierReward:
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         for group in groups:
-            texts = [world.policy.decode(t.response) for t in group.trajectories]
-            scores = [
-                world.task.score(group.prompt, t.response, text)
-                for t, text in zip(group.trajectories, texts, strict=True)
-            ]
-            rewards = [s.reward for s in scores]
-            if world.reward_function is not None:
-                rewards = call_reward(world.reward_function, group.prompt, texts)
-            for t, score, reward in zip(group.trajectories, scores, rewards, strict=True):
-                t.correct, t.reward, t.rewards = score.correct, reward, {"task": reward}
+            scores = verified(world, group.prompt, [t.response for t in group.trajectories])
+            for t, score in zip(group.trajectories, scores, strict=True):
+                t.correct, t.reward, t.rewards = score.correct, score.reward, {"task": score.reward}
+
+
+def verified(world: World, prompt: Prompt, responses: Sequence[Tokens]) -> list[Score]:
+    """The task's verdicts on responses to one prompt, with the user's own rewards if there are any."""
+    texts = [world.policy.decode(r) for r in responses]
+    scores = [world.task.score(prompt, r, text) for r, text in zip(responses, texts, strict=True)]
+    if world.reward_function is None:
+        return scores
+    rewards = call_reward(world.reward_function, prompt, texts)
+    return [Score(reward, score.correct) for reward, score in zip(rewards, scores, strict=True)]
 
 
 def call_reward(function: Any, prompt: Prompt, texts: list[str]) -> list[float]:
@@ -128,6 +135,15 @@ class SumReward:
     @property
     def needs_labels(self) -> bool:
         return any(p.needs_labels for p in self.parts)
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(getattr(p, "needs_reference", False) for p in self.parts)
+
+    def check(self, world: World) -> None:
+        for part in self.parts:
+            if hasattr(part, "check"):
+                part.check(world)  # type: ignore[attr-defined]
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         trajectories = [t for g in groups for t in g.trajectories]
@@ -171,7 +187,7 @@ class KeepAll:
 class DropSolved:
     """Dynamic sampling by the verifier's verdicts: drop groups that are all correct, with `all_wrong` also those that
     are all wrong, and draw new prompts until `target` groups are kept or `max_rounds` draws were made. Groups beyond
-    the target begin the next step if `carry`, else they are dropped."""
+    the target begin the next step if `carry`, else they are dropped. Responses without a trained token do not count."""
 
     all_wrong: bool = False
     carry: bool = False
@@ -183,8 +199,10 @@ class DropSolved:
 
     def __call__(self, batch: Batch, target: int) -> Choice:
         groups = int(batch.group_id.max()) + 1
-        size = torch.bincount(batch.group_id[batch.sampled], minlength=groups)
-        right = torch.bincount(batch.group_id, weights=batch.correct.double(), minlength=groups)
+        trained = torch.unique(batch.trajectory[batch.mask.any(1)])
+        owner = batch.group_id[trained]
+        size = torch.bincount(owner, minlength=groups)
+        right = torch.bincount(owner, weights=batch.correct[trained].double(), minlength=groups)
         keep = right < size
         if self.all_wrong:
             keep &= right > 0
@@ -224,11 +242,11 @@ class PolicyLoss:
     """−reduce(gate(ratio, A)) + kl_coef · reduce(KL) − entropy_coef · reduce(entropy), all in one aggregation.
 
     `gate` gives the per-token objective from importance ratio and advantage; `ratio` is per token or, as in GSPO, the
-    length-normalised one of the sequence.
+    length-normalised one of the sequence, or the product over the sequence.
     """
 
     gate: Any = Clip()
-    ratio: Literal["token", "sequence"] = "token"
+    ratio: Literal["token", "sequence", "product"] = "token"
     aggregation: Mode = "seq-mean-token-mean"
     kl: Estimator | None = None
     kl_coef: float = 0.0
@@ -256,8 +274,10 @@ class PolicyLoss:
         assert advantage is not None
         if self.ratio == "token":
             ratio = surrogate.token_ratio(scores.logp, batch.logp_old)
-        else:
+        elif self.ratio == "sequence":
             ratio = surrogate.sequence_ratio(scores.logp, batch.logp_old, batch.mask)
+        else:
+            ratio = surrogate.product_ratio(scores.logp, batch.logp_old, batch.mask)
         terms = {"policy": -mean(weight * self.gate(ratio, advantage))}
         if self.needs_reference and batch.logp_ref is not None and self.kl is not None:
             divergence = kl(scores.logp, batch.logp_ref, self.kl)

@@ -29,6 +29,16 @@ def sequence_ratio(
     return s[:, None] * torch.exp(logp - logp.detach())
 
 
+def product_ratio(
+    logp: Float[Tensor, "rows tokens"],
+    logp_old: Float[Tensor, "rows tokens"],
+    mask: Bool[Tensor, "rows tokens"],
+) -> Float[Tensor, "rows tokens"]:
+    """w = Π over the row's tokens of exp(logp − logp_old), on every token: the mean over the row's tokens is w."""
+    log_ratio = torch.where(mask, logp - logp_old, 0).sum(1)
+    return torch.exp(log_ratio.clamp(-20, 20))[:, None].expand(logp.shape)
+
+
 def clipped(
     ratio: Float[Tensor, "*shape"],
     advantage: Float[Tensor, "*shape"],

@@ -60,6 +60,10 @@ class Policy(Protocol):
         """Text of response ids, special tokens left out."""
         ...
 
+    def token(self, text: str) -> int:
+        """The id of the one token that is this text; an error where it is none or several."""
+        ...
+
     def score(
         self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False, logits: bool = False
     ) -> Scores:

@@ -1,5 +1,5 @@
 """A Hugging Face causal language model as a policy. The prompt of a group is computed once, in sampling and in the
-update: gradients flow through the cache that the group's responses share."""
+update; nothing is computed for padding."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from anypolicy.data.batch import Batch
-from anypolicy.data.records import Prompt, Tokens
+from anypolicy.data.batch import Batch, from_groups
+from anypolicy.data.records import Group, Prompt, Segment, Tokens, Trajectory
 from anypolicy.errors import InputError
+from anypolicy.parts.token_logp import logits, token_logp
 from anypolicy.policies.base import Scores
+from anypolicy.policies.decoder import Decoder, DecoderState, Unsupported
 from anypolicy.policies.logits import Logits
-
-SHARED_PREFIX = ("llama", "qwen2", "qwen3", "gpt2")
-"""Families whose shared-prefix scores are tested to equal the plain ones."""
+from anypolicy.policies.packed import NAME, pack
 
 
 @dataclass
@@ -53,6 +53,7 @@ class CausalLM:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stop_ids: tuple[int, ...] | None = None
     ):
         self.module: nn.Module = model.eval()
+        self.decoder: Decoder | None = None
         self.tokenizer = tokenizer
         config = model.config.get_text_config()
         self.family = str(config.model_type)
@@ -60,18 +61,28 @@ class CausalLM:
         self.context_length = int(config.max_position_embeddings)
         self.stop_ids = stop_tokens(model, tokenizer) if stop_ids is None else stop_ids
         self.check_head()
-        if self.family not in SHARED_PREFIX:
-            print(
-                f"note: {self.family} is not tested with a shared prefix; each row reads its own prompt",
-                file=sys.stderr,
-            )
+        self.configs = list(
+            {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values()
+        )
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Choose the fast passes where they give what the model's own forward pass gives; else say why not."""
+        self.decoder, self.packs = None, False
+        if why := self.packing_differs():
+            print(f"note: {self.family}: {why}; each row reads its own prompt (slower updates)", file=sys.stderr)
+        self.packs = not why
+        try:
+            self.decoder = self.verified_decoder()
+        except Unsupported as reason:
+            print(f"note: {self.family}: {reason}; the model's own cache is used (slower generation)", file=sys.stderr)
 
     @torch.no_grad()
     def check_head(self) -> None:
         """Refuse a family whose logits are not head(last state) or whose cache is not keys and values."""
         tokens = torch.tensor([[0, 1]])
         try:
-            state, first = self.prefill([np.zeros(1, np.int64)])
+            state, first = self.read([np.zeros(1, np.int64)])
             gather_cache(state.cache, torch.tensor([0]))
             ours = torch.cat([first, self.step(state, tokens[0, 1:])])
         except (IndexError, AttributeError, TypeError) as error:
@@ -81,9 +92,53 @@ class CausalLM:
         if not torch.allclose(ours, own, atol=loose * float(own.abs().max()), rtol=0):
             raise InputError("policy", self.family, "its logits are scaled in a way this adapter does not know")
 
+    @torch.no_grad()
+    def packing_differs(self) -> str:
+        """Why the packed pass cannot be used on this model; empty if it gives what the plain pass gives."""
+        rng = np.random.default_rng(0)
+        size = min(self.vocabulary, 64)
+        long = min(self.context_length - 4, 40)
+        made = [(rng.integers(0, size, n), rng.integers(0, size, 3)) for n in (long, long, 2)]
+        segments = [
+            Segment(c, r, np.zeros(3, np.float32), np.ones(3, np.bool_), np.zeros(3, np.int64)) for c, r in made
+        ]
+        segments[1].context = segments[0].context
+        batch = from_groups([Group("", Prompt(""), [Trajectory("", [s])]) for s in segments])
+        try:
+            packed, plain = self.hidden_packed(batch), self.hidden_plain(batch)
+        except (InputError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            return f"the packed pass does not run on it ({str(error).splitlines()[0]})"
+        gap = float((packed - plain)[batch.valid].abs().max() / plain[batch.valid].abs().max())
+        loose = 1e-5 if self.dtype in (torch.float32, torch.float64) else 0.1
+        return "" if gap < loose else f"the packed pass differs by {gap:.0e}"
+
+    @torch.no_grad()
+    def verified_decoder(self) -> Decoder:
+        """A decoder whose logits are those of the model's own forward pass, over a few tokens and a change of rows."""
+        decoder = Decoder(self.model)
+        rng = np.random.default_rng(1)
+        size = self.vocabulary
+        contexts = [rng.integers(0, size, n) for n in (min(self.context_length - 4, 70), 3)]
+        own, _ = self.read(contexts)
+        decoder.refresh()
+        fast = decoder.state(own.cache, own.valid)
+        for rows in ([0, 1, 1], [0, 2], [1]):
+            own, fast = own.select(torch.tensor(rows)), fast.select(torch.tensor(rows))
+            tokens = torch.from_numpy(rng.integers(0, size, len(rows)))
+            want = self.step(own, tokens)
+            gap = float((decoder.step(fast, tokens) - want).abs().max() / want.abs().max())
+            if not gap < (1e-4 if self.dtype == torch.float32 else 0.1):
+                raise Unsupported(f"fast decoding differs by {gap:.0e}")
+        return decoder
+
     @property
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
+
+    @property
+    def vocabulary(self) -> int:
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
 
     @property
     def model(self) -> PreTrainedModel:
@@ -122,14 +177,21 @@ class CausalLM:
             return " ".join(str(t) for t in tokens)
         return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
+    def token(self, text: str) -> int:
+        ids = [] if self.tokenizer is None else self.tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            told = "it has no tokenizer" if self.tokenizer is None else f"its tokenizer reads {len(ids)} tokens"
+            raise InputError("token", text, f"it must be one token of the policy, but {told}: give another or an id")
+        return int(ids[0])
+
     # --- scoring -----------------------------------------------------------------------------------------------------
     def score(
         self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False, logits: bool = False
     ) -> Scores:
-        """Scores of the response tokens: shared prefix where the family is known to allow it, else the plain path."""
+        """Scores of the response tokens: packed where that is known to be exact, else the plain path."""
         self.check_length(batch)
-        shared = self.family in SHARED_PREFIX and bool(batch.context_valid.any(1).all())
-        states = self.hidden_shared(batch) if shared else self.hidden_plain(batch)
+        packed = self.packs and bool(batch.context_valid.any(1).all())
+        states = self.hidden_packed(batch) if packed else self.hidden_plain(batch)
         scores = self.scores_of(states, batch, temperature, entropy=entropy, hidden=hidden)
         return scores._replace(logits=self.target_logits(states, batch, temperature)) if logits else scores
 
@@ -147,19 +209,20 @@ class CausalLM:
         """The same from one ordinary forward pass over context + response of every row: the oracle of `score`."""
         return self.scores_of(self.hidden_plain(batch), batch, temperature, entropy=entropy, hidden=hidden)
 
-    def hidden_shared(self, batch: Batch) -> Float[Tensor, "rows tokens width"]:
-        """States before each response token: contexts forward once, responses on the expanded cache."""
-        cache = DynamicCache()
-        position = (batch.context_valid.cumsum(1) - 1).clamp(min=0)
-        first = self.trunk(batch.context, batch.context_valid, position, cache)[:, -1][batch.context_index]
-        if batch.response.shape[1] == 1:
-            return first[:, None]
-        rows = batch.context_index
-        inputs, valid = batch.response[:, :-1], batch.valid[:, :-1]
-        start = batch.context_valid.sum(1)[rows, None]
-        seen = torch.cat([batch.context_valid[rows], valid], 1)
-        rest = self.trunk(inputs, seen, start + torch.arange(inputs.shape[1]), gather_cache(cache, rows))
-        return torch.cat([first[:, None], rest], 1)
+    def hidden_packed(self, batch: Batch) -> Float[Tensor, "rows tokens width"]:
+        """States before each response token; every context once, no padding."""
+        packing = pack(batch, int(self.model.config.get_text_config().num_attention_heads))
+        before = [c._attn_implementation for c in self.configs]
+        try:
+            for c in self.configs:
+                c._attn_implementation = NAME
+            out = self.model.base_model(
+                input_ids=packing.tokens[None], position_ids=packing.position[None], use_cache=False, packing=packing
+            )
+        finally:
+            for c, name in zip(self.configs, before, strict=True):
+                c._attn_implementation = name
+        return out.last_hidden_state[0][packing.before]
 
     def hidden_plain(self, batch: Batch) -> Float[Tensor, "rows tokens width"]:
         """States before each response token, every row with its own context."""
@@ -181,27 +244,44 @@ class CausalLM:
     def scores_of(
         self, states: Tensor, batch: Batch, temperature: float, *, entropy: bool, hidden: bool
     ) -> Scores:  # fmt: skip
-        """Logits only where a response token stands."""
-        wanted = batch.valid
-        logits = self.head(states[wanted])
-        logits = logits if temperature == 1 else logits / temperature
-        logp_all = torch.log_softmax(logits, -1)
-        picked = logp_all.gather(1, batch.response[wanted][:, None]).squeeze(1)
+        """Log-probabilities only where a response token stands; the logits of a few blocks at a time."""
+        wanted, output = batch.valid, self.output
+        picked, spread = token_logp(
+            states[wanted], output.weight, getattr(output, "bias", None), batch.response[wanted], temperature, self.cap,
+            entropy,
+        )  # fmt: skip
         zeros = picked.new_zeros(wanted.shape)
-        spread = zeros.masked_scatter(wanted, -(logp_all.exp() * logp_all).sum(-1)) if entropy else None
-        return Scores(zeros.masked_scatter(wanted, picked), spread, states if hidden else None)
+        return Scores(
+            zeros.masked_scatter(wanted, picked),
+            None if spread is None else zeros.masked_scatter(wanted, spread),
+            states if hidden else None,
+        )
+
+    @property
+    def output(self) -> Any:
+        """The linear layer that makes logits."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def cap(self) -> float | None:
+        """The family's soft cap on logits, if it has one."""
+        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
 
     def head(self, states: Tensor) -> Float[Tensor, "n vocabulary"]:
-        """Logits in at least float32, with the family's soft cap if it has one."""
-        output: Any = self.model.get_output_embeddings()
-        logits: Tensor = output(states)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        """Logits in at least float32."""
+        return logits(states, self.output.weight, getattr(self.output, "bias", None), 1.0, self.cap)
 
     # --- generation --------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def prefill(self, contexts: list[Tokens]) -> tuple[CacheState, Tensor]:
+    def prefill(self, contexts: list[Tokens]) -> tuple[CacheState | DecoderState, Tensor]:
+        state, logits = self.read(contexts)
+        if self.decoder is None:
+            return state, logits
+        self.decoder.refresh()
+        return self.decoder.state(state.cache, state.valid), logits
+
+    def read(self, contexts: list[Tokens]) -> tuple[CacheState, Tensor]:
+        """The model's own cache after the contexts, and the logits of what follows."""
         wide = max(len(c) for c in contexts)
         if wide > self.context_length:
             raise InputError("prompt", f"{wide} tokens", f"the policy holds {self.context_length}")
@@ -216,7 +296,10 @@ class CausalLM:
         return CacheState(cache, mask, mask.sum(1)), self.head(states)
 
     @torch.no_grad()
-    def step(self, state: CacheState, tokens: Tensor) -> Tensor:
+    def step(self, state: CacheState | DecoderState, tokens: Tensor) -> Tensor:
+        if isinstance(state, DecoderState):
+            assert self.decoder is not None
+            return self.decoder.step(state, tokens)
         state.valid = torch.cat([state.valid, torch.ones(len(tokens), 1, dtype=torch.bool)], 1)
         states = self.trunk(tokens[:, None], state.valid, state.position[:, None], state.cache)
         state.position = state.position + 1

@@ -144,3 +144,4 @@ def adapt(policy: CausalLM, rank: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy.module = get_peft_model(policy.model, settings).eval()
+    policy.prepare()

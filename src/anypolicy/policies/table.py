@@ -62,6 +62,9 @@ class TablePolicy:
     def decode(self, tokens: Tokens) -> str:
         return " ".join(str(t) for t in tokens)
 
+    def token(self, text: str) -> int:
+        raise InputError("token", text, "a table's tokens are numbers: give the id")
+
     def score(
         self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False, logits: bool = False
     ) -> Scores:

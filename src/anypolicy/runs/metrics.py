@@ -14,6 +14,8 @@ NAMES: dict[str, str] = {
     "reward/std": "sample standard deviation of these rewards",
     "reward/<part>": "mean of one named part of the reward, where there are several",
     "accuracy": "share of sampled responses that the verifier finds correct (at the sampling temperature)",
+    "accuracy/<stage>": "the same for the groups of one stage of the rollout, where it has several",
+    "prompts/<stage>": "groups sampled in one stage of the rollout, where it has several",
     "groups/mixed": "share of groups that are neither all correct nor all wrong",
     "groups/all_correct": "share of groups in which every response is correct",
     "groups/all_wrong": "share of groups in which none is",

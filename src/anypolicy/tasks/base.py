@@ -44,6 +44,29 @@ class MakesPolicy(Protocol):
 
 
 @runtime_checkable
+class Reasks(Protocol):
+    """A task that can word a prompt again for a fallback stage of a rollout. Tasks of token ids need it."""
+
+    def reask(self, prompt: Prompt, stage: str, wrong: Tokens | None, examples: Sequence[tuple[str, str]]) -> Prompt:
+        """The prompt as the stage asks it, with a wrong response to correct (or none) and solved examples."""
+        ...
+
+
+@runtime_checkable
+class ShowsAnswers(Protocol):
+    """A task of token ids that can show a prompt's known answer to the policy and end a response with it."""
+
+    def answer_shown(self, prompt: Prompt) -> Prompt:
+        """The prompt with its answer in sight."""
+        ...
+
+    def ended_by_answer(self, prompt: Prompt, response: Tokens) -> Tokens:
+        """What a response says before its own answer, then the known answer and the stop token; empty if it says
+        nothing."""
+        ...
+
+
+@runtime_checkable
 class Probes(Protocol):
     """A task that can measure a policy beyond sampled answers, e.g. its exact success probability."""
 

@@ -37,18 +37,36 @@ def tiny_add(name: str, seed: int, settings: dict[str, Any]) -> Task:
     return call(TinyAdd, name, (seed,), settings)
 
 
+def digit_chain(name: str, seed: int, settings: dict[str, Any]) -> Task:
+    from anypolicy.tasks.digit_chain import DigitChain
+
+    return call(DigitChain, name, (seed,), settings)
+
+
 def tabular_lock(name: str, seed: int, settings: dict[str, Any]) -> Task:
     from anypolicy.tasks.tabular_lock import TabularLock
 
     return call(TabularLock, name, (seed,), settings)
 
 
-NAMED = {"tiny-add": tiny_add, "tabular-lock": tabular_lock}
+def reverse_and_pick(name: str, seed: int, settings: dict[str, Any]) -> Task:
+    from anypolicy.tasks.reverse_and_pick import ReverseAndPick
+
+    return call(ReverseAndPick, name, (seed,), settings)
+
+
+NAMED = {
+    "tiny-add": tiny_add,
+    "digit-chain": digit_chain,
+    "reverse-and-pick": reverse_and_pick,
+    "tabular-lock": tabular_lock,
+}
 PREFIXES = {"reasoning-gym/": reasoning_gym, "hf/": hub}
 
 
 def load_task(spec: str, *, seed: int = 0) -> Task:
-    """Make a task from its name: reasoning-gym/DATA SET, hf/DATA SET or folder, FILE.jsonl, tiny-add, tabular-lock.
+    """Make a task from its name: reasoning-gym/DATA SET, hf/DATA SET or folder, FILE.jsonl, tiny-add, digit-chain,
+    reverse-and-pick, tabular-lock.
 
     Settings follow a colon, e.g. `reasoning-gym/chain_sum:min_terms=2,max_terms=2`; a value may be quoted to hold a
     comma. The seed decides what is generated, not on which side of the split a problem is.

@@ -6,6 +6,7 @@ table of logits, so its success probability is known exactly: Π_l softmax(z[n, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -92,6 +93,10 @@ class TabularLock:
         target = self._answers[prompt.tokens[0]]
         correct = len(response) == len(target) and bool((response == target).all())
         return Score(float(correct), correct)
+
+    def reask(self, prompt: Prompt, stage: str, wrong: Tokens | None, examples: Sequence[tuple[str, str]]) -> Prompt:
+        """A lock has one wording."""
+        return prompt
 
     def success(self, policy: Policy) -> Float[Tensor, " prompts"]:
         """The exact success probability of every prompt."""

@@ -5,17 +5,11 @@ Prompt: a + b =, three zero-padded digits each (8 tokens); answer: four digits, 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anypolicy.data.records import Prompt, Tokens
@@ -24,10 +18,10 @@ from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.policies.base import Policy
 from anypolicy.policies.causal_lm import CausalLM
-from anypolicy.policies.smollm2 import cache_folder
 from anypolicy.policies.transformer import small_transformer
 from anypolicy.runs.seeds import generator, numpy_generator
 from anypolicy.tasks.base import Score
+from anypolicy.tasks.pretrained import trained_once
 from anypolicy.tasks.split import place
 
 PLUS, EQUALS, EOS, DOT, PAD = range(10, 15)
@@ -111,15 +105,8 @@ class TinyAdd:
         policy = small_transformer(
             vocabulary=15, layers=2, width=48, heads=4, context_length=24, seed=seed, eos_id=EOS, pad_id=PAD
         )
-        key = json.dumps([RECIPE, seed, self.base_accuracy, torch.__version__])
-        path = cache_folder() / "tiny-add" / (hashlib.sha256(key.encode()).hexdigest()[:16] + ".safetensors")
-        if not path.exists():
-            train_base(policy, seed, self.base_accuracy)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as work:
-                save_file(dict(policy.module.state_dict()), Path(work) / "base.safetensors")
-                os.replace(Path(work) / "base.safetensors", path)
-        policy.module.load_state_dict(load_file(path))
+        facts = [RECIPE, seed, self.base_accuracy]
+        trained_once(policy, "tiny-add", facts, lambda: train_base(policy, seed, self.base_accuracy))
         return policy
 
 
