@@ -75,7 +75,9 @@ def ratio(ours: list[float], peer: list[float], draws: int = 5000, seed: int = 0
     return float(np.median(b) / np.median(a)), float(low), float(high)
 
 
-def rows(name: str, peer: str, work: str, costs: dict[str, list[dict[str, float]]], **more: Any) -> list[dict[str, Any]]:
+def rows(
+    name: str, peer: str, work: str, costs: dict[str, list[dict[str, float]]], **more: Any
+) -> list[dict[str, Any]]:
     """Result rows of one measurement: processor and wall seconds (peer's over ours; above 1 ours needs less)."""
     out: list[dict[str, Any]] = []
     for unit, suffix in (("cpu", ""), ("wall", "-wall")):
@@ -94,7 +96,9 @@ def memory(name: str, peer: str, sides: dict[str, Worker]) -> dict[str, Any]:
             "ours": a, "theirs": b}  # fmt: skip
 
 
-def finish(name: str, ratios: list[dict[str, Any]], versions: dict[str, str], settings: dict[str, Any], keep: bool) -> None:
+def finish(
+    name: str, ratios: list[dict[str, Any]], versions: dict[str, str], settings: dict[str, Any], keep: bool
+) -> None:
     """Print the table; write it too if `keep`."""
     table = Table("work", "unit", "anypolicy", "peer", "peer / anypolicy [95 %]")
     for r in ratios:

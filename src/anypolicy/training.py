@@ -19,8 +19,9 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
+from anypolicy.loops.checks import check, stages
 from anypolicy.loops.evaluate import evaluate
-from anypolicy.loops.group import GroupLoop, check, stages
+from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.policies.base import Policy
 from anypolicy.policies.load import load_policy
@@ -160,6 +161,9 @@ def suggestions(policy: str) -> dict[str, Any]:
 
 def overridden(recipe: GroupRecipe, s: Settings) -> GroupRecipe:
     """The recipe with the user's numbers in place of the method's."""
+    for name in ("group_size", "reward"):
+        if recipe.rollout.group_size == 0 and getattr(s, name) is not None:
+            raise InputError(name, getattr(s, name), "this method samples no responses: leave it out")
     if s.group_size is not None:
         recipe = replace(recipe, rollout=replace(recipe.rollout, group_size=s.group_size))  # type: ignore[type-var]
     given = {"lr": s.lr, "kind": s.optimiser, "epochs": s.epochs, "minibatches": s.minibatches}

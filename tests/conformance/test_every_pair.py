@@ -11,7 +11,7 @@ import torch
 from anypolicy import catalogue
 from anypolicy.compose import STAGES, compose
 from anypolicy.errors import InputError
-from anypolicy.loops.group import check
+from anypolicy.loops.checks import check
 from tests.helpers import lock_loop
 
 METHODS = sorted(catalogue.methods())
@@ -33,19 +33,26 @@ def declared(origin):
     return None
 
 
+def supervised(slug):
+    return catalogue.get(slug).card.family == "supervised"
+
+
 def needs_partner(recipe):
-    """What stages declare themselves: an advantage with value targets goes with a critic, and what compares responses
-    needs groups of at least so many."""
+    """What stages declare themselves: an advantage with value targets goes with a critic, what compares responses needs
+    groups of at least so many, and what learns from targets or compares nothing is not for sampled responses."""
     valued, size = getattr(recipe.advantage, "needs_value", False), recipe.rollout.group_size
-    small = any(size < getattr(s, "min_group", 1) for s in (recipe.advantage, recipe.selection, recipe.loss))
-    return small or valued != (recipe.critic is not None)
+    users = (recipe.sampler, recipe.reward, recipe.advantage, recipe.selection, recipe.loss)
+    untaught = getattr(recipe.loss, "needs_targets", False) and not getattr(recipe.rollout, "gives_targets", False)
+    least = [getattr(s, "min_group", 0 if getattr(s, "needs_targets", False) else 1) for s in users]
+    most = [getattr(s, "max_group", size) for s in users]
+    return untaught or not max(least) <= size <= min(most) or valued != (recipe.critic is not None)
 
 
 def distinct(stage):
-    """Methods that give this stage, one for each different stage."""
+    """Methods that give this stage for sampled responses, one for each different stage."""
     found = {}
     for slug in ["grpo", *METHODS]:
-        if slug == "grpo" or stage in catalogue.get(slug).card.changes:
+        if slug == "grpo" or (stage in catalogue.get(slug).card.changes and not supervised(slug)):
             found.setdefault(repr(getattr(compose(slug).recipe, stage)), slug)
     return sorted(found.values())
 

@@ -12,7 +12,7 @@ from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory, from_json, to_json
 from anypolicy.errors import InputError
-from anypolicy.loops.group import describe, describe_targets
+from anypolicy.loops.describe import describe, describe_targets
 from anypolicy.loops.stages import Clip, DropSolved, GroupAdvantage, GroupRollout, PolicyLoss, VerifierReward
 from anypolicy.loops.targets import WithImitation, reference_target, resampled_target
 from anypolicy.parts.reduce import count, reduce

@@ -10,7 +10,8 @@ from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.errors import InputError
-from anypolicy.loops.group import GroupLoop, describe
+from anypolicy.loops.describe import describe
+from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.stages import DropSolved, SumReward, VerifierReward
 from anypolicy.tasks.tabular_lock import TabularLock
 from anypolicy.training import fit, reference_of

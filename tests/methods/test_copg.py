@@ -13,7 +13,7 @@ from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.errors import InputError
-from anypolicy.loops.group import check
+from anypolicy.loops.checks import check
 from anypolicy.loops.recorded import RecordedRollout, recorded
 from anypolicy.methods.language.copg import (
     ContrastiveLoss,

@@ -27,9 +27,10 @@ class Batch:
     `context` is left-padded with `context_valid` False on padding; `context_index` gives each row its context.
     `logp_old` is the behaviour log-probability (nats, under the sampling temperature); `weight` multiplies a row's
     terms. `target` is True on tokens of supervised targets (None: there are none); they have `mask` False, their
-    trajectories reward NaN. `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation
-    limit. `totals` are the denominators of the whole optimiser batch and survive `select`, so a part of a batch
-    reduces to its share of the whole. `progress` runs from 0 at the first step of a run to 1 at its last.
+    trajectories reward NaN. `row_seed` is what a loss that draws random numbers draws them from, new for every pass.
+    `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation limit. `totals` are the
+    denominators of the whole optimiser batch and survive `select`, so a part of a batch reduces to its share.
+    `progress` runs from 0 at the first step of a run to 1 at its last.
     """
 
     context: Int[Tensor, "contexts context_tokens"]
@@ -58,6 +59,7 @@ class Batch:
     max_tokens: int | None = None
     progress: float | None = None
     target: Bool[Tensor, "rows tokens"] | None = None
+    row_seed: Int[Tensor, " rows"] | None = None
 
     @property
     def rows(self) -> int:
@@ -147,7 +149,7 @@ class Batch:
 
 TOKEN_FIELDS = {"response", "valid", "mask", "chosen", "read", "logp_old", "version", "logp_ref", "entropy", "value",
                 "value_target", "advantage", "target"}  # fmt: skip
-ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory"}
+ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory", "row_seed"}
 
 
 def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tokens: int | None = None) -> Batch:

@@ -1,4 +1,4 @@
-"""Held-out evaluation: greedy answers, verified."""
+"""Held-out evaluation: greedy answers, verified; and how likely the reference responses are, where there are some."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from anypolicy.data.records import Prompt, Tokens
+import torch
+
+from anypolicy.data.batch import from_groups
+from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request
 from anypolicy.loops.recipe import World
+from anypolicy.loops.targets import reference_target
+from anypolicy.policies.base import Policy
 from anypolicy.runs.metrics import wilson
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.base import Probes, Score, ScoresMany, Task
 
 CHUNK = 64
+TOKENS = 4096
+"""Padded tokens in one forward pass over reference responses."""
 
 
 def verify(task: Task, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[Score]:
@@ -27,7 +34,29 @@ def evaluate(
     world: World, prompts: Sequence[Prompt], temperature: float = 0.0
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Accuracy (with its Wilson 95 % interval), mean reward and length over `prompts`, one response each, greedy
-    unless a temperature is given; and the responses. A task that can probe the policy adds its own numbers."""
+    unless a temperature is given; and the responses. Log-probability and perplexity of the reference responses, where
+    prompts have one. A task without a verifier gets only these. A task that can probe the policy adds its numbers."""
+    samples = answered(world, prompts, temperature) if verifies(world.task) else []
+    out: dict[str, float] = {}
+    if n := len(samples):
+        right = sum(s["correct"] for s in samples)
+        low, high = wilson(right, n)
+        mean = {k: sum(float(s[k]) for s in samples) / n for k in ("reward", "length")}
+        out = {"eval/accuracy": right / n, "eval/low": low, "eval/high": high, "eval/n": float(n)}
+        out |= {"eval/reward": mean["reward"], "eval/length": mean["length"]}
+    out |= likelihood(world.policy, [p for p in prompts if p.reference is not None])
+    if isinstance(world.task, Probes):
+        out |= {f"probe/{name}": value for name, value in world.task.probe(world.policy).items()}
+    return out, samples
+
+
+def verifies(task: Task) -> bool:
+    """Whether the task knows right responses from wrong ones; one that has only references says `verifies = False`."""
+    return bool(getattr(task, "verifies", True))
+
+
+def answered(world: World, prompts: Sequence[Prompt], temperature: float) -> list[dict[str, Any]]:
+    """One verified response to every prompt."""
     sampling = replace(world.sampling, temperature=temperature, top_p=1.0, top_k=0)
     samples: list[dict[str, Any]] = []
     for start in range(0, len(prompts), CHUNK):
@@ -44,13 +73,22 @@ def evaluate(
                 {"id": prompt.id, "prompt": shown, "response": text, "answer": prompt.answer, "reward": score.reward,
                  "correct": score.correct, "stop": stop, "length": len(segment.response)}
             )  # fmt: skip
-    out: dict[str, float] = {}
-    if n := len(samples):
-        right = sum(s["correct"] for s in samples)
-        low, high = wilson(right, n)
-        mean = {k: sum(float(s[k]) for s in samples) / n for k in ("reward", "length")}
-        out = {"eval/accuracy": right / n, "eval/low": low, "eval/high": high, "eval/n": float(n)}
-        out |= {"eval/reward": mean["reward"], "eval/length": mean["length"]}
-    if isinstance(world.task, Probes):
-        out |= {f"probe/{name}": value for name, value in world.task.probe(world.policy).items()}
-    return out, samples
+    return samples
+
+
+@torch.no_grad()
+def likelihood(policy: Policy, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Mean log-probability (nats) of a reference token at temperature 1, and the perplexity exp(−mean)."""
+    total, tokens = 0.0, 0
+    for start in range(0, len(prompts), CHUNK):
+        groups = [Group(p.id, p, [reference_target(policy, p)]) for p in prompts[start : start + CHUNK]]
+        batch = from_groups(groups)
+        for rows in batch.chunks(TOKENS):
+            part = batch.select(rows)
+            assert part.target is not None
+            total += float(policy.score(part, 1.0).logp[part.target].double().sum())
+            tokens += int(part.target.sum())
+    if not tokens:
+        return {}
+    mean = torch.tensor(total / tokens, dtype=torch.float64)
+    return {"eval/logp": float(mean), "eval/perplexity": float((-mean).exp())}

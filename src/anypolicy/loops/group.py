@@ -11,21 +11,21 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from anypolicy.data.batch import Batch, from_groups
-from anypolicy.data.records import Group, Segment, from_json, to_json
+from anypolicy.data.records import Group, from_json, to_json
 from anypolicy.errors import InputError
+from anypolicy.loops.checks import stages
+from anypolicy.loops.describe import describe
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, World
 from anypolicy.policies.base import Policy, Scores
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.base import Task
 
 
 class GroupLoop:
@@ -168,6 +168,7 @@ class GroupLoop:
         n, skipped, idle, tokens, read = 0, 0, 0, 0, 0
         edges: dict[str, float] = {}
         for epoch in range(settings.epochs):
+            batch = replace(batch, row_seed=self.row_seeds(batch, epoch))
             for part in self.minibatches(batch, epoch):
                 active = loss.active(part)
                 if self.value_head is not None:
@@ -190,6 +191,10 @@ class GroupLoop:
         counted = {"updates": float(n), "updates/skipped": float(skipped), "rows/skipped": float(idle)}
         return means | edges | counted | {"tokens/trained": float(tokens), "tokens/forward": float(read)}
 
+    def row_seeds(self, batch: Batch, epoch: int) -> Tensor:
+        """A seed for every row of a pass, so that no split of the batch changes what a loss draws for it."""
+        return torch.randint(2**32, (batch.rows,), generator=generator(self.world.seed, "loss", self.steps, epoch))
+
     def minibatches(self, batch: Batch, epoch: int) -> Iterator[Batch]:
         """Split by whole groups in a seeded order; each part carries its own denominators."""
         group = batch.group_id[batch.trajectory]
@@ -211,7 +216,8 @@ class GroupLoop:
         for rows in batch.chunks(self.micro_tokens, whole_groups=getattr(loss, "whole_groups", False)):
             micro = batch.select(rows)
             scores = self.world.policy.score(
-                micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None
+                micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None,
+                logits=getattr(loss, "needs_logits", False),
             )  # fmt: skip
             if self.rescores and self.recipe.optimiser.epochs * self.recipe.optimiser.minibatches == 1:
                 micro = self.rescored(micro, scores)
@@ -245,7 +251,8 @@ class GroupLoop:
         out: list[Tensor | None] = [None, None, None]
         for rows in batch.chunks(self.micro_tokens):
             part = batch.select(rows)
-            for i, x in enumerate(policy.score(part, self.world.sampling.temperature, entropy=entropy, hidden=hidden)):
+            scores = policy.score(part, self.world.sampling.temperature, entropy=entropy, hidden=hidden)
+            for i, x in enumerate(scores[:3]):
                 if x is not None:
                     shape = (batch.rows, batch.response.shape[1], *x.shape[2:])
                     whole = x.new_zeros(shape) if out[i] is None else out[i]
@@ -281,104 +288,3 @@ class GroupLoop:
 def marked(groups: list[Group], mark: Tensor | None) -> list[Group]:
     """The groups with a True mark."""
     return [] if mark is None else [g for g, m in zip(groups, mark, strict=True) if m]
-
-
-def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
-    """Rewards, verdicts and lengths of the sampled groups."""
-    more = more | describe_targets(groups)
-    beside = sum(int(t.info.get("generated", 0)) for g in groups for t in g.targets)
-    groups = [g.sampled() for g in groups]
-    trajectories = [t for g in groups for t in g.trajectories]
-    if not trajectories:
-        return more
-    reward = torch.tensor([t.reward for t in trajectories], dtype=torch.float64)
-    named: dict[str, list[float]] = {}
-    for t in trajectories:
-        for name, value in t.rewards.items():
-            named.setdefault(name, []).append(value)
-    return more | {
-        "reward/mean": float(reward.nanmean()),
-        "reward/std": float(reward[~reward.isnan()].std()) if len(reward) > 1 else 0.0,
-        **({f"reward/{k}": sum(v) / len(v) for k, v in named.items()} if len(named) > 1 else {}),
-        **(verdicts(groups) if any(t.correct is not None for t in trajectories) else {}),
-        "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
-        **describe_tokens([s for t in trajectories for s in t.segments], len(trajectories), beside),
-    }
-
-
-def describe_tokens(segments: list[Segment], trajectories: int, beside: int) -> dict[str, float]:
-    """Tokens that the policy chose, those that it sampled itself (some of them `beside`, for targets alone), and how
-    surprised it was by them."""
-    mask, version = np.concatenate([s.mask for s in segments]), np.concatenate([s.version for s in segments])
-    sampled = mask & (version >= 0)
-    owner = np.repeat(np.arange(len(segments)), [len(s.mask) for s in segments])
-    total = np.bincount(owner, np.where(sampled, np.concatenate([s.logp for s in segments]), 0), len(segments))
-    number = np.bincount(owner, sampled, len(segments))
-    mean = total[number > 0] / number[number > 0]
-    out = {"length/mean": float(mask.sum()) / trajectories, "tokens/generated": float((version >= 0).sum() + beside)}
-    return out | ({"entropy/behaviour": -float(mean.mean())} if len(mean) else {})
-
-
-def stages(recipe: GroupRecipe) -> list[Any]:
-    """The stages of a recipe, in their order."""
-    return [getattr(recipe, f.name) for f in fields(recipe)]
-
-
-def describe_targets(groups: list[Group]) -> dict[str, float]:
-    """How much there is to imitate and, where it was sampled, how likely it was in the context it was sampled under."""
-    targets = [t for g in groups for t in g.targets]
-    if not targets:
-        return {}
-    out = {
-        "target/groups": sum(bool(g.targets) for g in groups) / len(groups),
-        "target/tokens": float(sum(t.length for t in targets)),
-    }
-    logp = [float(x) for t in targets for s in t.segments for x in s.logp[s.mask & (s.version >= 0)]]
-    return out | ({"target/logp_sampled": sum(logp) / len(logp), "target/sampled": float(len(logp))} if logp else {})
-
-
-def verdicts(groups: list[Group]) -> dict[str, float]:
-    """The verifier's verdicts, by response and by group; by stage where a rollout has several."""
-    right = [sum(bool(t.correct) for t in g.trajectories) / max(len(g.trajectories), 1) for g in groups]
-    by_stage: dict[str, list[float]] = {}
-    for g, r in zip(groups, right, strict=True):
-        by_stage.setdefault(g.stage, []).append(r)
-    staged = by_stage if by_stage.keys() != {"direct"} else {}
-    return {
-        "accuracy": sum(right) / len(right),
-        **{f"accuracy/{s}": sum(r) / len(r) for s, r in staged.items()},
-        **{f"prompts/{s}": float(len(r)) for s, r in staged.items()},
-        "groups/mixed": sum(0 < r < 1 for r in right) / len(right),
-        "groups/all_correct": sum(r == 1 for r in right) / len(right),
-        "groups/all_wrong": sum(r == 0 for r in right) / len(right),
-    }
-
-
-def check(recipe: GroupRecipe, prompts: int, task: Task | None = None) -> None:
-    """Refuse recipes that cannot work, before any work. A rollout may have a `check_task` of its own."""
-    if task is not None and (check_task := getattr(recipe.rollout, "check_task", None)):
-        check_task(task)
-    advantage, size = recipe.advantage, recipe.rollout.group_size
-    for stage in (advantage, recipe.selection, recipe.loss):
-        if size < (least := getattr(stage, "min_group", 1)):
-            raise InputError("group_size", size, f"{type(stage).__name__} compares responses: use at least {least}")
-    if getattr(advantage, "needs_value", False) and recipe.critic is None:
-        raise InputError("critic", None, f"{type(advantage).__name__} needs a value head: add a method's .critic stage")
-    if recipe.critic is not None and not getattr(advantage, "needs_value", False):
-        raise InputError(
-            "advantage", type(advantage).__name__, "the recipe has a critic, so use an advantage with value targets"
-        )
-    if getattr(recipe.rollout, "needs_labels", False) and not recipe.reward.needs_labels:
-        raise InputError(
-            "rollout", type(recipe.rollout).__name__,
-            f"it verifies answers, which {type(recipe.reward).__name__} must not see: use another of the two",
-        )  # fmt: skip
-    if getattr(recipe.rollout, "unknown_behaviour", False) and not getattr(recipe.loss, "any_behaviour", False):
-        raise InputError(
-            "loss", type(recipe.loss).__name__, "nobody knows how likely these responses were where they were "
-            "written: use a loss that needs no importance ratio",
-        )  # fmt: skip
-    if prompts < 1:
-        raise InputError("prompts", prompts, "use at least 1")
-    if recipe.optimiser.minibatches > prompts:
-        raise InputError("minibatches", recipe.optimiser.minibatches, f"a step has only {prompts} groups to split")

@@ -2,8 +2,9 @@
 
     sampler → rollout → reward → advantage → selection → loss → optimiser
 
-A stage may have `check(world)`, which refuses before any work what it cannot work with, and, where it is written so
-below, say what it needs by an attribute. What a stage has to remember from step to step lies in `World.memory`.
+A stage may have `check_task(task)` and `check(world)`, which refuse before any work what it cannot work with, and,
+where it is written so below, say what it needs by an attribute. What a stage has to remember from step to step lies
+in `World.memory`.
 
 A stage is a small frozen dataclass of numbers that can be called. Equal numbers make equal recipes, so a recipe can be
 written down, printed and compared. Protocols carry no code; `loops/stages.py` holds the stages that several methods
@@ -55,7 +56,10 @@ class Sampler(Protocol):
 
 class Rollout(Protocol):
     @property
-    def group_size(self) -> int: ...
+    def group_size(self) -> int:
+        """Responses of a prompt; 0 if there are only targets. A rollout that gives targets says so with a
+        `gives_targets` class attribute, one whose responses nobody knows the likelihood of with `unknown_behaviour`."""
+        ...
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         """Unscored groups; may call the engine as often as the paper needs. A rollout that verifies answers on its own
@@ -66,7 +70,8 @@ class Rollout(Protocol):
 class Reward(Protocol):
     @property
     def needs_labels(self) -> bool:
-        """Whether it may see the answers. A label-free reward gets prompts without them."""
+        """Whether it may see the answers. A label-free reward gets prompts without them; one that needs labels, but no
+        task that verifies, says `needs_verifier = False`."""
         ...
 
     def __call__(self, world: World, groups: list[Group]) -> None:
@@ -131,7 +136,8 @@ class LossTerms(NamedTuple):
 class Loss(Protocol):
     """May say more as class attributes: `whole_groups`, it couples the rows of a group, so micro-batches never split
     one; `whole_responses`, it reads log-probabilities of tokens that a selection has dropped; `any_behaviour`, it needs
-    no log-probability of the behaviour policy; `min_group`, the responses that it compares."""
+    no log-probability of the behaviour policy; `min_group`, the responses that it compares; `needs_targets`, it learns
+    from target tokens alone; `needs_logits`, it needs the whole distribution there (`scores.logits`)."""
 
     @property
     def needs_entropy(self) -> bool:

@@ -69,7 +69,7 @@ class RecordedRollout:
 class RecordedReward:
     """The recorded score of each response. Scores are labels."""
 
-    needs_labels = True
+    needs_labels, needs_verifier = True, False
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         for t in (t for group in groups for t in group.trajectories):

@@ -60,6 +60,8 @@ class EpochOrder:
 class UniformSampler:
     """Shuffled epochs over the training prompts."""
 
+    min_group = 0
+
     def begin(self, prompts: int, seed: int) -> EpochOrder:
         return EpochOrder(prompts, seed)
 
@@ -136,6 +138,10 @@ class SumReward:
         return any(p.needs_labels for p in self.parts)
 
     @property
+    def needs_verifier(self) -> bool:
+        return any(getattr(p, "needs_verifier", p.needs_labels) for p in self.parts)
+
+    @property
     def needs_reference(self) -> bool:
         return any(getattr(p, "needs_reference", False) for p in self.parts)
 
@@ -175,6 +181,7 @@ class GroupAdvantage:
 class KeepAll:
     """Every group is trained on."""
 
+    min_group = 0
     max_rounds = 1
 
     def __call__(self, batch: Batch, target: int) -> Choice:

@@ -51,6 +51,8 @@ NAMES: dict[str, str] = {
     "eval/n": "held-out prompts evaluated",
     "eval/reward": "mean reward of the held-out answers",
     "eval/length": "mean tokens of the held-out answers",
+    "eval/logp": "mean log-probability of a token of the held-out reference responses, in nats, at temperature 1",
+    "eval/perplexity": "exp(−eval/logp)",
     "probe/<name>": "a number the task measures on the policy itself, e.g. its exact success probability",
 }
 
