@@ -21,10 +21,11 @@ REFUSED = {("ngrpo", "dapo.selection"), ("dapo", "ngrpo.advantage")}
 
 
 def needs_partner(spec):
-    """PPO's advantage and critic only go together; group advantages need groups."""
+    """An advantage with a critic and its critic only go together; group advantages need groups."""
     a, b = spec.split("+")
-    one_each = {"ppo", "reinforce-pp"}
-    if b in ("ppo.critic", "ppo.advantage") or (a == "ppo" and b.endswith(".advantage")):
+    one_each, critics = {"ppo", "reinforce-pp"}, {"ppo", "pf-ppo"}
+    slug, stage = b.split(".")
+    if stage in ("critic", "advantage") and (a in critics) != (slug in critics):
         return True
     grouped = {"grpo", "dr-grpo", "dapo", "gspo", "rloo", "sapo", "vade"}
     advantage_of = b.split(".")[0] if b.endswith(".advantage") else a

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anypolicy.data.records import Group, Tokens
+from anypolicy.parts.moments import Moments
 from anypolicy.parts.reduce import Totals, count
 
 
@@ -51,6 +52,9 @@ class Batch:
     advantage: Float[Tensor, "rows tokens"] | None = None
     totals: Totals | None = None
     max_tokens: int | None = None
+    # the loop's own: the running moments of all rewards so far, and the seed of what stages draw at random in this step
+    running: Moments | None = None
+    seed: int = 0
 
     @property
     def rows(self) -> int:
@@ -86,6 +90,14 @@ class Batch:
             new["totals"] = self.totals._replace(sequence_tokens=self.totals.sequence_tokens[rows])
         return replace(self, context=context[:, pad:], context_valid=valid[:, pad:], **new)
 
+    def draw(self, trajectories: Int[Tensor, " drawn"]) -> Batch:
+        """The given trajectories in the given order. One that is drawn twice stands there as two of its group."""
+        rows = [(self.trajectory == t).nonzero()[:, 0] for t in trajectories.tolist()]
+        size = torch.tensor([len(r) for r in rows], dtype=torch.long)
+        part = self.select(torch.cat([*rows, size[:0]]))
+        new: dict[str, Any] = {name: getattr(self, name)[trajectories] for name in TRAJECTORY_FIELDS}
+        return replace(part, trajectory=torch.arange(len(rows)).repeat_interleave(size), **new)
+
     def chunks(self, max_tokens: int) -> list[Tensor]:
         """Row indices of micro-batches of at most `max_tokens` padded tokens, rows of one context together and the
         context counted once; a single row may exceed it."""
@@ -107,6 +119,7 @@ class Batch:
 
 TOKEN_FIELDS = {"response", "valid", "mask", "logp_old", "version", "logp_ref", "entropy", "value", "value_target",
                 "advantage"}  # fmt: skip
+TRAJECTORY_FIELDS = ("reward", "correct", "group_id")
 ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory"}
 
 

@@ -21,9 +21,10 @@ from anypolicy.data.records import Group, from_json, to_json
 from anypolicy.errors import InputError
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.recipe import Credit, GroupRecipe, World
+from anypolicy.parts.moments import Moments
 from anypolicy.parts.reduce import count
 from anypolicy.policies.base import Policy, Scores
-from anypolicy.runs.seeds import generator
+from anypolicy.runs.seeds import generator, number
 
 
 class GroupLoop:
@@ -37,7 +38,7 @@ class GroupLoop:
         self.recipe, self.world, self.prompts, self.micro_tokens = recipe, world, prompts, micro_tokens
         self.reference = reference
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
-        self.steps, self.carried = 0, list[Group]()
+        self.steps, self.carried, self.running = 0, list[Group](), Moments()
         sets: dict[str, tuple[Iterable[nn.Parameter], float]] = {
             "policy": (world.policy.module.parameters(), recipe.optimiser.lr)
         }
@@ -64,25 +65,31 @@ class GroupLoop:
     def collect(self) -> tuple[Batch, dict[str, float]]:
         """Sampler, rollout, reward, advantage and selection, with refill; carried groups come first."""
         groups, seen = self.carried, list[Group]()
-        round = 0
+        round, late = 0, getattr(self.recipe.advantage, "on_kept", False)
+        early = not late or getattr(self.recipe.selection, "needs_advantage", True)
         while True:
             if len(self.carried) < self.prompts or round > 0:
                 new = self.sample(round)
                 groups, seen = groups + new, seen + new
-            batch = self.credited(from_groups(groups, self.float_dtype, self.world.sampling.max_tokens))
+            batch = from_groups(groups, self.float_dtype, self.world.sampling.max_tokens)
+            batch = replace(batch, running=self.running, seed=number(self.world.seed, "stages", self.steps))
+            batch = self.credited(batch) if early else batch
             choice = self.recipe.selection(batch, self.prompts)
             round += 1
             if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
         self.carried = [] if choice.surplus is None else [g for g, c in zip(groups, choice.surplus, strict=True) if c]
-        kept = choice.groups[batch.group_id[batch.trajectory]]
         if choice.mask is not None:
             batch = replace(batch, mask=batch.mask & choice.mask)
         if choice.weight is not None:
             batch = replace(batch, weight=batch.weight * choice.weight)
         metrics = describe(seen, self.order.metrics())
         metrics["groups/kept"], metrics["groups/carried"] = float(choice.groups.sum()), float(len(self.carried))
-        return batch.select(kept), metrics
+        if choice.trajectories is not None:
+            batch = batch.draw(choice.trajectories)
+            metrics["rows/kept"] = float(batch.rows)
+        batch = batch.select(choice.groups[batch.group_id[batch.trajectory]])
+        return self.credited(batch) if late and batch.rows else batch, metrics
 
     def sample(self, round: int) -> list[Group]:
         """Draw prompts, let the policy answer, score the answers."""
@@ -99,17 +106,18 @@ class GroupLoop:
             for i, t in enumerate(group.trajectories):
                 t.id = f"{group.id}/{i}"
         self.recipe.reward(world, groups)
+        self.running = self.running.add([t.reward for g in groups for t in g.trajectories])
         self.order.observe(groups)
         return groups
 
     def credited(self, batch: Batch) -> Batch:
         """Fill in what the advantage asks for, then the advantage."""
         stage: Any = self.recipe.advantage
-        if getattr(stage, "needs_reference", False):
+        if getattr(stage, "needs_reference", False) and batch.logp_ref is None:
             batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
-        if getattr(stage, "needs_entropy", False):
+        if getattr(stage, "needs_entropy", False) and batch.entropy is None:
             batch = replace(batch, entropy=self.scores(batch, self.world.policy, entropy=True).entropy)
-        if getattr(stage, "needs_value", False):
+        if getattr(stage, "needs_value", False) and batch.value is None:
             hidden = self.scores(batch, self.world.policy, hidden=True).hidden
             batch = replace(batch, value=self.value(hidden).detach())
         credit = stage(batch)
@@ -222,10 +230,11 @@ class GroupLoop:
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the updater's tensors."""
         carried = [to_json(g) for g in self.carried]
-        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), "carried": carried}
+        own = {"steps": self.steps, "updates": self.updater.updates, "rewards": list(self.running)}
+        return own | {"order": self.order.state(), "carried": carried}
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.steps = state["steps"]
+        self.steps, self.running = state["steps"], Moments(*state["rewards"])
         self.order.restore(state["order"])
         prompts = self.world.task.train
         self.carried = [from_json(g, prompts[g["position"]]) for g in state["carried"]]

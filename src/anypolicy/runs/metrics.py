@@ -19,6 +19,7 @@ NAMES: dict[str, str] = {
     "groups/all_wrong": "share of groups in which none is",
     "groups/kept": "groups that the selection trains on",
     "groups/carried": "kept groups beyond the target, with which the next step begins",
+    "rows/kept": "rows of the responses that a selection by response keeps, one drawn twice counted twice",
     "length/mean": "mean tokens of a response",
     "length/truncated": "share of responses that ended at the limit",
     "tokens/generated": "tokens sampled in this step",
