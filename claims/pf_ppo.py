@@ -40,7 +40,7 @@ SEEDS = 10
 CURVE = "probability of a right response"
 RULES = ("none", "best-of-n", "best-random", "best-worst")
 CURVE_ARMS = RULES
-ARMS = (*RULES, "power-1", "power-2", "power-3", *(f"{rule}/redrawn" for rule in RULES), "r2", "r2-broad")
+ARMS = (*RULES, "power-3", "none/redrawn", "best-worst/redrawn", "r2", "r2-broad")
 PROMPTS, RESPONSES, RIGHT, STEPS, SHARE = 200, 20, 5, 150, 0.3
 STATE = 80.0
 
@@ -126,7 +126,7 @@ def run(arm: str, seed: int) -> dict:
 
 def gap(a: str, b: str, value: str = "end"):
     """Difference of two arms in one seed."""
-    return lambda r: r[a][value] - r[b][value]
+    return lambda r: float(r[a][value] - r[b][value])
 
 
 def order(a: str, b: str, arm: str = "r2"):
@@ -143,8 +143,7 @@ CHECKS = [
     Check("(b) best-of-n below all rows", "difference < 0", gap("best-of-n", "none"), below=0.0),
     Check("(b) best-worst trains on two fifths of the rows", "difference of rows < 0",
           gap("best-worst", "none", "rows"), below=0.0, core=False),
-    Check("(b) power 3 above power 1", "difference > 0", gap("power-3", "power-1"), above=0.0, core=False),
-    Check("(b) power 2 above all rows", "difference > 0", gap("power-2", "none"), above=0.0, core=False),
+    Check("(b) power 3 above all rows", "difference > 0", gap("power-3", "none"), above=0.0, core=False),
     Check("limit: with errors drawn anew, best-worst gains less than 0.02 over all rows", "difference < 0.02",
           gap("best-worst/redrawn", "none/redrawn"), below=0.02, core=False),
     Check("(a) R² in ten groups: best-worst above none", "difference > 0",

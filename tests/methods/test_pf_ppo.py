@@ -73,7 +73,10 @@ def test_the_advantage_is_normalised_over_the_kept_rows():
 
 
 def test_population_variance():
-    x, mask = torch.tensor([[1.0, 2.0, 9.0], [4.0, 0.0, 0.0]], dtype=torch.float64), torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+    x, mask = (
+        torch.tensor([[1.0, 2.0, 9.0], [4.0, 0.0, 0.0]], dtype=torch.float64),
+        torch.tensor([[1, 1, 1], [1, 0, 0]]).bool(),
+    )
     mean, var = 4.0, ((1 - 4) ** 2 + (2 - 4) ** 2 + 5**2 + 0) / 4
     got = whiten(x, mask, "population")
     assert got[mask].tolist() == pytest.approx([(v - mean) / math.sqrt(var) for v in (1, 2, 9, 4)])
@@ -164,7 +167,9 @@ def test_settings_are_checked():
     with pytest.raises(InputError, match="low"):
         pf_ppo(rule="top-bottom", low=0.5)
     loop = lock_loop(pf_ppo(rule="power"))
-    loop.world.task.score = lambda prompt, response, text: type(score := old(prompt, response, text))(7.0, score.correct)
+    loop.world.task.score = lambda prompt, response, text: type(score := old(prompt, response, text))(
+        7.0, score.correct
+    )
     old = type(loop.world.task).score.__get__(loop.world.task)
     with pytest.raises(InputError, match="scale the reward"):
         loop.step()

@@ -109,7 +109,10 @@ def test_degenerate_rewards():
         assert keep(rule, two[:1], ONE[:1], rng()).tolist() == [0]
 
 
-@given(st.lists(st.floats(-1, 1, allow_subnormal=False).map(lambda x: round(x, 3)), min_size=3, max_size=12), st.integers(0, 99))
+@given(
+    st.lists(st.floats(-1, 1, allow_subnormal=False).map(lambda x: round(x, 3)), min_size=3, max_size=12),
+    st.integers(0, 99),
+)
 def test_ranks_survive_increasing_transforms(values, seed):
     reward = torch.tensor(values, dtype=torch.float64)
     group = torch.arange(len(values)) % 2

@@ -92,11 +92,14 @@ class Batch:
 
     def draw(self, trajectories: Int[Tensor, " drawn"]) -> Batch:
         """The given trajectories in the given order. One that is drawn twice stands there as two of its group."""
-        rows = [(self.trajectory == t).nonzero()[:, 0] for t in trajectories.tolist()]
-        size = torch.tensor([len(r) for r in rows], dtype=torch.long)
-        part = self.select(torch.cat([*rows, size[:0]]))
+        by_trajectory = torch.argsort(self.trajectory, stable=True)
+        count = torch.bincount(self.trajectory, minlength=len(self.reward))
+        owner = torch.arange(len(trajectories)).repeat_interleave(count[trajectories])
+        begin = (count.cumsum(0) - count)[trajectories]
+        place = torch.arange(len(owner)) - torch.searchsorted(owner, owner)
+        part = self.select(by_trajectory[begin[owner] + place])
         new: dict[str, Any] = {name: getattr(self, name)[trajectories] for name in TRAJECTORY_FIELDS}
-        return replace(part, trajectory=torch.arange(len(rows)).repeat_interleave(size), **new)
+        return replace(part, trajectory=owner, **new)
 
     def chunks(self, max_tokens: int) -> list[Tensor]:
         """Row indices of micro-batches of at most `max_tokens` padded tokens, rows of one context together and the

@@ -83,8 +83,8 @@ def keep(
     """Indices of the responses that a rule keeps, in their own order, one drawn twice standing there twice.
 
     Rules over ranks work inside each group. `power` draws n_keep per group from all responses together, always with
-    replacement. Thresholds: top keeps R > high; top-random also each other one with probability 1/2; top-bottom R > high
-    or R < low.
+    replacement. Thresholds: top keeps R > high; top-random also each other one with probability 1/2; top-bottom
+    R > high or R < low.
     """
     real = (~reward.isnan()).nonzero()[:, 0]
     if len(real) == 0:
@@ -105,9 +105,7 @@ def keep(
     for g in group_id[real].unique().tolist():
         mine = real[group_id[real] == g]
         order = mine[ranked(reward[mine], generator)]
-        kept.append(
-            order[choose_ranks(rule, len(order), generator, with_replacement=with_replacement, n_keep=n_keep)]
-        )
+        kept.append(order[choose_ranks(rule, len(order), generator, with_replacement=with_replacement, n_keep=n_keep)])
     return torch.cat(kept).sort().values
 
 

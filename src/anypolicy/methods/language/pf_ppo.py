@@ -9,8 +9,8 @@ over the kept rows), selection (by the rank of the reward), critic and loss (PPO
 Silent: ties (broken at random), thresholds (0 here), how many are drawn for the powers (two per prompt).
 Differs: kept rows are chosen without repetition: best and worst, or best and one other; `with_replacement` draws them
 from the paper's weights. The authors' OpenRLHF code does either; their verl port takes best and worst of the whole
-batch, not of each prompt, which is not copied. No correction for the filtered policy, as in the paper. Dropped rows cost
-no forward pass, so advantages are computed on kept rows only (they depend on no other row).
+batch, not of each prompt, which is not copied. No correction for the filtered policy, as in the paper. Dropped rows
+cost no forward pass, so advantages are computed on kept rows only (they depend on no other row).
 """
 
 from dataclasses import dataclass, replace
@@ -61,7 +61,8 @@ class FilterByReward:
         changes=("rollout", "advantage", "selection", "loss", "critic"),
         composes_with="learned rewards; its selection before any group method (statistics over all responses first); "
         "pointless with an exact verifier",
-        claim="with a reward model that errs in the middle, best-worst and best-random end above all rows, best-of-n below",
+        claim="with a reward model that errs in the middle, best-worst and best-random end above all rows, best-of-n "
+        "below",
         no_signal=(0.0, 1.0),
     )
 )
