@@ -137,7 +137,7 @@ def test_moments_of_parts_are_those_of_the_whole():
     values = [0.5, -1.25, 3.0, math.nan, 0.0, 0.75, 2.0]
     parts = Moments().add(values[:2]).add([]).add([math.nan]).add(values[2:5]).add(values[5:])
     whole = torch.tensor([v for v in values if v == v], dtype=torch.float64)
-    assert parts.count == 6
+    assert parts.number == 6
     assert parts.mean == pytest.approx(float(whole.mean()))
     assert parts.std == pytest.approx(float(whole.std(correction=0)))
     assert Moments().std == 0

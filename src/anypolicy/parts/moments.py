@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 
 class Moments(NamedTuple):
-    """Count, mean and sum of squared deviations of finite numbers."""
+    """Number, mean and sum of squared deviations of finite numbers."""
 
-    count: int = 0
+    number: int = 0
     mean: float = 0.0
     square: float = 0.0
 
     @property
     def std(self) -> float:
         """The population standard deviation."""
-        return math.sqrt(self.square / self.count) if self.count else 0.0
+        return math.sqrt(self.square / self.number) if self.number else 0.0
 
     def add(self, values: Sequence[float]) -> Moments:
         """The moments after more numbers (Chan, Golub and LeVeque's merge); what is not finite is left out."""
@@ -26,5 +26,5 @@ class Moments(NamedTuple):
             return self
         mean = x[0] if min(x) == max(x) else math.fsum(x) / len(x)
         square = math.fsum((v - mean) ** 2 for v in x)
-        n, gap = self.count + len(x), mean - self.mean
-        return Moments(n, self.mean + gap * len(x) / n, self.square + square + gap**2 * self.count * len(x) / n)
+        n, gap = self.number + len(x), mean - self.mean
+        return Moments(n, self.mean + gap * len(x) / n, self.square + square + gap**2 * self.number * len(x) / n)
