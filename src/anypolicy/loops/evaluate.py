@@ -6,14 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from anypolicy.data.records import Prompt
+from anypolicy.data.records import Prompt, Tokens
 from anypolicy.engines.base import Request
 from anypolicy.loops.recipe import World
 from anypolicy.runs.metrics import wilson
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.base import Probes
+from anypolicy.tasks.base import Probes, Score, ScoresMany, Task
 
 CHUNK = 64
+
+
+def verify(task: Task, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[Score]:
+    """The task's scores of (prompt, ids, text), all at once where it can."""
+    if isinstance(task, ScoresMany):
+        return task.score_many(responses)
+    return [task.score(*response) for response in responses]
 
 
 def evaluate(
@@ -27,9 +34,11 @@ def evaluate(
         chunk = prompts[start : start + CHUNK]
         requests = [Request(world.policy.encode(p)) for p in chunk]
         rng = generator(world.seed, "evaluation", start)
-        for prompt, [(segment, stop)] in zip(chunk, world.engine.generate(requests, sampling, rng), strict=True):
-            text = world.policy.decode(segment.response)
-            score = world.task.score(prompt, segment.response, text)
+        answers = [answer for [answer] in world.engine.generate(requests, sampling, rng)]
+        texts = [world.policy.decode(segment.response) for segment, _ in answers]
+        given = [(p, s.response, text) for p, (s, _), text in zip(chunk, answers, texts, strict=True)]
+        scores = verify(world.task, given)
+        for prompt, (segment, stop), text, score in zip(chunk, answers, texts, scores, strict=True):
             shown = prompt.messages[-1]["content"] if prompt.messages else list(prompt.tokens or ())
             samples.append(
                 {"id": prompt.id, "prompt": shown, "response": text, "answer": prompt.answer, "reward": score.reward,

@@ -15,6 +15,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
+from anypolicy.loops.evaluate import verify
 from anypolicy.loops.recipe import Choice, LossTerms, Reward, World
 from anypolicy.parts import surrogate
 from anypolicy.parts.advantages import Std, group_normalise
@@ -89,10 +90,8 @@ class VerifierReward:
     def __call__(self, world: World, groups: list[Group]) -> None:
         for group in groups:
             texts = [world.policy.decode(t.response) for t in group.trajectories]
-            scores = [
-                world.task.score(group.prompt, t.response, text)
-                for t, text in zip(group.trajectories, texts, strict=True)
-            ]
+            responses = zip(group.trajectories, texts, strict=True)
+            scores = verify(world.task, [(group.prompt, t.response, text) for t, text in responses])
             rewards = [s.reward for s in scores]
             if world.reward_function is not None:
                 rewards = call_reward(world.reward_function, group.prompt, texts)

@@ -43,12 +43,19 @@ def tabular_lock(name: str, seed: int, settings: dict[str, Any]) -> Task:
     return call(TabularLock, name, (seed,), settings)
 
 
-NAMED = {"tiny-add": tiny_add, "tabular-lock": tabular_lock}
+def humaneval(name: str, seed: int, settings: dict[str, Any]) -> Task:
+    from anypolicy.tasks.humaneval import HumanEval
+
+    return call(HumanEval, name, (), settings)
+
+
+NAMED = {"tiny-add": tiny_add, "tabular-lock": tabular_lock, "humaneval": humaneval}
 PREFIXES = {"reasoning-gym/": reasoning_gym, "hf/": hub}
 
 
 def load_task(spec: str, *, seed: int = 0) -> Task:
-    """Make a task from its name: reasoning-gym/DATA SET, hf/DATA SET or folder, FILE.jsonl, tiny-add, tabular-lock.
+    """Make a task from its name: reasoning-gym/DATA SET, hf/DATA SET or folder, FILE.jsonl, humaneval, tiny-add,
+    tabular-lock.
 
     Settings follow a colon, e.g. `reasoning-gym/chain_sum:min_terms=2,max_terms=2`; a value may be quoted to hold a
     comma. The seed decides what is generated, not on which side of the split a problem is.
