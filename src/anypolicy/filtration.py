@@ -13,6 +13,7 @@ import torch
 
 from anypolicy import training
 from anypolicy.errors import InputError
+from anypolicy.loops.evaluate import verify
 from anypolicy.parts.filtration import Rule, equal_count_means, fit_line, keep
 from anypolicy.runs.files import write_text
 from anypolicy.runs.seeds import generator
@@ -142,9 +143,10 @@ def collect_scores(
     world = training.world_of(p)
     rows: list[dict[str, Any]] = []
     for group in training.group_loop(p, world).sample(0):
-        for t in group.trajectories:
-            score = p.task.score(p.task.train[group.position], t.response, world.policy.decode(t.response)).reward
+        prompt = p.task.train[group.position]
+        given = [(prompt, t.response, world.policy.decode(t.response)) for t in group.trajectories]
+        for t, score in zip(group.trajectories, verify(p.task, given), strict=True):
             reward = t.reward if math.isfinite(t.reward) else None
-            rows.append({"prompt": group.prompt.id, "reward": reward, "score": score, "correct": t.correct})
+            rows.append({"prompt": prompt.id, "reward": reward, "score": score.reward, "correct": score.correct})
     write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
     return out, read_scores(out)

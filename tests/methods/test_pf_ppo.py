@@ -12,6 +12,9 @@ from anypolicy.loops.group import check
 from anypolicy.methods.language.pf_ppo import FilterByReward, pf_ppo
 from anypolicy.methods.language.ppo import ppo
 from anypolicy.parts.advantages import whiten
+from anypolicy.policies.load import load_policy
+from anypolicy.tasks.load import load_task
+from anypolicy.training import fit
 from tests.helpers import batch_of, lock_loop
 
 FIVE = [0.1, 0.9, -0.3, 0.2, 0.5]
@@ -173,3 +176,17 @@ def test_settings_are_checked():
     old = type(loop.world.task).score.__get__(loop.world.task)
     with pytest.raises(InputError, match="scale the reward"):
         loop.step()
+
+
+def test_rewards_from_unit_tests_in_the_sandbox():
+    """One step on HumanEval/53 (add): responses that begin with an odd byte stand for the right body, others for a wrong one."""
+    task = load_task("humaneval:instruction='',max_tokens=4,seconds=20")
+    task.train = [p for p in [*task.train, *task.heldout] if p.id == "HumanEval/53"]
+    policy = load_policy("transformer:layers=1,width=16,heads=2,context=512")
+    policy.decode = lambda tokens: f"    return x {'+' if tokens[0] % 2 else '-'} y\n"
+    before = [x.detach().clone() for x in policy.module.parameters()]
+    [(log, _)] = list(fit(pf_ppo(12), task, policy, steps=1, prompts=1))
+    assert 0 < log["accuracy"] < 1
+    assert log["reward/mean"] == pytest.approx(log["accuracy"])
+    assert log["rows/kept"] == 2
+    assert any(not torch.equal(a, b) for a, b in zip(before, policy.module.parameters(), strict=True))
