@@ -1,4 +1,5 @@
-"""What all benchmarks share: workers in other environments, blocks in turn, ratios with intervals, one form of result."""
+"""What all benchmarks share: workers in other environments, blocks in turn, ratios with intervals, one form of
+result."""
 
 from __future__ import annotations
 

@@ -24,17 +24,17 @@ from anypolicy.runs.directory import RunDirectory
 def listing() -> list[dict[str, Any]]:
     """The catalogue as plain values: one object a method."""
     out = []
-    for slug, m in catalogue.methods().items():
+    for slug, m in catalogue.methods(None).items():
         card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal")}
         conflicts = {f"{own} × {other}": why for (own, other), why in m.card.conflicts.items()}
         knobs = {k: p.default for k, p in m.knobs.items()}
-        out.append({"slug": slug, **card, "conflicts": conflicts, "settings": knobs})
+        out.append({"slug": slug, "trains": m.trains, **card, "conflicts": conflicts, "settings": knobs})
     return out
 
 
 def show(slug: str) -> str:
     """A method: its card, its settings and its whole file."""
-    m = catalogue.get(slug)
+    m = catalogue.get(slug, None)
     knobs = "\n".join(f"  --{slug}.{k.replace('_', '-')}  {p.default}" for k, p in m.knobs.items())
     return (
         f"{slug}: {m.card.title} ({m.card.paper}, {m.card.year})\n{m.card.idea}\n\n"

@@ -25,6 +25,7 @@ from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.policies.base import Policy
 from anypolicy.policies.load import load_policy
+from anypolicy.policies.reward_model import RewardModel, Scale
 from anypolicy.progress import Progress
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences, recipe_digest
@@ -87,6 +88,10 @@ class Settings:
     """processor threads of torch; default all cores"""
     reward: str | None = None
     """your own reward: FILE.py:FUNCTION(prompt, responses) -> one number each"""
+    reward_model: str | None = None
+    """a learned reward: the run or folder of a reward model, or one of the Hugging Face hub"""
+    reward_scale: Scale = "none"
+    """of a learned reward: none, standard (mean 0, std 1 on its training responses), unit (in (-1, 1))"""
     method_file: tuple[Path, ...] = ()
     """.py files with methods of your own"""
 
@@ -129,6 +134,10 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
     """Resolve names, defaults and suggestions; every error that can be known now is raised now."""
     for path in settings.method_file:
         catalogue.load_file(path)
+    if settings.reward and settings.reward_model:
+        raise InputError("reward_model", settings.reward_model, "a run has one reward: leave out reward or this")
+    if settings.reward_scale != "none" and not settings.reward_model:
+        raise InputError("reward_scale", settings.reward_scale, "it belongs to a reward_model: give one")
     composition = compose(method, knobs)
     task = load_task(settings.task, seed=settings.seed)
     policy = settings.policy or ("" if isinstance(task, MakesPolicy) else "smollm2-135m")
@@ -211,6 +220,8 @@ def world_of(p: Plan) -> World:
         assert isinstance(p.task, MakesPolicy)
         policy = p.task.make_policy(s.seed)
     reward = load_reward(s.reward) if s.reward else None
+    if s.reward_model:
+        reward = RewardModel.load(s.reward_model, dtype=s.dtype, scale=s.reward_scale)
     sampling = Sampling(s.max_tokens, s.temperature, s.top_p, s.top_k)
     return World(policy, NativeEngine(policy), p.task, sampling, s.seed, reward_function=reward)
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anypolicy.data.records import Group, Tokens
+from anypolicy.parts.moments import Moments
 from anypolicy.parts.reduce import Totals, count
 
 
@@ -60,6 +61,9 @@ class Batch:
     progress: float | None = None
     target: Bool[Tensor, "rows tokens"] | None = None
     row_seed: Int[Tensor, " rows"] | None = None
+    # the loop's own: the running moments of all rewards so far, and the seed of what stages draw at random in this step
+    running: Moments | None = None
+    seed: int = 0
 
     @property
     def rows(self) -> int:
@@ -121,6 +125,17 @@ class Batch:
             new["totals"] = self.totals.select(rows)
         return replace(self, context=context[:, pad:], context_valid=valid[:, pad:], **new)
 
+    def draw(self, trajectories: Int[Tensor, " drawn"]) -> Batch:
+        """The given trajectories in the given order. One that is drawn twice stands there as two of its group."""
+        by_trajectory = torch.argsort(self.trajectory, stable=True)
+        count = torch.bincount(self.trajectory, minlength=len(self.reward))
+        owner = torch.arange(len(trajectories)).repeat_interleave(count[trajectories])
+        begin = (count.cumsum(0) - count)[trajectories]
+        place = torch.arange(len(owner)) - torch.searchsorted(owner, owner)
+        part = self.select(by_trajectory[begin[owner] + place])
+        new: dict[str, Any] = {name: getattr(self, name)[trajectories] for name in TRAJECTORY_FIELDS}
+        return replace(part, trajectory=owner, **new)
+
     def chunks(self, max_tokens: int, *, whole_groups: bool = False) -> list[Tensor]:
         """Row indices of micro-batches of at most `max_tokens` padded tokens, rows of one context together and the
         context counted once; a single row may exceed it. With `whole_groups` no group is split, and a single group may
@@ -149,6 +164,7 @@ class Batch:
 
 TOKEN_FIELDS = {"response", "valid", "mask", "chosen", "read", "logp_old", "version", "logp_ref", "entropy", "value",
                 "value_target", "advantage", "target"}  # fmt: skip
+TRAJECTORY_FIELDS = ("reward", "correct", "group_id")
 ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory", "row_seed"}
 
 

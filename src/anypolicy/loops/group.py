@@ -24,8 +24,9 @@ from anypolicy.loops.checks import stages
 from anypolicy.loops.describe import describe
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, World
+from anypolicy.parts.moments import Moments
 from anypolicy.policies.base import Policy, Scores
-from anypolicy.runs.seeds import generator
+from anypolicy.runs.seeds import generator, number
 
 
 class GroupLoop:
@@ -67,6 +68,11 @@ class GroupLoop:
         return None if self.total_steps is None else min(self.steps / max(self.total_steps - 1, 1), 1.0)
 
     @property
+    def running(self) -> Moments:
+        """Moments of all rewards of the run so far."""
+        return Moments(*self.world.memory.get("rewards", ()))
+
+    @property
     def float_dtype(self) -> torch.dtype:
         return torch.float64 if self.world.policy.dtype == torch.float64 else torch.float32
 
@@ -79,23 +85,34 @@ class GroupLoop:
 
     # --- experience --------------------------------------------------------------------------------------------------
     def collect(self) -> tuple[Batch, dict[str, float]]:
-        """Sampler, rollout, reward, advantage and selection, with refill; replayed and carried groups come first."""
+        """Sampler, rollout, reward, advantage and selection, with refill; replayed and carried groups come first. An
+        advantage `on_kept` comes after the selection, and before it too unless the selection reads none."""
         groups, seen = self.replayed + self.carried, list[Group]()
-        round = 0
+        round, late = 0, getattr(self.recipe.advantage, "on_kept", False)
+        early = not late or getattr(self.recipe.selection, "needs_advantage", True)
         while True:
             if len(self.carried) < self.prompts or round > 0:
                 new = self.sample(round)
                 groups, seen = groups + new, seen + new
-            raw = from_groups(groups, self.float_dtype, self.world.sampling.max_tokens)
-            batch = self.credited(replace(raw, progress=self.progress))
+            batch = self.batched(groups)
+            batch = self.credited(batch) if early else batch
             choice = self.recipe.selection(batch, self.prompts)
             round += 1
             if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
         self.carried, self.replayed = marked(groups, choice.surplus), marked(groups, choice.replay)
-        metrics = describe(seen, self.order.metrics()) | choice.metrics
+        metrics = describe(seen, self.order.metrics()) | dict(choice.metrics)
         metrics["groups/kept"], metrics["groups/carried"] = float(choice.groups.sum()), float(len(self.carried))
-        return self.narrowed(batch, choice), metrics
+        batch = self.narrowed(batch, choice)
+        if choice.trajectories is not None:
+            metrics["rows/kept"] = float(batch.rows)
+        return self.credited(batch) if late and batch.rows else batch, metrics
+
+    def batched(self, groups: list[Group]) -> Batch:
+        """All groups of the step so far, with what the loop itself knows."""
+        batch = from_groups(groups, self.float_dtype, self.world.sampling.max_tokens)
+        seed = number(self.world.seed, "stages", self.steps)
+        return replace(batch, progress=self.progress, running=self.running, seed=seed)
 
     def narrowed(self, batch: Batch, choice: Choice) -> Batch:
         """The batch that the selection keeps. Rows that it has emptied are gone, and so are, for losses that do not
@@ -113,7 +130,10 @@ class GroupLoop:
         if batch.target is not None:
             later = False if choice.surplus is None else choice.surplus[group]
             kept = kept | (batch.target.any(1) & ~torch.as_tensor(later))
-        return batch.select(kept)
+        batch = batch.select(kept)
+        if choice.trajectories is None:
+            return batch
+        return batch.draw(torch.cat([choice.trajectories, (~batch.sampled).nonzero().squeeze(1)]))
 
     def sample(self, round: int) -> list[Group]:
         """Draw prompts, let the policy answer, score the answers."""
@@ -133,6 +153,7 @@ class GroupLoop:
                 t.id = f"{group.id}/{i}"
         sampled = [g.sampled() for g in groups]
         self.recipe.reward(world, sampled)
+        world.memory["rewards"] = list(self.running.add([t.reward for g in sampled for t in g.trajectories]))
         self.order.observe([g for g in sampled if g.stage == "direct"])
         return groups
 
@@ -144,11 +165,11 @@ class GroupLoop:
     def credited(self, batch: Batch) -> Batch:
         """Fill in what the advantage asks for, then the advantage."""
         stage: Any = self.recipe.advantage
-        if getattr(stage, "needs_reference", False):
+        if getattr(stage, "needs_reference", False) and batch.logp_ref is None:
             batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
         if batch.entropy is None and self.reads_entropy:
             batch = replace(batch, entropy=self.scores(batch, self.world.policy, entropy=True).entropy)
-        if getattr(stage, "needs_value", False):
+        if getattr(stage, "needs_value", False) and batch.value is None:
             hidden = self.scores(batch, self.world.policy, hidden=True).hidden
             batch = replace(batch, value=self.value(hidden).detach())
         credit = stage(batch)

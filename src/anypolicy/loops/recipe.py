@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anypolicy.data.batch import Batch
@@ -90,7 +90,8 @@ class Credit(NamedTuple):
 class Advantage(Protocol):
     def __call__(self, batch: Batch) -> Tensor | Credit:
         """One value per trajectory, or a (rows, tokens) `Credit`. May read `needs_reference`, `needs_value`,
-        `needs_entropy` fields of itself as class attributes: the loop then fills logp_ref, value, entropy."""
+        `needs_entropy` fields of itself as class attributes: the loop then fills logp_ref, value, entropy. With an
+        attribute `on_kept` it is computed on what the selection kept, so that its statistics are those of kept rows."""
         ...
 
 
@@ -99,7 +100,8 @@ class Choice(NamedTuple):
 
     `groups` (groups) and `mask` (rows, tokens) are True where kept; `weight` (rows) multiplies a row's loss terms;
     `surplus` marks kept groups beyond the target that the next step begins with; `replay` marks groups that are trained
-    on again in the next step, beside its own; `short` asks for more prompts; `metrics` are logged.
+    on again in the next step, beside its own; `short` asks for more prompts; `metrics` are logged. `trajectories` are
+    the indices of those kept (of kept groups), repeated where one was drawn more than once; without it all are.
     """
 
     groups: Bool[Tensor, " groups"]
@@ -109,6 +111,7 @@ class Choice(NamedTuple):
     short: bool = False
     replay: Bool[Tensor, " groups"] | None = None
     metrics: Mapping[str, float] = MappingProxyType({})
+    trajectories: Int[Tensor, " drawn"] | None = None
 
 
 class Selection(Protocol):
@@ -121,7 +124,8 @@ class Selection(Protocol):
         ...
 
     def __call__(self, batch: Batch, target: int) -> Choice:
-        """Choose among all groups of the step so far; `target` is the number of groups a full step has."""
+        """Choose among all groups of the step so far; `target` is the number of groups a full step has. One that reads
+        no advantage may say so (`needs_advantage` = False): what it drops then costs not even that."""
         ...
 
 

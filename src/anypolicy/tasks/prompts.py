@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.tasks.base import Score
+from anypolicy.tasks.lines import json_lines
 from anypolicy.tasks.split import split
 from anypolicy.tasks.verifiers import verifier
 
@@ -141,29 +141,9 @@ def from_jsonl(
     max_tokens: int = 64, instruction: str = "", reference: str = "",
 ) -> PromptTask:  # fmt: skip
     """One JSON object a line, with a prompt (text or messages) and an answer or a reference response."""
-    file = Path(path)
-    if not file.is_file():
-        raise InputError("task", path, "there is no such file")
-
-    def rows() -> Iterable[tuple[str, dict[str, Any]]]:
-        for n, line in enumerate(file.read_bytes().split(b"\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                raise InputError(path, f"line {n}", f"it is not UTF-8 ({error}): save the file as UTF-8") from error
-            except ValueError as error:
-                raise InputError(path, f"line {n}", f"it is not JSON ({error}): mend or remove it") from error
-            if not isinstance(row, dict):
-                raise InputError(path, f"line {n}", "it must be an object, with a prompt and an answer or response")
-            yield f"line {n}", row
-
-    if not file.stat().st_size:
-        raise InputError("task", path, "the file is empty")
     return PromptTask(
-        path, rows(), prompt=prompt, answer=answer, verifier_name=verifier, heldout=heldout, max_tokens=max_tokens,
-        instruction=instruction, reference=reference,
+        path, json_lines(path, "a prompt and an answer or response"), prompt=prompt, answer=answer,
+        verifier_name=verifier, heldout=heldout, max_tokens=max_tokens, instruction=instruction, reference=reference,
     )  # fmt: skip
 
 
