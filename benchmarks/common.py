@@ -1,5 +1,4 @@
-"""What all benchmarks share: workers in other environments, blocks in turn, ratios with intervals, one form of
-result."""
+"""What all benchmarks share: workers in other environments, blocks in turn, ratios with intervals, result files."""
 
 from __future__ import annotations
 

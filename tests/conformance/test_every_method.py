@@ -84,7 +84,9 @@ def test_no_signal_moves_nothing(slug, reward):
         assert reward in (0.0, 1.0)
         return
     recipe = compose(slug).recipe
-    if getattr(recipe.advantage, "needs_reference", False):  # a divergence in the reward is a signal: rounding, at first
+    if getattr(
+        recipe.advantage, "needs_reference", False
+    ):  # a divergence in the reward is a signal: rounding, at first
         recipe = replace(recipe, advantage=replace(recipe.advantage, kl_coef=0.0))
     loop = lock_loop(recipe)
     loop.world.task.score = lambda prompt, response, text: Score(reward, reward == 1)

@@ -1,5 +1,6 @@
 """The shared prefix against the plain forward pass, and the engine against both."""
 
+import copy
 import hashlib
 import zipfile
 from dataclasses import replace
@@ -106,8 +107,8 @@ def test_packed_pass_equals_the_plain_pass(family, dtype, tol, slope):
     if family != "gpt2":
         slope = max(slope, 1e-7)  # these families normalise in float32 whatever the model's type
     if float((a - b).norm() / b.norm()) >= slope:  # rounding of the plain pass itself: no further from float64 than it
-        q, wide = policy(family, torch.float64), replace(batch, logp_old=batch.logp_old.double())
-        truth = gradients(q, q.score_plain(wide, 0.7), weight.double())
+        q = CausalLM(copy.deepcopy(p.module).double(), None, (2,))
+        truth = gradients(q, q.score_plain(batch, 0.7), weight.double())
         assert dtype == torch.float32
         assert float((a - truth).norm()) <= float((b - truth).norm()) < 1e-6 * float(truth.norm())
     assert torch.isfinite(a).all()
