@@ -54,7 +54,7 @@ def reward_model(right: np.ndarray, confidence: float, rng: np.random.Generator)
 class ScaledTable(TablePolicy):
     """A table policy whose one-hot state has length `STATE`."""
 
-    def score(self, batch, temperature, *, entropy=False, hidden=False):
+    def score(self, batch, temperature, *, entropy=False, hidden=False, logits=False):
         scores = super().score(batch, temperature, entropy=entropy, hidden=hidden)
         return scores if scores.hidden is None else scores._replace(hidden=STATE * scores.hidden)
 

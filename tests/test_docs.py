@@ -1,5 +1,6 @@
 """The example of CONTRIBUTING works as it stands; links of the documentation lead somewhere."""
 
+import json
 import re
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def test_the_example_method(tmp_path, monkeypatch):
     finally:
         catalogue.REGISTERED.clear()
         catalogue.REGISTERED.update(known)
+
+
+@pytest.mark.parametrize("claim", sorted(ROOT.glob("claims/*.py")), ids=lambda p: p.stem)
+def test_the_readme_has_the_verdict_of_every_claim(claim):
+    slug = claim.stem.replace("_", "-")
+    found = ROOT / "docs" / "evidence" / f"{slug}.json"
+    verdict = json.loads(found.read_text())["verdict"] if found.exists() else "not measured yet"
+    assert f"| `{slug}` | {verdict} |" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda p: p.name)
