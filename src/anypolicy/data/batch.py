@@ -202,13 +202,14 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
     response, version = np.zeros((rows, tokens), np.int64), np.zeros((rows, tokens), np.int64)
     valid, mask = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.bool_)
     target, logp = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.float64)
-    recorded = bool(segments) and all(s.entropy is not None for s in segments)
+    own = [s for s, t in zip(segments, owner, strict=True) if not is_target[t]]
+    recorded = bool(own) and all(s.entropy is not None for s in own)
     entropy = np.zeros((rows, tokens), np.float64)
     for i, s in enumerate(segments):
         n = len(s.response)
         response[i, :n], version[i, :n], valid[i, :n], logp[i, :n] = s.response, s.version, True, s.logp
         mask[i, :n] = s.mask & (not np.isnan(reward[owner[i]]))
-        if recorded:
+        if recorded and s.entropy is not None:
             entropy[i, :n] = s.entropy
         target[i, :n] = s.mask & is_target[owner[i]]
     return Batch(
