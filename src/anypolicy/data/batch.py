@@ -106,7 +106,7 @@ class Batch:
         """Without the response tokens after each row's last trained one; those before it stay as context, but only the
         trained ones are read. For losses that read no others."""
         needed = self.trained.flip(1).cumsum(1).flip(1) > 0
-        return replace(self, valid=self.valid & needed, read=self.trained)
+        return replace(self, valid=self.valid & needed, read=self.trained).select(torch.arange(self.rows))
 
     def select(self, rows: Tensor) -> Batch:
         """The given rows (indices or mask) with only the contexts they use; trajectory fields and totals stay."""

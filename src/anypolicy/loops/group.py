@@ -103,37 +103,20 @@ class GroupLoop:
         self.carried, self.replayed = marked(groups, choice.surplus), marked(groups, choice.replay)
         metrics = describe(seen, self.order.metrics()) | dict(choice.metrics)
         metrics["groups/kept"], metrics["groups/carried"] = float(choice.groups.sum()), float(len(self.carried))
-        batch = self.narrowed(batch, choice)
+        batch = narrowed(batch, choice)
         if choice.trajectories is not None:
             metrics["rows/kept"] = float(batch.rows)
-        return self.credited(batch) if late and batch.rows else batch, metrics
+        if late and batch.rows:
+            batch = replace(self.credited(replace(batch, mask=batch.chosen)), mask=batch.mask)
+        if choice.mask is not None and not getattr(self.recipe.loss, "whole_responses", False):
+            batch = batch.trimmed()
+        return batch, metrics
 
     def batched(self, groups: list[Group]) -> Batch:
         """All groups of the step so far, with what the loop itself knows."""
         batch = from_groups(groups, self.float_dtype, self.world.sampling.max_tokens)
         seed = number(self.world.seed, "stages", self.steps)
         return replace(batch, progress=self.progress, running=self.running, seed=seed)
-
-    def narrowed(self, batch: Batch, choice: Choice) -> Batch:
-        """The batch that the selection keeps. Rows that it has emptied are gone, and so are, for losses that do not
-        read them, response tokens after the last one kept; rows that had nothing to train stay in the denominators."""
-        group = batch.group_id[batch.trajectory]
-        kept = choice.groups[group]
-        if choice.weight is not None:
-            batch = replace(batch, weight=batch.weight * choice.weight)
-        if choice.mask is not None:
-            before = batch.trained.any(1)
-            batch = replace(batch, mask=batch.mask & choice.mask)
-            kept &= batch.trained.any(1) | ~before
-            if not getattr(self.recipe.loss, "whole_responses", False):
-                batch = batch.trimmed()
-        if batch.target is not None:
-            later = False if choice.surplus is None else choice.surplus[group]
-            kept = kept | (batch.target.any(1) & ~torch.as_tensor(later))
-        batch = batch.select(kept)
-        if choice.trajectories is None:
-            return batch
-        return batch.draw(torch.cat([choice.trajectories, (~batch.sampled).nonzero().squeeze(1)]))
 
     def sample(self, round: int) -> list[Group]:
         """Draw prompts, let the policy answer, score the answers."""
@@ -309,3 +292,23 @@ class GroupLoop:
 def marked(groups: list[Group], mark: Tensor | None) -> list[Group]:
     """The groups with a True mark."""
     return [] if mark is None else [g for g, m in zip(groups, mark, strict=True) if m]
+
+
+def narrowed(batch: Batch, choice: Choice) -> Batch:
+    """What a selection keeps: targets too, whatever it drops, but no rows that it has emptied. Rows that had nothing to
+    train before stay in the denominators."""
+    group = batch.group_id[batch.trajectory]
+    kept = choice.groups[group]
+    if choice.weight is not None:
+        batch = replace(batch, weight=batch.weight * choice.weight)
+    if choice.mask is not None:
+        before = batch.trained.any(1)
+        batch = replace(batch, mask=batch.mask & choice.mask)
+        kept &= batch.trained.any(1) | ~before
+    if batch.target is not None:
+        later = False if choice.surplus is None else choice.surplus[group]
+        kept = kept | (batch.target.any(1) & ~torch.as_tensor(later))
+    batch = batch.select(kept)
+    if choice.trajectories is None:
+        return batch
+    return batch.draw(torch.cat([choice.trajectories, (~batch.sampled).nonzero().squeeze(1)]))

@@ -91,7 +91,8 @@ class Advantage(Protocol):
     def __call__(self, batch: Batch) -> Tensor | Credit:
         """One value per trajectory, or a (rows, tokens) `Credit`. May read `needs_reference`, `needs_value`,
         `needs_entropy` fields of itself as class attributes: the loop then fills logp_ref, value, entropy. With an
-        attribute `on_kept` it is computed on what the selection kept, so that its statistics are those of kept rows."""
+        attribute `on_kept` it is computed on what the selection kept, so that its statistics are those of kept rows
+        (whole ones, also where only some of their tokens are kept)."""
         ...
 
 
