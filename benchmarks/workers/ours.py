@@ -20,11 +20,12 @@ from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import World
 from anypolicy.policies.load import load_policy
 from anypolicy.tasks.base import Score
+from anypolicy.training import Settings
 from anypolicy.version import __version__
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
-policy = load_policy(given["model"])
+policy = load_policy(given["model"], dtype="float32")
 policy.stop_ids = ()
 work = json.loads(Path(given["work"]).read_text())
 
@@ -36,13 +37,13 @@ class Task:
     train = [Prompt(str(i), tokens=tuple(ids)) for i, ids in enumerate(work["prompts"])]
 
     def score(self, prompt, response, text):
-        return Score((int(response.sum()) % 7) / 6, False)
+        return Score(0.5 if int(prompt.id) < given.get("silent", 0) else (int(response.sum()) % 7) / 6, False)
 
 
 recipe = compose("grpo", {"grpo": {"kl_coef": 0.0, "eps": 1e-4, "group_size": given["group"]}}).recipe
 recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=given["lr"]))
 world = World(policy, NativeEngine(policy), Task(), Sampling(given["completion"]), 0)
-loop = GroupLoop(recipe, world, prompts=len(Task.train), micro_tokens=1 << 20, reference=None)
+loop = GroupLoop(recipe, world, prompts=len(Task.train), micro_tokens=Settings("").micro_tokens, reference=None)
 
 groups = []
 for i, prompt in enumerate(work["prompts"]):

@@ -23,8 +23,11 @@ assert [tokenizer(p)["input_ids"] for p in prompts] == work["prompts"]
 rows = len(prompts) * given["group"]
 
 
-def reward(completion_ids, **_):
-    return [(int(sum(ids)) % 7) / 6 for ids in completion_ids]
+silent = set(prompts[: given.get("silent", 0)])
+
+
+def reward(prompts, completion_ids, **_):
+    return [0.5 if p in silent else (int(sum(ids)) % 7) / 6 for p, ids in zip(prompts, completion_ids, strict=True)]
 
 
 config = GRPOConfig(

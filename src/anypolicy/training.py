@@ -27,6 +27,7 @@ from anypolicy.policies.load import load_policy
 from anypolicy.progress import Progress
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences, recipe_digest
+from anypolicy.runs.processor import choose_products
 from anypolicy.runs.trackers import check_trackers, make_trackers
 from anypolicy.tasks.base import MakesPolicy, Task
 from anypolicy.tasks.load import load_task
@@ -205,6 +206,7 @@ def world_of(p: Plan) -> World:
     s = p.settings
     assert s.max_tokens is not None and s.dtype is not None and s.threads is not None
     torch.set_num_threads(s.threads)
+    choose_products()
     if s.policy:
         policy: Policy = load_policy(s.policy, dtype=s.dtype, lora_rank=s.lora_rank, seed=s.seed)
     else:

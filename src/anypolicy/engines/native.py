@@ -136,7 +136,7 @@ def pick(
     z: Float[Tensor, "rows vocabulary"], generator: torch.Generator
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
     """A token a row with probability softmax(z), and its log-probability: the first place at which the running sum of
-    exp z reaches a uniform share of the whole, found among sums of about √vocabulary tokens, then inside one of them."""
+    exp z reaches a uniform share of the whole, found among sums of about √vocabulary tokens, then inside one."""
     rows, vocabulary = z.shape
     wide = z if z.dtype in (torch.float32, torch.float64) else z.float()
     p = torch.sub(wide, wide.amax(-1, keepdim=True), out=None if wide is z else wide).exp_()

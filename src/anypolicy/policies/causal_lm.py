@@ -22,7 +22,7 @@ from anypolicy.parts.token_logp import logits, token_logp
 from anypolicy.policies.base import Scores
 from anypolicy.policies.decoder import Decoder, DecoderState, Unsupported
 from anypolicy.policies.logits import Logits
-from anypolicy.policies.packed import NAME, pack
+from anypolicy.policies.packed import NAME, Packing, pack
 
 
 @dataclass
@@ -35,6 +35,18 @@ class CacheState:
 
     def select(self, rows: Tensor) -> CacheState:
         return CacheState(gather_cache(self.cache, rows), self.valid[rows], self.position[rows])
+
+
+@dataclass
+class RereadState:
+    """The tokens of every row, left-padded: for models without a cache of keys and values, which read all of it again
+    for each new token."""
+
+    tokens: Tensor
+    valid: Tensor
+
+    def select(self, rows: Tensor) -> RereadState:
+        return RereadState(self.tokens[rows], self.valid[rows])
 
 
 def gather_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
@@ -54,11 +66,14 @@ class CausalLM:
     ):
         self.module: nn.Module = model.eval()
         self.decoder: Decoder | None = None
+        self.caches = True
         self.tokenizer = tokenizer
-        config = model.config.get_text_config()
+        config: Any = model.config.get_text_config()
+        self.config = config
+        self.heads = int(getattr(config, "num_attention_heads", 1))
         self.family = str(config.model_type)
         self.hidden_size = int(config.hidden_size)
-        self.context_length = int(config.max_position_embeddings)
+        self.context_length = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
         self.stop_ids = stop_tokens(model, tokenizer) if stop_ids is None else stop_ids
         self.check_head()
         self.configs = list(
@@ -73,21 +88,29 @@ class CausalLM:
             print(f"note: {self.family}: {why}; each row reads its own prompt (slower updates)", file=sys.stderr)
         self.packs = not why
         try:
-            self.decoder = self.verified_decoder()
+            self.decoder = self.verified_decoder() if self.caches else None
         except Unsupported as reason:
             print(f"note: {self.family}: {reason}; the model's own cache is used (slower generation)", file=sys.stderr)
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Refuse a family whose logits are not head(last state) or whose cache is not keys and values."""
-        tokens = torch.tensor([[0, 1]])
+        """Refuse a family whose logits are not head(last state), padding left out; a cache that is not keys and values
+        is not used."""
+        contexts = [np.zeros(1, np.int64), np.arange(3) % self.vocabulary]
+        new = torch.tensor([1, 0])
         try:
-            state, first = self.read([np.zeros(1, np.int64)])
-            gather_cache(state.cache, torch.tensor([0]))
-            ours = torch.cat([first, self.step(state, tokens[0, 1:])])
-        except (IndexError, AttributeError, TypeError) as error:
-            raise InputError("policy", self.family, f"its cache is not keys and values ({error})") from error
-        own = self.model(input_ids=tokens).logits[0].to(ours.dtype)
+            state, first = self.read(contexts)
+            ours = torch.cat([first, self.step(state.select(torch.tensor([0, 1])), new)])
+        except (IndexError, AttributeError, TypeError, ValueError) as error:
+            print(
+                f"note: {self.family}: its cache is not keys and values ({error}); it reads all tokens again for each "
+                "new one (much slower generation)", file=sys.stderr,
+            )  # fmt: skip
+            self.caches = False
+            state, first = self.read(contexts)
+            ours = torch.cat([first, self.step(state, new)])
+        whole = [torch.tensor([[*c.tolist(), int(t)]]) for c, t in zip(contexts, new, strict=True)]
+        own = torch.cat([self.model(input_ids=x).logits[0, [i]] for i in (-2, -1) for x in whole]).to(ours.dtype)
         loose = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
         if not torch.allclose(ours, own, atol=loose * float(own.abs().max()), rtol=0):
             raise InputError("policy", self.family, "its logits are scaled in a way this adapter does not know")
@@ -105,9 +128,14 @@ class CausalLM:
         segments[1].context = segments[0].context
         batch = from_groups([Group("", Prompt(""), [Trajectory("", [s])]) for s in segments])
         try:
-            packed, plain = self.hidden_packed(batch), self.hidden_plain(batch)
+            packing = pack(batch, self.heads)
+            packed, plain = self.hidden_packed(batch, packing), self.hidden_plain(batch)
         except (InputError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             return f"the packed pass does not run on it ({str(error).splitlines()[0]})"
+        windows = {w for b in packing.blocks for w in b.masks} - {None}
+        kinds = getattr(self.config, "layer_types", None) or ["sliding_attention"]
+        if getattr(self.config, "sliding_window", None) and "sliding_attention" in kinds and not windows:
+            return "its attention does not say how far back it sees"
         gap = float((packed - plain)[batch.valid].abs().max() / plain[batch.valid].abs().max())
         loose = 1e-5 if self.dtype in (torch.float32, torch.float64) else 0.1
         return "" if gap < loose else f"the packed pass differs by {gap:.0e}"
@@ -120,6 +148,7 @@ class CausalLM:
         size = self.vocabulary
         contexts = [rng.integers(0, size, n) for n in (min(self.context_length - 4, 70), 3)]
         own, _ = self.read(contexts)
+        assert isinstance(own, CacheState)
         decoder.refresh()
         fast = decoder.state(own.cache, own.valid)
         for rows in ([0, 1, 1], [0, 2], [1]):
@@ -209,9 +238,9 @@ class CausalLM:
         """The same from one ordinary forward pass over context + response of every row: the oracle of `score`."""
         return self.scores_of(self.hidden_plain(batch), batch, temperature, entropy=entropy, hidden=hidden)
 
-    def hidden_packed(self, batch: Batch) -> Float[Tensor, "rows tokens width"]:
+    def hidden_packed(self, batch: Batch, packing: Packing | None = None) -> Float[Tensor, "rows tokens width"]:
         """States before each response token; every context once, no padding."""
-        packing = pack(batch, int(self.model.config.get_text_config().num_attention_heads))
+        packing = packing or pack(batch, self.heads)
         before = [c._attn_implementation for c in self.configs]
         try:
             for c in self.configs:
@@ -265,7 +294,7 @@ class CausalLM:
     @property
     def cap(self) -> float | None:
         """The family's soft cap on logits, if it has one."""
-        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return getattr(self.config, "final_logit_softcapping", None)
 
     def head(self, states: Tensor) -> Float[Tensor, "n vocabulary"]:
         """Logits in at least float32."""
@@ -273,15 +302,15 @@ class CausalLM:
 
     # --- generation --------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def prefill(self, contexts: list[Tokens]) -> tuple[CacheState | DecoderState, Tensor]:
+    def prefill(self, contexts: list[Tokens]) -> tuple[CacheState | DecoderState | RereadState, Tensor]:
         state, logits = self.read(contexts)
-        if self.decoder is None:
+        if self.decoder is None or isinstance(state, RereadState):
             return state, logits
         self.decoder.refresh()
         return self.decoder.state(state.cache, state.valid), logits
 
-    def read(self, contexts: list[Tokens]) -> tuple[CacheState, Tensor]:
-        """The model's own cache after the contexts, and the logits of what follows."""
+    def read(self, contexts: list[Tokens]) -> tuple[CacheState | RereadState, Tensor]:
+        """The model's own cache after the contexts (their tokens, if it has none), and the logits of what follows."""
         wide = max(len(c) for c in contexts)
         if wide > self.context_length:
             raise InputError("prompt", f"{wide} tokens", f"the policy holds {self.context_length}")
@@ -291,16 +320,23 @@ class CausalLM:
             tokens[i, wide - len(c) :], valid[i, wide - len(c) :] = c, True
         mask = torch.from_numpy(valid)
         position = (mask.cumsum(1) - 1).clamp(min=0)
+        if not self.caches:
+            states = self.trunk(torch.from_numpy(tokens), mask, position, None)[:, -1]
+            return RereadState(torch.from_numpy(tokens), mask), self.head(states)
         cache = DynamicCache()
         states = self.trunk(torch.from_numpy(tokens), mask, position, cache)[:, -1]
         return CacheState(cache, mask, mask.sum(1)), self.head(states)
 
     @torch.no_grad()
-    def step(self, state: CacheState | DecoderState, tokens: Tensor) -> Tensor:
+    def step(self, state: CacheState | DecoderState | RereadState, tokens: Tensor) -> Tensor:
         if isinstance(state, DecoderState):
             assert self.decoder is not None
             return self.decoder.step(state, tokens)
         state.valid = torch.cat([state.valid, torch.ones(len(tokens), 1, dtype=torch.bool)], 1)
+        if isinstance(state, RereadState):
+            state.tokens = torch.cat([state.tokens, tokens[:, None]], 1)
+            position = (state.valid.cumsum(1) - 1).clamp(min=0)
+            return self.head(self.trunk(state.tokens, state.valid, position, None)[:, -1])
         states = self.trunk(tokens[:, None], state.valid, state.position[:, None], state.cache)
         state.position = state.position + 1
         return self.head(states[:, -1])

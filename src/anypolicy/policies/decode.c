@@ -8,6 +8,7 @@
 
 #define BLOCK 64
 #define LANES 16
+#define LEAST -1e30f
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define JOIN(a, b) a##_##b
 #define NAMED(a, b) JOIN(a, b)
@@ -40,6 +41,8 @@ static inline const float *as_float_bf16(const uint16_t *x, float *space, long n
 #define TYPE uint16_t
 #define NAME bf16
 #include "decode.c"
+#undef TYPE
+#undef NAME
 
 #else
 #define WIDE NAMED(wide, NAME)
@@ -88,58 +91,58 @@ static void NAMED(prepare, NAME)(const TYPE *x, const TYPE *norm, float eps, con
 }
 
 /* Adds n keys and values to a running softmax: greatest score, sum of exponentials and weighted sum per query head.
-   Keys stand in blocks of BLOCK, each (d, BLOCK), values as (n, d), so that both products run along the vectors. */
-static inline __attribute__((always_inline)) void NAMED(absorb_by, NAME)(const TYPE *keys, const TYPE *values, long n,
-                                                                         long heads, const long d, const long CHUNK, const float *q,
-                                                                         float *top, float *sum, float *acc) {
+   Keys stand in blocks of BLOCK, each (d, BLOCK), values as (n, d), so that both products run along the vectors. `d`
+   and `part` (lanes of a head that stay in registers) are known to the compiler where it matters. */
+static inline __attribute__((always_inline)) void NAMED(absorb_by, NAME)(
+    const TYPE *keys, const TYPE *values, long n, long heads, const long d, const long part, const float *q,
+    float *top, float *sum, float *acc) {
     float space[BLOCK * d], weight[heads * BLOCK];
     for (long begin = 0; begin < n; begin += BLOCK) {
         long m = n - begin < BLOCK ? n - begin : BLOCK;
         const float *block = NAMED(as_float, NAME)(keys + begin * d, space, BLOCK * d);
         for (long h = 0; h < heads; h++) {
             float *s = weight + h * BLOCK, high = top[h], total = 0;
-            vector part[BLOCK / LANES] = {0};
+            vector score[BLOCK / LANES] = {0};
             for (long i = 0; i < d; i++)
                 for (long j = 0; j < BLOCK / LANES; j++)
-                    part[j] += q[h * d + i] * ((const vector *)(block + i * BLOCK))[j];
-            for (long j = 0; j < BLOCK / LANES; j++) ((vector *)s)[j] = part[j];
-            for (long j = 0; j < m; j++) high = s[j] > high ? s[j] : high;
-            for (long j = 0; j < m; j++) s[j] = expf(s[j] - high);
-            for (long j = 0; j < m; j++) total += s[j];
+                    score[j] += q[h * d + i] * ((const vector *)(block + i * BLOCK))[j];
+            for (long j = 0; j < BLOCK / LANES; j++) ((vector *)s)[j] = score[j];
+            for (long j = m; j < BLOCK; j++) s[j] = LEAST;
+            for (long j = 0; j < BLOCK; j++) high = s[j] > high ? s[j] : high;
+            for (long j = 0; j < BLOCK; j++) s[j] = expf(s[j] - high);
+            for (long j = 0; j < BLOCK; j++) total += s[j];
             float shrink = expf(top[h] - high);
             sum[h] = sum[h] * shrink + total;
             for (long i = 0; i < d; i++) acc[h * d + i] *= shrink;
             top[h] = high;
         }
         block = NAMED(as_float, NAME)(values + begin * d, space, m * d);
-        for (long h = 0; h < heads; h++) {
-            for (long c = 0; c < d; c += CHUNK) {
-                vector part[CHUNK / LANES];
-                for (long i = 0; i < CHUNK / LANES; i++) part[i] = ((const vector *)(acc + h * d + c))[i];
+        for (long h = 0; h < heads; h++)
+            for (long c = 0; c < d; c += part) {
+                vector mixed[part / LANES], *to = (vector *)(acc + h * d + c);
+                for (long i = 0; i < part / LANES; i++) mixed[i] = to[i];
                 for (long j = 0; j < m; j++)
-                    for (long i = 0; i < CHUNK / LANES; i++)
-                        part[i] += weight[h * BLOCK + j] * ((const vector *)(block + j * d + c))[i];
-                for (long i = 0; i < CHUNK / LANES; i++) ((vector *)(acc + h * d + c))[i] = part[i];
+                    for (long i = 0; i < part / LANES; i++)
+                        mixed[i] += weight[h * BLOCK + j] * ((const vector *)(block + j * d + c))[i];
+                for (long i = 0; i < part / LANES; i++) to[i] = mixed[i];
             }
-        }
     }
 }
 
-/* The same with the usual head widths known to the compiler, which then keeps a whole head in registers. */
 static void NAMED(absorb, NAME)(const TYPE *keys, const TYPE *values, long n, long heads, long d, const float *q,
                                 float *top, float *sum, float *acc) {
     switch (d) {
     case 32: NAMED(absorb_by, NAME)(keys, values, n, heads, 32, 32, q, top, sum, acc); break;
     case 64: NAMED(absorb_by, NAME)(keys, values, n, heads, 64, 64, q, top, sum, acc); break;
     case 128: NAMED(absorb_by, NAME)(keys, values, n, heads, 128, 128, q, top, sum, acc); break;
-    default: NAMED(absorb_by, NAME)(keys, values, n, heads, d, 16, q, top, sum, acc);
+    default: NAMED(absorb_by, NAME)(keys, values, n, heads, d, LANES, q, top, sum, acc);
     }
 }
 
 /* Writes each row's new key and value at place t of its own cache, then attends to its prompt and to its own tokens.
    qkv (rows, (heads + 2 key_heads) d); cosine, sine (rows, d) or null; own values (rows, key_heads, capacity, d) and
    keys (rows, key_heads, capacity / BLOCK, d, BLOCK); the prompts' the same, with `wide` places of which length[p] are
-   tokens; owner[r] is the prompt of row r. */
+   tokens; owner[r] is the prompt of row r; d is a multiple of LANES. */
 void NAMED(attend, NAME)(const TYPE *qkv, const TYPE *q_norm, const TYPE *k_norm, float eps, const float *cosine,
                          const float *sine, TYPE *keys, TYPE *values, long capacity, long t, const TYPE *prompt_keys,
                          const TYPE *prompt_values, long wide, const int64_t *length, const int64_t *owner, TYPE *out,
@@ -159,7 +162,7 @@ void NAMED(attend, NAME)(const TYPE *qkv, const TYPE *q_norm, const TYPE *k_norm
             for (long h = 0; h < each; h++) {
                 NAMED(prepare, NAME)(x + (g * each + h) * d, q_norm, eps, c, s, d, q + h * d);
                 for (long i = 0; i < d; i++) q[h * d + i] *= scale, acc[h * d + i] = 0;
-                top[h] = -1e30f, sum[h] = 0;
+                top[h] = LEAST, sum[h] = 0;
             }
             long p = owner[r], start = (p * key_heads + g) * wide * d;
             NAMED(absorb, NAME)(prompt_keys + start, prompt_values + start, length[p], each, d, q, top, sum, acc);

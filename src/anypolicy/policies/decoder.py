@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from anypolicy.policies.kernels import BLOCK, NAMES, kernel
+from anypolicy.policies.kernels import BLOCK, LANES, NAMES, kernel
 
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles do not depend on the sequence's length."""
@@ -201,6 +201,8 @@ class Decoder:
         self.heads = int(config.num_attention_heads)
         self.key_heads = int(getattr(config, "num_key_value_heads", None) or self.heads)
         self.width = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
+        if self.width % LANES:
+            raise Unsupported(f"its heads are {self.width} wide, no multiple of {LANES}")
         self.layers = [layer_of(block) for block in (base.h if self.rotary is None else base.layers)]
         attention = base.h[0].attn if self.rotary is None else base.layers[0].self_attn
         self.scale = float(attention.scaling)

@@ -22,6 +22,8 @@ SOURCE = Path(__file__).with_name("decode.c")
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-shared")
 BLOCK = 64
 """Keys in one block of a cache: the same number as in decode.c."""
+LANES = 16
+"""Head widths are multiples of it."""
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 P, N, F = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 ARGUMENTS = {

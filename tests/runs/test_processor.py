@@ -1,0 +1,28 @@
+"""The choice of the matrix library."""
+
+import pytest
+import torch
+
+from anypolicy.runs import processor
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "want"),
+    [((2.0, 1.0), (1e-5, 2e-5), True), ((2.0, 1.0), (1e-5, 1e-2), False), ((1.1, 1.0), (1e-5, 1e-5), False)],
+    ids=["faster and exact", "rounds to bfloat16", "hardly faster"],
+)
+def test_only_much_faster_and_as_exact(seconds, error, want):
+    names = ("highest", "medium")
+    assert processor.better(dict(zip(names, seconds)), dict(zip(names, error))) is want
+
+
+def test_products_stay_exact_whatever_is_chosen():
+    before = torch.get_float32_matmul_precision()
+    processor.choose_products.cache_clear()
+    try:
+        processor.choose_products()
+        a = torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
+        assert float((a @ a - a.double() @ a.double()).abs().max()) < 5e-4
+    finally:
+        torch.set_float32_matmul_precision(before)
+        processor.choose_products.cache_clear()
