@@ -29,7 +29,7 @@ from anypolicy.policies.reward_model import RewardModel, Scale
 from anypolicy.progress import Progress
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences, recipe_digest
-from anypolicy.runs.processor import choose_products
+from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.trackers import check_trackers, make_trackers
 from anypolicy.tasks.base import MakesPolicy, Task
 from anypolicy.tasks.load import load_task
@@ -87,6 +87,8 @@ class Settings:
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
     """processor threads of torch; default all cores"""
+    products: Products | None = None
+    """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
     reward: str | None = None
     """your own reward: FILE.py:FUNCTION(prompt, responses) -> one number each"""
     reward_model: str | None = None
@@ -154,6 +156,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
         eval_every=max(s.steps // 5, 1) if s.eval_every is None else s.eval_every,
         checkpoint_every=max(s.steps // 10, 1) if s.checkpoint_every is None else s.checkpoint_every,
         threads=s.threads or torch.get_num_threads(),
+        products=s.products or choose_products(),
     )
     positive(s)
     check_trackers(s.trackers)
@@ -213,9 +216,9 @@ def load_reward(spec: str) -> RewardFunction:
 def world_of(p: Plan) -> World:
     """Policy, engine and task of a plan."""
     s = p.settings
-    assert s.max_tokens is not None and s.dtype is not None and s.threads is not None
+    assert s.max_tokens is not None and s.dtype is not None and s.threads is not None and s.products is not None
     torch.set_num_threads(s.threads)
-    choose_products()
+    use_products(s.products)
     if s.policy:
         policy: Policy = load_policy(s.policy, dtype=s.dtype, lora_rank=s.lora_rank, seed=s.seed)
     else:

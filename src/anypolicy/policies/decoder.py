@@ -6,6 +6,7 @@ the model's own forward pass with its own cache: `CausalLM` compares the two bef
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from subprocess import SubprocessError
 from typing import Any
@@ -195,7 +196,7 @@ class Decoder:
         except (OSError, SubprocessError) as error:
             said = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
             raise Unsupported(f"decode.c cannot be compiled ({said})") from error
-        self.base, self.rotary = base, getattr(base, "rotary_emb", None)
+        self.model, self.base, self.rotary = model, base, getattr(base, "rotary_emb", None)
         if self.rotary is not None and (self.rotary.rope_type not in FIXED_ROTARY or config.hidden_act != "silu"):
             raise Unsupported("its rotary embedding or activation is not known")
         self.heads = int(config.num_attention_heads)
@@ -210,6 +211,10 @@ class Decoder:
         self.final = Norm(base.ln_f if self.rotary is None else base.norm)
         self.head = Projection(model.get_output_embeddings())
         self.cosine = self.sine = torch.zeros(0, self.width)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
+        """A decoder of the copied model: compiled functions cannot be copied, weights are read anew in any case."""
+        return Decoder(copy.deepcopy(self.model, memo))
 
     def refresh(self) -> None:
         """Read the weights again: they may have changed since the last generation."""

@@ -19,9 +19,9 @@ import torch
 from anypolicy.policies.smollm2 import cache_folder
 
 SOURCE = Path(__file__).with_name("decode.c")
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-c")
-LINK = ("-fopenmp", "-shared", "-lm")
-"""Linking apart from compiling: a library linked with -ffast-math makes the whole process round subnormals to 0."""
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
+LINK = ("-shared", "-fopenmp")
+"""Linked without -ffast-math: with it the library would switch off denormal numbers for the whole process."""
 BLOCK = 64
 """Keys in one block of a cache: the same number as in decode.c."""
 LANES = 16
@@ -58,9 +58,12 @@ def compiled() -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            part, made = Path(folder) / "decode.o", Path(folder) / "decode.so"
-            for words in ((*FLAGS, str(SOURCE), "-o", str(part)), (str(part), *LINK, "-o", str(made))):
-                subprocess.run([compiler, *words], capture_output=True, text=True, check=True, timeout=120)
+            code, made = Path(folder) / "decode.o", Path(folder) / "decode.so"
+            for command in (
+                [compiler, *FLAGS, "-c", str(SOURCE), "-o", str(code)],
+                [compiler, *LINK, str(code), "-lm", "-o", str(made)],
+            ):
+                subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
             made.replace(target)
     return target
 
