@@ -19,7 +19,7 @@ def test_the_example_method(tmp_path, monkeypatch):
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     path = tmp_path / "median.py"
     path.write_text(code)
-    known = dict(catalogue.REGISTERED)
+    known = catalogue.methods(None)
     try:
         monkeypatch.chdir(tmp_path)
         command = ["train", "sapo+median-baseline", "--task", "tabular-lock", "--steps", "2", "--quiet", "--trackers"]
