@@ -58,7 +58,7 @@ def write(path: str, text: str) -> None:
 
 
 table = ["# Methods", "", "| method | paper | year | changes | idea | evidence |", "|---|---|---|---|---|---|"]
-for slug, m in catalogue.methods().items():
+for slug, m in catalogue.methods(None).items():
     path = EVIDENCE / f"{slug}.json"
     verdict = json.loads(path.read_text())["verdict"] if path.exists() else "—"
     changes = ", ".join(m.card.changes) or "—"
@@ -75,7 +75,7 @@ names = [
     "|---|---|",
 ]
 names += [f"| `{name}` | {meaning} |" for name, meaning in NAMES.items()]
-for slug, m in catalogue.methods().items():
+for slug, m in catalogue.methods(None).items():
     names += [f"| `{name}` | {meaning} ({slug}) |" for name, meaning in m.card.metrics.items()]
 write("metrics.md", "\n".join(names) + "\n")
 write("add-a-method.md", (ROOT / "CONTRIBUTING.md").read_text())

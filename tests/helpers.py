@@ -64,7 +64,12 @@ class LastTokenLock(TabularLock):
         return Score(float(correct), correct)
 
     def success(self, policy) -> torch.Tensor:
-        return policy.module.logits.detach().softmax(-1)[:, -1].gather(1, self.target[:, -1:]).squeeze(1)
+        return (
+            policy.module.logits.detach()[: len(self.target)]
+            .softmax(-1)[:, -1]
+            .gather(1, self.target[:, -1:])
+            .squeeze(1)
+        )
 
 
 ON_A_LOCK = {"marks": Marks(0, 1, None), "direct_limit": 1.0}
@@ -79,7 +84,7 @@ def on_a_lock(stage: Any) -> Any:
 def lock_loop(recipe: GroupRecipe, *, seed: int = 0, prompts: int = 8, micro_tokens: int = 1 << 20, **settings):
     """A loop on a small tabular lock; AdamW 0.1 unless the recipe is changed by the caller."""
     kind = LastTokenLock if hasattr(recipe.reward, "marks") else TabularLock
-    task = kind(seed, **({"prompts": 16, "length": 3} | settings))
+    task = kind(seed, **({"prompts": 16, "length": 3, "references": True, "hints": True} | settings))
     policy = task.make_policy(seed)
     world = World(policy, NativeEngine(policy), task, Sampling(task.max_tokens), seed)
     recipe = replace(
@@ -88,4 +93,6 @@ def lock_loop(recipe: GroupRecipe, *, seed: int = 0, prompts: int = 8, micro_tok
         reward=on_a_lock(recipe.reward),
         optimiser=replace(recipe.optimiser, lr=0.1),
     )
-    return GroupLoop(recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=copy.deepcopy(policy))
+    return GroupLoop(
+        recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=copy.deepcopy(policy), total_steps=40
+    )  # fmt: skip

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from anypolicy.catalogue import Card as Card
     from anypolicy.catalogue import method as method
     from anypolicy.catalogue import methods as methods
+    from anypolicy.filtration import filtration_table as filtration_table
+    from anypolicy.reward_models import train_reward_model as train_reward_model
     from anypolicy.studies import compare as compare
     from anypolicy.studies import evaluate as evaluate
     from anypolicy.studies import explain as explain
@@ -40,6 +42,8 @@ _HOME = {
     "reproduce": "studies",
     "explain": "studies",
     "show": "studies",
+    "filtration_table": "filtration",
+    "train_reward_model": "reward_models",
 }
 
 __all__ = ["InputError", "__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from anypolicy.errors import InputError
+
+Trains = Literal["policy", "reward-model"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,13 @@ class Card:
 
 @dataclass(frozen=True)
 class Method:
-    """A catalogued method: `build(**knobs)` gives its recipe, with the paper's defaults."""
+    """A catalogued method: `build(**knobs)` gives its recipe, with the paper's defaults. `trains` says what learns: a
+    policy by the stages of a group recipe, or a reward model from pairs."""
 
     slug: str
     card: Card
     build: Callable[..., Any]
+    trains: Trains = "policy"
 
     @property
     def knobs(self) -> dict[str, inspect.Parameter]:
@@ -64,7 +68,9 @@ class Method:
 REGISTERED: dict[str, Method] = {}
 
 
-def method(card: Card, slug: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def method(
+    card: Card, slug: str | None = None, *, trains: Trains = "policy"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Enter a method. Its slug is the function's name with dashes; its parameters are its settings."""
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,7 +78,7 @@ def method(card: Card, slug: str | None = None) -> Callable[[Callable[..., Any]]
         known = REGISTERED.get(name)
         if known is not None and known.build.__module__ != build.__module__:
             raise InputError("method", name, f"{known.build.__module__} has this name already: choose another")
-        REGISTERED[name] = Method(name, card, build)
+        REGISTERED[name] = Method(name, card, build, trains)
         return build
 
     return register
@@ -115,15 +121,19 @@ def load_file(path: str | Path) -> None:
         raise InputError("method-file", str(path), f"it cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def methods() -> dict[str, Method]:
-    """All methods by slug."""
+def methods(trains: Trains | None = "policy") -> dict[str, Method]:
+    """All methods by slug: those that train a policy, a reward model, or (None) both."""
     load_all()
-    return dict(sorted(REGISTERED.items()))
+    return {slug: m for slug, m in sorted(REGISTERED.items()) if trains in (None, m.trains)}
 
 
-def get(slug: str) -> Method:
+def get(slug: str, trains: Trains | None = "policy") -> Method:
     """One method; an unknown name is an error that says the nearest."""
-    known = methods()
+    known = methods(trains)
+    if slug not in known and slug in REGISTERED:
+        other = REGISTERED[slug].trains
+        command = {"policy": "train", "reward-model": "reward-model"}[other]
+        raise InputError("method", slug, f"it trains a {other.replace('-', ' ')}: use `anypolicy {command} {slug}`")
     if slug not in known:
         raise InputError("method", slug, f"use one of {', '.join(known)}", choices=known)
     return known[slug]

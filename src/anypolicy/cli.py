@@ -9,7 +9,7 @@ import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -23,6 +23,9 @@ EXAMPLES = """Any policy learns by any published method.
   anypolicy resume runs/ngrpo-tiny-add-0
   anypolicy compare grpo ngrpo --task tabular-lock --seeds 5
   anypolicy reproduce ngrpo
+  anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
+  anypolicy train pf-ppo --task my_prompts.jsonl --reward-model rm --reward-scale unit
+  anypolicy scores pf-ppo --task my_prompts.jsonl --reward-model rm | filtration scores.jsonl
   anypolicy methods | show ngrpo | explain ngrpo+vade --task tiny-add | eval DIR | open DIR
 """
 
@@ -32,7 +35,7 @@ class NoKnobs:
     """No method, no settings of methods."""
 
 
-def knobs_type(specs: list[str], files: list[str]) -> type:
+def knobs_type(specs: list[str], files: list[str], *, reward_model: bool = False) -> type:
     """A dataclass with one field a method: its function's parameters."""
     from anypolicy import catalogue
     from anypolicy.compose import parse
@@ -41,7 +44,7 @@ def knobs_type(specs: list[str], files: list[str]) -> type:
         catalogue.load_file(path)
     parts: dict[str, Any] = {}
     for spec in specs:
-        for m, _ in parse(spec):
+        for m in [catalogue.get(spec, "reward-model")] if reward_model else [m for m, _ in parse(spec)]:
             hints = typing.get_type_hints(m.build)
             inner = [(k, hints[k], dataclasses.field(default=p.default)) for k, p in m.knobs.items()]
             own = dataclasses.make_dataclass(m.slug.replace("-", "_"), inner, frozen=True)
@@ -114,9 +117,14 @@ def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False)
         steps: make the run this long in all
         quiet: no progress
     """
-    from anypolicy import training
+    from anypolicy import reward_models, training
 
-    finish(training.resume(run, steps=steps, quiet=quiet), quiet)
+    if not reward_models.is_reward_run(run):
+        finish(training.resume(run, steps=steps, quiet=quiet), quiet)
+    elif steps is not None:
+        raise InputError("steps", steps, "a reward model is trained for the epochs it was started with")
+    else:
+        print(reward_models.resume(run, quiet=quiet))
 
 
 def evaluate(run: Positional[Path], prompts: int | None = None, temperature: float = 0.0) -> None:
@@ -130,8 +138,11 @@ def evaluate(run: Positional[Path], prompts: int | None = None, temperature: flo
         prompts: how many held-out prompts
         temperature: 0 is greedy
     """
-    from anypolicy import studies
+    from anypolicy import reward_models, studies
 
+    if reward_models.is_reward_run(run):
+        print(json.dumps(reward_models.evaluate(run), indent=2))
+        return
     print(json.dumps(studies.evaluate(run, prompts=prompts, temperature=temperature), indent=2))
 
 
@@ -173,6 +184,71 @@ def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
         print(study)
 
     return compare
+
+
+def reward_model_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def reward_model(
+        method: Positional[str],
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        quiet: bool = False,
+    ) -> None:
+        """Train a reward model on preference pairs.
+
+        anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
+        """
+        from anypolicy import reward_models
+
+        given = next(iter(changed(knobs).values()), {})
+        run = reward_models.start(reward_models.plan(method, settings, given), quiet=quiet)
+        if not quiet:
+            print(run)
+
+    return reward_model
+
+
+def scores_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def scores(
+        method: Positional[str],
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+    ) -> None:
+        """Sample responses and write their reward beside the task's own score, for `filtration`.
+
+        anypolicy scores pf-ppo --task my_prompts.jsonl --reward-model rm --prompts 200 --out scores.jsonl
+        """
+        from anypolicy.filtration import collect_scores
+
+        out, scored = collect_scores(method, settings, changed(knobs))
+        print(f"{len(scored)} responses in {out}\nnext: anypolicy filtration {out}")
+
+    return scores
+
+
+def filtration(
+    scores: Positional[Path], bins: int = 10, by: Literal["sample", "bins"] = "sample", with_replacement: bool = False,
+    n_keep: int = 2, seed: int = 0,
+) -> None:  # fmt: skip
+    """Choose a filtration rule: R² between reward and true score on the responses that each rule keeps.
+
+      anypolicy filtration scores.jsonl
+      anypolicy filtration scores.jsonl --by bins --bins 20
+
+    Args:
+        scores: one response a line with prompt, reward and score
+        bins: groups of equal count with similar reward
+        by: pick by the R² per sample or by that of the groups' means
+        with_replacement: draw responses from the rules' weights
+        n_keep: how many to draw for a prompt
+        seed: of ties and random choices
+    """
+    from anypolicy import filtration as tool
+
+    print(
+        tool.filtration_table(
+            tool.read_scores(scores), bins=bins, by=by, with_replacement=with_replacement, n_keep=n_keep, seed=seed
+        )
+    )
 
 
 def reproduce(method: Positional[str], seeds: int | None = None, workers: int = 1, claims: Path | None = None) -> None:
@@ -296,13 +372,15 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     """The commands; those that train get the settings of the methods that the arguments name."""
     plain: dict[str, Callable[..., Any]] = {
         "resume": resume, "eval": evaluate, "reproduce": reproduce, "methods": methods, "show": show, "open": open_page,
+        "filtration": filtration,
     }  # fmt: skip
     Knobs: type = NoKnobs
     Settings: type = NoKnobs
-    if args and args[0] in ("train", "compare", "explain"):
+    if args and args[0] in ("train", "compare", "explain", "scores", "reward-model"):
+        from anypolicy.reward_models import RewardSettings
         from anypolicy.training import Settings as Real
 
-        Settings = Real
+        Settings = RewardSettings if args[0] == "reward-model" else Real
         specs: list[str] = []
         for word in args[1:]:
             if word.startswith("-"):
@@ -314,11 +392,13 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
             raise InputError(
                 "method", " ".join(args[1:3]), f"name the method first: anypolicy {args[0]} METHOD --task …"
             )
-        Knobs = knobs_type(specs, files)
+        Knobs = knobs_type(specs, files, reward_model=args[0] == "reward-model")
     return {
         "train": train_command(Knobs, Settings),
         "compare": compare_command(Knobs, Settings),
         "explain": explain_command(Knobs, Settings),
+        "scores": scores_command(Knobs, Settings),
+        "reward-model": reward_model_command(Knobs, Settings),
         **plain,
     }
 

@@ -40,7 +40,11 @@ class Progress:
 
     def stepped(self, row: dict[str, Any]) -> None:
         """One more step."""
-        news = f"reward {row.get('reward/mean', 0):.3f}  correct {row.get('accuracy', 0):.2f}{self.held}"
+        if "accuracy" in row:
+            news = f"reward {row['reward/mean']:.3f}  correct {row['accuracy']:.2f}{self.held}"
+        else:
+            losses = (f"{k} {v:.3f}" for k, v in row.items() if k.startswith("loss/"))
+            news = "  ".join(losses) + self.held
         self.bar.update(self.task, advance=1, news=news)
         if not self.console.is_terminal and (row["step"] + 1) % self.every == 0:
             self.console.print(f"{self.title}  step {row['step'] + 1}/{self.steps}  {news}", highlight=False)
@@ -50,6 +54,8 @@ class Progress:
         if "eval/accuracy" in row:
             text = f"{row['eval/accuracy']:.3f} [{row['eval/low']:.3f}, {row['eval/high']:.3f}]"
             self.held = f"  held-out {text}"
+        elif "eval/perplexity" in row:
+            self.held = f"  held-out perplexity {row['eval/perplexity']:.3f}"
         elif probes := {k: v for k, v in row.items() if k.startswith("probe/")}:
             name, value = next(iter(probes.items()))
             text = f"{value:.4f}"

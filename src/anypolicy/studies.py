@@ -24,17 +24,17 @@ from anypolicy.runs.directory import RunDirectory
 def listing() -> list[dict[str, Any]]:
     """The catalogue as plain values: one object a method."""
     out = []
-    for slug, m in catalogue.methods().items():
+    for slug, m in catalogue.methods(None).items():
         card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal")}
         conflicts = {f"{own} × {other}": why for (own, other), why in m.card.conflicts.items()}
         knobs = {k: p.default for k, p in m.knobs.items()}
-        out.append({"slug": slug, **card, "conflicts": conflicts, "settings": knobs})
+        out.append({"slug": slug, "trains": m.trains, **card, "conflicts": conflicts, "settings": knobs})
     return out
 
 
 def show(slug: str) -> str:
     """A method: its card, its settings and its whole file."""
-    m = catalogue.get(slug)
+    m = catalogue.get(slug, None)
     knobs = "\n".join(f"  --{slug}.{k.replace('_', '-')}  {p.default}" for k, p in m.knobs.items())
     return (
         f"{slug}: {m.card.title} ({m.card.paper}, {m.card.year})\n{m.card.idea}\n\n"
@@ -56,7 +56,9 @@ def explain(method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None =
     lines += [
         "",
         f"  a step: {s.prompts} prompts × {r.rollout.group_size} responses = {rows} rows of {s.max_tokens} tokens,"
-        f" {updates} optimiser step(s)",
+        f" {updates} optimiser step(s)"
+        if rows
+        else f"  a step: the reference responses of {s.prompts} prompts, nothing sampled, {updates} optimiser step(s)",
         f"  the run: {s.steps} steps, up to {rows * s.steps * (s.max_tokens or 0):,} tokens generated "
         f"(times up to {r.selection.max_rounds} where the selection refills)",
         f"  data: {len(p.task.train)} training prompts, {len(p.task.heldout)} held out",
@@ -89,6 +91,9 @@ def run_summary(run: training.Run, page: Path) -> str:
         lines.append(
             f"held-out accuracy  {held_out(first)}  →  {held_out(last)}   ({last['eval/n']:.0f} prompts, greedy)"
         )
+    if "eval/perplexity" in last:
+        change = f"{first['eval/perplexity']:.3f}  →  {last['eval/perplexity']:.3f}"
+        lines.append(f"held-out perplexity of the reference responses  {change}")
     for name in (k for k in last if k.startswith("probe/")):
         lines.append(f"{name.removeprefix('probe/'):<18} {first[name]:.4f}  →  {last[name]:.4f}")
     for prompt, before, after in pairs_of(run)[:3]:
@@ -130,15 +135,20 @@ def run_page(run: training.Run) -> Path:
             Figure("Before and after", interval_dots(list(ends), x="held-out accuracy, 95 % Wilson interval"))
         )
         curve = Curve("held out, greedy", steps, [[r["eval/accuracy"] for r in evaluations]])
-        sampled = Curve("training prompts, sampled", [r["step"] for r in rows], [[r["accuracy"] for r in rows]])
-        blocks.append(Figure("Accuracy", learning_curves([curve, sampled], y="accuracy")))
+        drawn = [r for r in rows if "accuracy" in r]
+        sampled = Curve("training prompts, sampled", [r["step"] for r in drawn], [[r["accuracy"] for r in drawn]])
+        blocks.append(Figure("Accuracy", learning_curves([curve, sampled] if drawn else [curve], y="accuracy")))
+    if "eval/perplexity" in evaluations[-1]:
+        curve = Curve("held out", steps, [[r["eval/perplexity"] for r in evaluations]])
+        blocks.append(Figure("Perplexity of the reference responses", learning_curves([curve], y="perplexity")))
     probes = [k for k in evaluations[-1] if k.startswith("probe/")]
     if probes:
         curves = [Curve(k.removeprefix("probe/"), steps, [[r[k] for r in evaluations]]) for k in probes]
         blocks.append(Figure("Measured on the policy itself", learning_curves(curves, y="probability")))
-    if rows:
-        for name, heading in (("reward/mean", "Reward"), ("length/mean", "Response length (tokens)")):
-            curve = Curve(name, [r["step"] for r in rows], [[r[name] for r in rows]])
+    for name, heading in (("reward/mean", "Reward"), ("length/mean", "Response length (tokens)")):
+        known = [r for r in rows if name in r]
+        if known:
+            curve = Curve(name, [r["step"] for r in known], [[r[name] for r in known]])
             blocks.append(Figure(heading, learning_curves([curve], y=name)))
     if pairs := pairs_of(run):
         shown = [(str(p), b, a) for p, b, a in pairs[:12]]
@@ -180,7 +190,8 @@ def compare(
     """Train every method with the same seeds and say which is better, by how much, how surely and at what cost.
 
     Runs are kept under `out`; a comparison that was killed goes on where it was. `metric` is a name of the evaluation
-    rows; by default held-out accuracy, or the task's own probe where there is no held-out split.
+    rows, larger is better; by default held-out accuracy, without a verifier the mean log-probability of the held-out
+    reference responses, or the task's own probe where there is no held-out split.
     """
     if len(methods) < 2 or len(set(methods)) < len(methods):
         raise InputError("methods", methods, "name at least two different methods")
@@ -218,8 +229,8 @@ def summarise(
 ) -> Comparison:
     """Final values, curves and cost of every arm, judged, and the report written."""
     some = next(iter(next(iter(ledgers.values())).values()))
-    names = [k for k in some[-1] if k.startswith(("eval/", "probe/"))]
-    metric = metric or ("eval/accuracy" if "eval/accuracy" in names else "probe/success")
+    names = [k for k in some[-1] if k.startswith(("eval/", "probe/")) and k != "eval/perplexity"]
+    metric = metric or next((k for k in ("eval/accuracy", "eval/logp") if k in names), "probe/success")
     if metric not in names:
         raise InputError("metric", metric, f"the evaluations have {', '.join(names)}", choices=names)
     final: dict[str, dict[int, float]] = {}

@@ -19,15 +19,17 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
+from anypolicy.loops.checks import check, stages
 from anypolicy.loops.evaluate import evaluate
-from anypolicy.loops.group import GroupLoop, check, stages
+from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.policies.base import Policy
 from anypolicy.policies.load import load_policy
+from anypolicy.policies.reward_model import RewardModel, Scale
 from anypolicy.progress import Progress
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences, recipe_digest
-from anypolicy.runs.processor import choose_products
+from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.trackers import check_trackers, make_trackers
 from anypolicy.tasks.base import MakesPolicy, Task
 from anypolicy.tasks.load import load_task
@@ -85,8 +87,14 @@ class Settings:
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
     """processor threads of torch; default all cores"""
+    products: Products | None = None
+    """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
     reward: str | None = None
     """your own reward: FILE.py:FUNCTION(prompt, responses) -> one number each"""
+    reward_model: str | None = None
+    """a learned reward: the run or folder of a reward model, or one of the Hugging Face hub"""
+    reward_scale: Scale = "none"
+    """of a learned reward: none, standard (mean 0, std 1 on its training responses), unit (in (-1, 1))"""
     method_file: tuple[Path, ...] = ()
     """.py files with methods of your own"""
 
@@ -129,6 +137,10 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
     """Resolve names, defaults and suggestions; every error that can be known now is raised now."""
     for path in settings.method_file:
         catalogue.load_file(path)
+    if settings.reward and settings.reward_model:
+        raise InputError("reward_model", settings.reward_model, "a run has one reward: leave out reward or this")
+    if settings.reward_scale != "none" and not settings.reward_model:
+        raise InputError("reward_scale", settings.reward_scale, "it belongs to a reward_model: give one")
     composition = compose(method, knobs)
     task = load_task(settings.task, seed=settings.seed)
     policy = settings.policy or ("" if isinstance(task, MakesPolicy) else "smollm2-135m")
@@ -144,11 +156,12 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
         eval_every=max(s.steps // 5, 1) if s.eval_every is None else s.eval_every,
         checkpoint_every=max(s.steps // 10, 1) if s.checkpoint_every is None else s.checkpoint_every,
         threads=s.threads or torch.get_num_threads(),
+        products=s.products or choose_products(),
     )
     positive(s)
     check_trackers(s.trackers)
     assert s.prompts is not None
-    check(recipe, s.prompts)
+    check(recipe, s.prompts, task)
     return Plan(composition, s, recipe, task, {k: f"{v}" for k, v in taken.items()})
 
 
@@ -161,6 +174,9 @@ def suggestions(policy: str) -> dict[str, Any]:
 
 def overridden(recipe: GroupRecipe, s: Settings) -> GroupRecipe:
     """The recipe with the user's numbers in place of the method's."""
+    for name in ("group_size", "reward"):
+        if recipe.rollout.group_size == 0 and getattr(s, name) is not None:
+            raise InputError(name, getattr(s, name), "this method samples no responses: leave it out")
     if s.group_size is not None:
         recipe = replace(recipe, rollout=replace(recipe.rollout, group_size=s.group_size))  # type: ignore[type-var]
     given = {"lr": s.lr, "kind": s.optimiser, "epochs": s.epochs, "minibatches": s.minibatches}
@@ -200,15 +216,17 @@ def load_reward(spec: str) -> RewardFunction:
 def world_of(p: Plan) -> World:
     """Policy, engine and task of a plan."""
     s = p.settings
-    assert s.max_tokens is not None and s.dtype is not None and s.threads is not None
+    assert s.max_tokens is not None and s.dtype is not None and s.threads is not None and s.products is not None
     torch.set_num_threads(s.threads)
-    choose_products()
+    use_products(s.products)
     if s.policy:
         policy: Policy = load_policy(s.policy, dtype=s.dtype, lora_rank=s.lora_rank, seed=s.seed)
     else:
         assert isinstance(p.task, MakesPolicy)
         policy = p.task.make_policy(s.seed)
     reward = load_reward(s.reward) if s.reward else None
+    if s.reward_model:
+        reward = RewardModel.load(s.reward_model, dtype=s.dtype, scale=s.reward_scale)
     sampling = Sampling(s.max_tokens, s.temperature, s.top_p, s.top_k)
     return World(policy, NativeEngine(policy), p.task, sampling, s.seed, reward_function=reward)
 
@@ -224,8 +242,9 @@ def group_loop(p: Plan, world: World) -> GroupLoop:
     reference = reference_of(p.recipe, world.policy)
     assert p.settings.prompts is not None
     return GroupLoop(
-        p.recipe, world, prompts=p.settings.prompts, micro_tokens=p.settings.micro_tokens, reference=reference
-    )
+        p.recipe, world, prompts=p.settings.prompts, micro_tokens=p.settings.micro_tokens, reference=reference,
+        total_steps=p.settings.steps,
+    )  # fmt: skip
 
 
 def train(
@@ -350,10 +369,12 @@ def fit(
     temperature: float = 1.0, max_tokens: int | None = None, micro_tokens: int = 1 << 20,
 ) -> Iterator[tuple[dict[str, float], Policy]]:  # fmt: skip
     """The bare loop in memory, for studies and claims: yields the log of every step and the policy it has changed."""
-    check(recipe, prompts)
+    check(recipe, prompts, task)
     sampling = Sampling(max_tokens or task.max_tokens, temperature)
     world = World(policy, NativeEngine(policy), task, sampling, seed)
     reference = reference_of(recipe, policy)
-    loop = GroupLoop(recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=reference)
+    loop = GroupLoop(
+        recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=reference, total_steps=steps
+    )  # fmt: skip
     for _ in range(steps):
         yield loop.step(), policy

@@ -1,6 +1,8 @@
-"""Every stage of every method in every other method: it runs, or it is refused with a reason."""
+"""Every stage of every method in every other method, and every advantage with every loss, selection and sampler: it
+runs, or it is refused with a reason that a card or a stage declares."""
 
 import itertools
+import math
 import re
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from anypolicy import catalogue
 from anypolicy.compose import STAGES, compose
 from anypolicy.errors import InputError
-from anypolicy.loops.group import check
+from anypolicy.loops.checks import check
 from tests.helpers import lock_loop
 
 METHODS = sorted(catalogue.methods())
@@ -18,30 +20,53 @@ PAIRS = [
     for a, b in itertools.permutations(METHODS, 2)
     for stage in catalogue.get(b).card.changes
 ]  # fmt: skip
-REFUSED = {
-    pair: reason
-    for slug, m in catalogue.methods().items()
-    for (own, other), reason in m.card.conflicts.items()
-    for pair in ((slug, other), (other.split(".")[0], f"{slug}.{own}"))
-}
+COMPARED = ("advantage", "loss", "selection", "sampler")
+
+
+def declared(origin):
+    """The reason that some card gives against stages of these origins, if one does."""
+    for slug in set(origin.values()):
+        for (own, other), reason in catalogue.get(slug).card.conflicts.items():
+            rival, _, stage = other.partition(".")
+            if origin.get(own) == slug and origin.get(stage) == rival:
+                return reason
+    return None
+
+
+def supervised(slug):
+    return catalogue.get(slug).card.family == "supervised"
 
 
 def needs_partner(recipe):
-    """An advantage with value targets and a critic only go together; what compares responses needs groups."""
-    alone = (recipe.critic is None) == getattr(recipe.advantage, "needs_value", False)
-    least = max(getattr(stage, "min_group", 1) for stage in (recipe.advantage, recipe.selection))
-    return alone or recipe.rollout.group_size < least
+    """What stages declare themselves: an advantage with value targets goes with a critic, what compares responses needs
+    groups of at least so many, and what learns from targets or compares nothing is not for sampled responses."""
+    valued, size = getattr(recipe.advantage, "needs_value", False), recipe.rollout.group_size
+    users = (recipe.sampler, recipe.reward, recipe.advantage, recipe.selection, recipe.loss)
+    untaught = getattr(recipe.loss, "needs_targets", False) and not getattr(recipe.rollout, "gives_targets", False)
+    least = [getattr(s, "min_group", 0 if getattr(s, "needs_targets", False) else 1) for s in users]
+    most = [getattr(s, "max_group", size) for s in users]
+    return untaught or not max(least) <= size <= min(most) or valued != (recipe.critic is not None)
+
+
+def distinct(stage):
+    """Methods that give this stage for sampled responses, one for each different stage."""
+    found = {}
+    for slug in ["grpo", *METHODS]:
+        if slug == "grpo" or (stage in catalogue.get(slug).card.changes and not supervised(slug)):
+            found.setdefault(repr(getattr(compose(slug).recipe, stage)), slug)
+    return sorted(found.values())
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_pair(a, b):
-    if (a, b) in REFUSED:
-        with pytest.raises(InputError, match=re.escape(REFUSED[a, b])):
+    slug, stage = b.split(".")
+    origin = {s: slug if s == stage else a for s in STAGES}
+    if reason := declared(origin):
+        with pytest.raises(InputError, match=re.escape(reason)):
             compose(f"{a}+{b}")
         return
     composition = compose(f"{a}+{b}")
-    slug, stage = b.split(".")
-    assert composition.origin == {s: slug if s == stage else a for s in STAGES}
+    assert composition.origin == origin
     if needs_partner(composition.recipe):
         with pytest.raises(InputError):
             check(composition.recipe, 8)
@@ -51,6 +76,26 @@ def test_pair(a, b):
     before = loop.world.policy.module.logits.detach().clone()
     loop.step()
     assert not torch.equal(before, loop.world.policy.module.logits)
+
+
+@pytest.mark.parametrize(("advantage", "loss"), itertools.product(distinct("advantage"), distinct("loss")))
+def test_with_every_selection_and_sampler(advantage, loss):
+    for selection, sampler in itertools.product(distinct("selection"), distinct("sampler")):
+        owners = dict(zip(COMPARED, (advantage, loss, selection, sampler), strict=True))
+        critic = "+ppo.critic" if getattr(compose(advantage).recipe.advantage, "needs_value", False) else ""
+        spec = "+".join(["grpo", *(f"{slug}.{stage}" for stage, slug in owners.items() if slug != "grpo")]) + critic
+        if reason := declared(owners):
+            with pytest.raises(InputError, match=re.escape(reason)):
+                compose(spec)
+            continue
+        loop = lock_loop(compose(spec, {"grpo": {"group_size": 4}}).recipe, prompts=4, length=2)
+        check(loop.recipe, 4)
+        before = loop.world.policy.module.logits.detach().clone()
+        log = loop.step()
+        assert all(math.isfinite(x) for x in log.values()), spec
+        assert torch.isfinite(loop.world.policy.module.logits).all(), spec
+        if log["updates"]:
+            assert not torch.equal(before, loop.world.policy.module.logits), spec
 
 
 def test_the_example_of_the_design():

@@ -12,7 +12,7 @@ from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory, from_json, to_json
 from anypolicy.errors import InputError
-from anypolicy.loops.group import describe, describe_targets
+from anypolicy.loops.describe import describe, describe_targets
 from anypolicy.loops.stages import Clip, DropSolved, GroupAdvantage, GroupRollout, PolicyLoss, VerifierReward
 from anypolicy.loops.targets import WithImitation, reference_target, resampled_target
 from anypolicy.parts.reduce import count, reduce
@@ -234,3 +234,15 @@ def test_micro_batches_leave_the_update_unchanged():
         ends.append(loop.world.policy.module.logits.detach())
     torch.testing.assert_close(ends[1], ends[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ends[2], ends[0], atol=1e-5, rtol=1e-5)
+
+
+def test_recorded_entropies_need_none_of_the_targets():
+    groups = groups_with_targets()
+    assert from_groups(groups).entropy is None
+    for g in groups:
+        for t in g.sampled().trajectories:
+            t.segments[0].entropy = np.array([0.5], np.float32)
+    batch = from_groups(groups)
+    assert batch.entropy[:, 0].tolist() == [0.5] * 4 + [0, 0] + [0.5] * 4 + [0] + [0.5] * 4
+    groups[0].trajectories[1].segments[0].entropy = None
+    assert from_groups(groups).entropy is None

@@ -13,7 +13,8 @@ from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.errors import InputError
-from anypolicy.loops.group import GroupLoop, check
+from anypolicy.loops.checks import check
+from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import World
 from anypolicy.loops.stages import GroupAdvantage, VerifierReward
 from anypolicy.loops.targets import resampled_target

@@ -32,6 +32,7 @@ from anypolicy.parts import token_logp
 from anypolicy.policies import kernels, smollm2
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import load_policy
+from anypolicy.policies.transformer import small_transformer
 
 SMALL = {"vocab_size": 61, "max_position_embeddings": 256, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
 HF = SMALL | {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -477,3 +478,13 @@ def test_a_reference_is_encoded_with_its_stop_token():
             p.encode_reference(Prompt("q", reference=wrong))
     with pytest.raises(InputError, match="token ids"):
         bare.encode_reference(Prompt("q", reference="ab"))
+
+
+def test_the_id_of_one_token_by_its_text():
+    policy = load_policy("transformer:layers=1,width=8,heads=1")
+    assert policy.decode(np.array([policy.token("a")])) == "a"
+    with pytest.raises(InputError, match="reads 2 tokens"):
+        policy.token("ab")
+    bare = small_transformer(vocabulary=5, layers=1, width=8, heads=1, context_length=8, seed=0, eos_id=4, pad_id=3)
+    with pytest.raises(InputError, match="no tokenizer"):
+        bare.token("a")

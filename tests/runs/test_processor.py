@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from anypolicy import training
 from anypolicy.runs import processor
 
 
@@ -20,9 +21,25 @@ def test_products_stay_exact_whatever_is_chosen():
     before = torch.get_float32_matmul_precision()
     processor.choose_products.cache_clear()
     try:
-        processor.choose_products()
+        chosen = processor.choose_products()
+        assert torch.get_float32_matmul_precision() == before
+        processor.use_products(chosen)
         a = torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
         assert float((a @ a - a.double() @ a.double()).abs().max()) < 5e-4
     finally:
         torch.set_float32_matmul_precision(before)
         processor.choose_products.cache_clear()
+
+
+def test_a_run_goes_on_with_the_library_it_began_with(monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    choice = iter(["onednn", "default"])
+    monkeypatch.setattr(training, "choose_products", lambda: next(choice))
+    try:
+        written = training.plan("grpo", training.Settings("tabular-lock")).written()
+        training.world_of(training.plan_from(written))
+        assert torch.get_float32_matmul_precision() == "medium"
+        training.world_of(training.plan("grpo", training.Settings("tabular-lock")))
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -160,7 +160,7 @@ def test_a_full_prefix_and_the_one_hot_hidden_state():
     ]
     batch = from_groups(groups)
     scores = policy.score(batch, 1.0, hidden=True)
-    assert torch.equal(scores.logp[batch.mask].detach(), batch.logp_old[batch.mask])
+    torch.testing.assert_close(scores.logp[batch.mask].detach(), batch.logp_old[batch.mask], rtol=0, atol=1e-6)
     assert scores.hidden.argmax(-1).tolist() == [[3 * n + i for i in range(3)] for n in range(4) for _ in range(2)]
     assert torch.equal(scores.hidden.sum(-1), torch.ones(8, 3))
 

@@ -247,12 +247,41 @@ def test_references_of_a_file(tmp_path):
         ([GOOD, {"prompt": "c", "answer": "d"}], "no row has this field"),
         ([GOOD | {"shown": ""}, {"prompt": "c", "answer": "d"}], "'shown' is ''"),
         ([GOOD | {"shown": 4}, {"prompt": "c", "answer": "d"}], "'shown' is 4"),
-        ([GOOD | {"shown": "x"}, GOOD | {"shown": "y"}, {"prompt": "c", "answer": "d"}], "another 'shown'"),
+        ([{"prompt": "c", "shown": "x"}, {"prompt": "d", "answer": "e"}], "line 2.*no 'shown'"),
     ],
 )
 def test_references_that_cannot_be_used(tmp_path, rows, match):
     with pytest.raises(InputError, match=match):
         load_task(write(tmp_path / "p.jsonl", *rows) + ":reference=shown")
+
+
+def test_supervised_data_needs_no_settings(tmp_path):
+    rows = [{"prompt": f"q{i}", "response": f"r{i}"} for i in range(10)]
+    rows += [{"prompt": "q3", "response": "another"}, {"prompt": "q4", "response": "r4"}]
+    task = load_task(write(tmp_path / "p.jsonl", *rows))
+    every = [*task.train, *task.heldout]
+    assert not task.verifies
+    assert sorted(p.reference for p in every) == sorted(["another", *(f"r{i}" for i in range(10))])
+    assert len({p.id for p in every}) == 11
+    assert {p.answer for p in every} == {None}
+    both = [[p.messages for p in side] for side in (task.train, task.heldout)]
+    assert not [m for m in both[0] if m in both[1]]
+
+
+def test_conversations_are_prompts_and_references(tmp_path):
+    def turns(i):
+        return [{"role": "system", "content": "s"}, {"role": "user", "content": f"q{i}"},
+                {"role": "assistant", "content": f"r{i}"}]  # fmt: skip
+
+    path = write(tmp_path / "p.jsonl", *({"messages": turns(i)} for i in range(6)))
+    task = load_task(path)
+    assert sorted(p.reference for p in [*task.train, *task.heldout]) == [f"r{i}" for i in range(6)]
+    assert [m["role"] for m in task.train[0].messages] == ["system", "user"]
+    with_answers = load_task(write(tmp_path / "a.jsonl", *({"messages": turns(i), "answer": "r"} for i in range(6))))
+    assert with_answers.verifies
+    assert with_answers.train[0].reference.startswith("r")
+    with pytest.raises(InputError, match="no 'prompt'"):
+        load_task(write(tmp_path / "b.jsonl", *({"messages": turns(i)[:2], "answer": "r"} for i in range(6))))
 
 
 def test_reverse_and_pick():

@@ -15,19 +15,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anypolicy.data.records import Group, Tokens
+from anypolicy.parts.moments import Moments
 from anypolicy.parts.reduce import Totals, count
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows = segments, tokens = response positions, right-padded. `mask` is True on tokens that are trained.
+    """Rows = segments, tokens = response positions, right-padded. `mask` is True on tokens that are trained, `chosen`
+    on all that the policy chose: a selection narrows only the mask. Log-probabilities are read where `read` is True
+    (None: on every valid token).
 
     `context` is left-padded with `context_valid` False on padding; `context_index` gives each row its context.
     `logp_old` is the behaviour log-probability (nats, under the sampling temperature); `weight` multiplies a row's
     terms. `target` is True on tokens of supervised targets (None: there are none); they have `mask` False, their
-    trajectories reward NaN. `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation
-    limit. `totals` are the denominators of the whole optimiser batch and survive `select`, so a part of a batch
-    reduces to its share of the whole.
+    trajectories reward NaN. `row_seed` is what a loss that draws random numbers draws them from, new for every pass.
+    `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation limit. `totals` are the
+    denominators of the whole optimiser batch and survive `select`, so a part of a batch reduces to its share.
+    `progress` runs from 0 at the first step of a run to 1 at its last.
     """
 
     context: Int[Tensor, "contexts context_tokens"]
@@ -40,6 +44,7 @@ class Batch:
     version: Int[Tensor, "rows tokens"]
     weight: Float[Tensor, " rows"]
     trajectory: Int[Tensor, " rows"]
+    chosen: Bool[Tensor, "rows tokens"]
     # one entry per trajectory
     reward: Float[Tensor, " trajectories"]
     correct: Bool[Tensor, " trajectories"]
@@ -47,12 +52,18 @@ class Batch:
     # filled in when a stage asks for them
     logp_ref: Float[Tensor, "rows tokens"] | None = None
     entropy: Float[Tensor, "rows tokens"] | None = None
+    read: Bool[Tensor, "rows tokens"] | None = None
     value: Float[Tensor, "rows tokens"] | None = None
     value_target: Float[Tensor, "rows tokens"] | None = None
     advantage: Float[Tensor, "rows tokens"] | None = None
     totals: Totals | None = None
     max_tokens: int | None = None
+    progress: float | None = None
     target: Bool[Tensor, "rows tokens"] | None = None
+    row_seed: Int[Tensor, " rows"] | None = None
+    # the loop's own: the running moments of all rewards so far, and the seed of what stages draw at random in this step
+    running: Moments | None = None
+    seed: int = 0
 
     @property
     def rows(self) -> int:
@@ -91,6 +102,12 @@ class Batch:
         """Spread one value per trajectory over the tokens of its rows: (trajectories) → (rows, tokens)."""
         return x[self.trajectory][:, None].expand(self.response.shape)
 
+    def trimmed(self) -> Batch:
+        """Without the response tokens after each row's last trained one; those before it stay as context, but only the
+        trained ones are read. For losses that read no others."""
+        needed = self.trained.flip(1).cumsum(1).flip(1) > 0
+        return replace(self, valid=self.valid & needed, read=self.trained).select(torch.arange(self.rows))
+
     def select(self, rows: Tensor) -> Batch:
         """The given rows (indices or mask) with only the contexts they use; trajectory fields and totals stay."""
         new: dict[str, Any] = {}
@@ -108,28 +125,47 @@ class Batch:
             new["totals"] = self.totals.select(rows)
         return replace(self, context=context[:, pad:], context_valid=valid[:, pad:], **new)
 
-    def chunks(self, max_tokens: int) -> list[Tensor]:
+    def draw(self, trajectories: Int[Tensor, " drawn"]) -> Batch:
+        """The given trajectories in the given order. One that is drawn twice stands there as two of its group."""
+        by_trajectory = torch.argsort(self.trajectory, stable=True)
+        count = torch.bincount(self.trajectory, minlength=len(self.reward))
+        owner = torch.arange(len(trajectories)).repeat_interleave(count[trajectories])
+        begin = (count.cumsum(0) - count)[trajectories]
+        place = torch.arange(len(owner)) - torch.searchsorted(owner, owner)
+        part = self.select(by_trajectory[begin[owner] + place])
+        new: dict[str, Any] = {name: getattr(self, name)[trajectories] for name in TRAJECTORY_FIELDS}
+        return replace(part, trajectory=owner, **new)
+
+    def chunks(self, max_tokens: int, *, whole_groups: bool = False) -> list[Tensor]:
         """Row indices of micro-batches of at most `max_tokens` padded tokens, rows of one context together and the
-        context counted once; a single row may exceed it."""
+        context counted once; a single row may exceed it. With `whole_groups` no group is split, and a single group may
+        exceed it."""
         context, response = self.context.shape[1], self.response.shape[1]
         if len(self.context) * context + self.rows * response <= max_tokens:
             return [torch.arange(self.rows)]
+        index = self.context_index.tolist()
+        order = sorted(range(self.rows), key=lambda i: index[i])
+        units: dict[int, list[int]] = {}
+        group = self.group_id[self.trajectory].tolist()
+        for row in order:
+            units.setdefault(group[row] if whole_groups else row, []).append(row)
         parts: list[list[int]] = [[]]
         seen: set[int] = set()
-        index = self.context_index.tolist()
-        for row in sorted(range(self.rows), key=lambda i: index[i]):
-            size = len(seen | {index[row]}) * context + (len(parts[-1]) + 1) * response
+        for rows in units.values():
+            wanted = {index[row] for row in rows}
+            size = len(seen | wanted) * context + (len(parts[-1]) + len(rows)) * response
             if parts[-1] and size > max_tokens:
                 parts.append([])
                 seen = set()
-            parts[-1].append(row)
-            seen.add(index[row])
+            parts[-1] += rows
+            seen |= wanted
         return [torch.tensor(p) for p in parts]
 
 
-TOKEN_FIELDS = {"response", "valid", "mask", "logp_old", "version", "logp_ref", "entropy", "value", "value_target",
-                "advantage", "target"}  # fmt: skip
-ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory"}
+TOKEN_FIELDS = {"response", "valid", "mask", "chosen", "read", "logp_old", "version", "logp_ref", "entropy", "value",
+                "value_target", "advantage", "target"}  # fmt: skip
+TRAJECTORY_FIELDS = ("reward", "correct", "group_id")
+ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory", "row_seed"}
 
 
 def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tokens: int | None = None) -> Batch:
@@ -166,10 +202,15 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
     response, version = np.zeros((rows, tokens), np.int64), np.zeros((rows, tokens), np.int64)
     valid, mask = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.bool_)
     target, logp = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.float64)
+    own = [s for s, t in zip(segments, owner, strict=True) if not is_target[t]]
+    recorded = bool(own) and all(s.entropy is not None for s in own)
+    entropy = np.zeros((rows, tokens), np.float64)
     for i, s in enumerate(segments):
         n = len(s.response)
         response[i, :n], version[i, :n], valid[i, :n], logp[i, :n] = s.response, s.version, True, s.logp
         mask[i, :n] = s.mask & (not np.isnan(reward[owner[i]]))
+        if recorded and s.entropy is not None:
+            entropy[i, :n] = s.entropy
         target[i, :n] = s.mask & is_target[owner[i]]
     return Batch(
         context=torch.from_numpy(context), context_valid=torch.from_numpy(context_valid),
@@ -177,6 +218,7 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
         valid=torch.from_numpy(valid), mask=torch.from_numpy(mask), logp_old=torch.from_numpy(logp).to(dtype),
         version=torch.from_numpy(version),
         weight=torch.ones(rows, dtype=dtype), trajectory=torch.tensor(owner, dtype=torch.long),
+        chosen=torch.from_numpy(mask), entropy=torch.from_numpy(entropy).to(dtype) if recorded else None,
         reward=torch.tensor(reward, dtype=dtype), correct=torch.tensor(correct, dtype=torch.bool),
         group_id=torch.tensor(group_id, dtype=torch.long), max_tokens=max_tokens,
         target=torch.from_numpy(target) if any(is_target) else None,

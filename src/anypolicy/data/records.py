@@ -39,9 +39,10 @@ class Segment:
     """Context ids and the response ids that followed, with per-token provenance.
 
     `logp` is in nats under the sampling temperature; `mask` is True where the policy chose the token (a forced or a
-    tool's token is False); `version` counts optimiser steps at sampling time, −1 for a token that no policy sampled. A
-    forced token whose behaviour probability is known has mask True and version −1. `training_context` replaces
-    `context` in the update where a method samples under one context and trains under another.
+    tool's token is False); `version` counts optimiser steps at sampling time, −1 for a token that no policy of this run
+    sampled: a forced one (mask True where its behaviour probability is known), or one written before the run (logp NaN
+    where nobody knows it). `training_context` replaces `context` in the update where a method samples under one context
+    and trains under another. `entropy` is that of the distribution each token was drawn from, if recorded.
     """
 
     context: Tokens
@@ -51,6 +52,7 @@ class Segment:
     version: NDArray[np.int64]
     training_context: Tokens | None = None
     media: dict[str, Any] = field(default_factory=dict)
+    entropy: NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
@@ -62,7 +64,8 @@ class Trajectory:
     `parent` and `branch` (token index) say where a trajectory forked from another.
 
     A `target` is there to be imitated, not sampled for the group: it has no reward, is in no group statistic, no
-    reward stage sees it, and the masks of its segments say which tokens a supervised term may use.
+    reward stage sees it, and the masks of its segments say which tokens a supervised term may use. If tokens were
+    generated for it alone, `info["generated"]` is their number.
     """
 
     id: str
@@ -133,11 +136,12 @@ def from_json(value: dict[str, Any], prompt: Prompt) -> Group:
     """The inverse of `to_json`, bit for bit, given the prompt of that name."""
 
     def segment(s: dict[str, Any]) -> Segment:
-        train = s["training_context"]
+        train, entropy = s["training_context"], s.get("entropy")
         return Segment(
             np.array(s["context"], np.int64), np.array(s["response"], np.int64), np.array(s["logp"], np.float32),
             np.array(s["mask"], np.bool_), np.array(s["version"], np.int64),
             None if train is None else np.array(train, np.int64), s["media"],
+            None if entropy is None else np.array(entropy, np.float32),
         )  # fmt: skip
 
     def trajectory(t: dict[str, Any]) -> Trajectory:

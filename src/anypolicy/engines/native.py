@@ -20,6 +20,8 @@ from anypolicy.engines.base import Request, Sampling
 from anypolicy.errors import InputError
 from anypolicy.policies.base import Policy
 
+Reals = NDArray[np.float32]
+
 
 FEW = 4096
 """Up to this many tokens in the vocabulary one running sum is quicker than sums in two levels."""
@@ -61,7 +63,7 @@ class NativeEngine:
         expand = torch.tensor(row_start, dtype=torch.long)
         state, logits = state.select(expand), logits[expand]
         left = torch.tensor([limit(r, sampling) - len(r.prefix) for r in requests for _ in range(r.n)])
-        tokens, logp, length, ended = self.decode(state, logits, sampling, generator, left)
+        tokens, logp, length, ended, spread = self.decode(state, logits, sampling, generator, left)
         out: list[list[tuple[Segment, Stop]]] = []
         row = 0
         for r in requests:
@@ -74,6 +76,8 @@ class NativeEngine:
                 mask = sampled if r.prefix_logp is None else np.ones(p + n, np.bool_)
                 made = np.where(sampled, version, -1)
                 segment = Segment(r.context, response, np.concatenate([opening, logp[row, :n]]), mask, made)
+                if sampling.entropy:
+                    segment.entropy = np.concatenate([np.zeros(p, np.float32), spread[row, :n]])
                 answers.append((segment, "eos" if ended[row] else "length"))
                 row += 1
             out.append(answers)
@@ -82,12 +86,13 @@ class NativeEngine:
     def decode(
         self, state: Any, logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator,
         left: Int[Tensor, " rows"],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:  # fmt: skip
+    ) -> tuple[NDArray[np.int64], Reals, NDArray[np.int64], NDArray[np.bool_], Reals]:  # fmt: skip
         """Token by token until every row has ended or has none `left`. Returns (rows, tokens) ids and
-        log-probabilities, the length of every row and whether a stop token ended it."""
+        log-probabilities, the length of every row, whether a stop token ended it, and the entropies if `sampling` asks
+        for them."""
         rows, most = len(logits), int(left.max())
         ids = np.zeros((rows, most), np.int64)
-        logp = np.zeros((rows, most), np.float32)
+        logp, spread = np.zeros((rows, most), np.float32), np.zeros((rows, most), np.float32)
         length, ended = np.zeros(rows, np.int64), np.zeros(rows, np.bool_)
         stops = torch.tensor(self.policy.stop_ids, dtype=torch.long)
         alive = torch.nonzero(left > 0).squeeze(1)
@@ -99,6 +104,8 @@ class NativeEngine:
             token, chosen = draw(logits, sampling, generator)
             where = alive.numpy()
             ids[where, t], logp[where, t], length[where] = token.numpy(), chosen.numpy(), t + 1
+            if sampling.entropy:
+                spread[where, t] = entropy(logits, sampling.temperature).numpy()
             stopped = torch.isin(token, stops)
             ended[where] = stopped.numpy()
             keep = ~stopped & (left > t + 1)
@@ -107,7 +114,7 @@ class NativeEngine:
                 state, token, alive, left = state.select(going), token[going], alive[going], left[going]
             if len(alive):
                 logits = self.policy.step(state, token)
-        return ids, logp, length, ended
+        return ids, logp, length, ended, spread
 
 
 def filled(keep: Bool[Tensor, " rows"]) -> Int[Tensor, " kept"]:
@@ -140,6 +147,12 @@ def draw(
         u = torch.rand(len(below), 1, generator=generator, dtype=torch.float64) * below[:, -1:]
         token = torch.searchsorted(below, u, right=True).squeeze(1)
     return token, logp.gather(1, token[:, None]).squeeze(1)
+
+
+def entropy(logits: Float[Tensor, "rows vocabulary"], temperature: float) -> Float[Tensor, " rows"]:
+    """−Σ π ln π over the whole vocabulary under the temperature (1 if greedy), in nats."""
+    logp = torch.log_softmax(logits.float() / (temperature or 1.0), -1)
+    return -(logp.exp() * logp).sum(-1)
 
 
 def pick(

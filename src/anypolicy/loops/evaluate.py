@@ -1,4 +1,4 @@
-"""Held-out evaluation: greedy answers, verified."""
+"""Held-out evaluation: greedy answers, verified; and how likely the reference responses are, where there are some."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from anypolicy.data.records import Prompt
+import torch
+
+from anypolicy.data.batch import from_groups
+from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request
 from anypolicy.loops.recipe import World
+from anypolicy.loops.targets import reference_target
+from anypolicy.policies.base import Policy
 from anypolicy.runs.metrics import wilson
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.base import Probes
+from anypolicy.tasks.base import Probes, Score, ScoresMany, Task
 
 CHUNK = 64
+TOKENS = 4096
+"""Padded tokens in one forward pass over reference responses."""
+
+
+def verify(task: Task, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[Score]:
+    """The task's scores of (prompt, ids, text), all at once where it can."""
+    if isinstance(task, ScoresMany):
+        return task.score_many(responses)
+    return [task.score(*response) for response in responses]
 
 
 def evaluate(
     world: World, prompts: Sequence[Prompt], temperature: float = 0.0
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Accuracy (with its Wilson 95 % interval), mean reward and length over `prompts`, one response each, greedy
-    unless a temperature is given; and the responses. A task that can probe the policy adds its own numbers."""
-    sampling = replace(world.sampling, temperature=temperature, top_p=1.0, top_k=0)
-    samples: list[dict[str, Any]] = []
-    for start in range(0, len(prompts), CHUNK):
-        chunk = prompts[start : start + CHUNK]
-        requests = [Request(world.policy.encode(p)) for p in chunk]
-        rng = generator(world.seed, "evaluation", start)
-        for prompt, [(segment, stop)] in zip(chunk, world.engine.generate(requests, sampling, rng), strict=True):
-            text = world.policy.decode(segment.response)
-            score = world.task.score(prompt, segment.response, text)
-            shown = prompt.messages[-1]["content"] if prompt.messages else list(prompt.tokens or ())
-            samples.append(
-                {"id": prompt.id, "prompt": shown, "response": text, "answer": prompt.answer, "reward": score.reward,
-                 "correct": score.correct, "stop": stop, "length": len(segment.response)}
-            )  # fmt: skip
+    unless a temperature is given; and the responses. Log-probability and perplexity of the reference responses, where
+    prompts have one. A task without a verifier gets only these. A task that can probe the policy adds its numbers."""
+    samples = answered(world, prompts, temperature) if verifies(world.task) else []
     out: dict[str, float] = {}
     if n := len(samples):
         right = sum(s["correct"] for s in samples)
@@ -42,6 +44,51 @@ def evaluate(
         mean = {k: sum(float(s[k]) for s in samples) / n for k in ("reward", "length")}
         out = {"eval/accuracy": right / n, "eval/low": low, "eval/high": high, "eval/n": float(n)}
         out |= {"eval/reward": mean["reward"], "eval/length": mean["length"]}
+    out |= likelihood(world.policy, [p for p in prompts if p.reference is not None])
     if isinstance(world.task, Probes):
         out |= {f"probe/{name}": value for name, value in world.task.probe(world.policy).items()}
     return out, samples
+
+
+def verifies(task: Task) -> bool:
+    """Whether the task knows right responses from wrong ones; one that has only references says `verifies = False`."""
+    return bool(getattr(task, "verifies", True))
+
+
+def answered(world: World, prompts: Sequence[Prompt], temperature: float) -> list[dict[str, Any]]:
+    """One verified response to every prompt."""
+    sampling = replace(world.sampling, temperature=temperature, top_p=1.0, top_k=0)
+    samples: list[dict[str, Any]] = []
+    for start in range(0, len(prompts), CHUNK):
+        chunk = prompts[start : start + CHUNK]
+        requests = [Request(world.policy.encode(p)) for p in chunk]
+        rng = generator(world.seed, "evaluation", start)
+        answers = [answer for [answer] in world.engine.generate(requests, sampling, rng)]
+        texts = [world.policy.decode(segment.response) for segment, _ in answers]
+        given = [(p, s.response, text) for p, (s, _), text in zip(chunk, answers, texts, strict=True)]
+        scores = verify(world.task, given)
+        for prompt, (segment, stop), text, score in zip(chunk, answers, texts, scores, strict=True):
+            shown = prompt.messages[-1]["content"] if prompt.messages else list(prompt.tokens or ())
+            samples.append(
+                {"id": prompt.id, "prompt": shown, "response": text, "answer": prompt.answer, "reward": score.reward,
+                 "correct": score.correct, "stop": stop, "length": len(segment.response)}
+            )  # fmt: skip
+    return samples
+
+
+@torch.no_grad()
+def likelihood(policy: Policy, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Mean log-probability (nats) of a reference token at temperature 1, and the perplexity exp(−mean)."""
+    total, tokens = 0.0, 0
+    for start in range(0, len(prompts), CHUNK):
+        groups = [Group(p.id, p, [reference_target(policy, p)]) for p in prompts[start : start + CHUNK]]
+        batch = from_groups(groups)
+        for rows in batch.chunks(TOKENS):
+            part = batch.select(rows)
+            assert part.target is not None
+            total += float(policy.score(part, 1.0).logp[part.target].double().sum())
+            tokens += int(part.target.sum())
+    if not tokens:
+        return {}
+    mean = torch.tensor(total / tokens, dtype=torch.float64)
+    return {"eval/logp": float(mean), "eval/perplexity": float((-mean).exp())}

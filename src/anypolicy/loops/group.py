@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,29 +20,37 @@ from torch import Tensor, nn
 from anypolicy.data.batch import Batch, from_groups
 from anypolicy.data.records import Group, from_json, to_json
 from anypolicy.errors import InputError
+from anypolicy.loops.checks import stages
+from anypolicy.loops.describe import describe
 from anypolicy.loops.optimise import Updater
-from anypolicy.loops.recipe import Credit, GroupRecipe, World
+from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, World
+from anypolicy.parts.moments import Moments
 from anypolicy.policies.base import Policy, Scores
-from anypolicy.runs.seeds import generator
+from anypolicy.runs.seeds import generator, number
 
 
 class GroupLoop:
     """One recipe at work on one policy. `step()` is one rollout batch and its updates; `state()` is all it remembers.
 
     `prompts` is the number of groups of a full step; `micro_tokens` bounds the padded tokens of one forward pass and
-    does not change the result.
+    does not change the result. `total_steps` is the length of the run, which schedules refer to.
     """
 
-    def __init__(self, recipe: GroupRecipe, world: World, *, prompts: int, micro_tokens: int, reference: Policy | None):
+    def __init__(
+        self, recipe: GroupRecipe, world: World, *, prompts: int, micro_tokens: int, reference: Policy | None,
+        total_steps: int | None = None,
+    ):  # fmt: skip
         if reference is not None:
             world = replace(world, reference=world.engine.of(reference))
         self.recipe, self.world, self.prompts, self.micro_tokens = recipe, world, prompts, micro_tokens
-        self.reference = reference
+        self.reference, self.total_steps = reference, total_steps
+        if total_steps is None and getattr(recipe.selection, "needs_progress", False):
+            raise InputError("total_steps", None, f"{type(recipe.selection).__name__} follows a schedule of the run")
         for stage in stages(recipe):
             if hasattr(stage, "check"):
                 stage.check(world)
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
-        self.steps, self.carried = 0, list[Group]()
+        self.steps, self.carried, self.replayed = 0, list[Group](), list[Group]()
         sets: dict[str, tuple[Iterable[nn.Parameter], float]] = {
             "policy": (world.policy.module.parameters(), recipe.optimiser.lr)
         }
@@ -53,6 +61,16 @@ class GroupLoop:
             nn.init.zeros_(self.value_head.bias)
             sets["critic"] = (self.value_head.parameters(), recipe.critic.lr)
         self.updater = Updater(recipe.optimiser, sets)
+
+    @property
+    def progress(self) -> float | None:
+        """step / (total_steps − 1), from 0 to 1; None where the run has no end."""
+        return None if self.total_steps is None else min(self.steps / max(self.total_steps - 1, 1), 1.0)
+
+    @property
+    def running(self) -> Moments:
+        """Moments of all rewards of the run so far."""
+        return Moments(*self.world.memory.get("rewards", ()))
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -67,35 +85,44 @@ class GroupLoop:
 
     # --- experience --------------------------------------------------------------------------------------------------
     def collect(self) -> tuple[Batch, dict[str, float]]:
-        """Sampler, rollout, reward, advantage and selection, with refill; carried groups come first."""
-        groups, seen = self.carried, list[Group]()
-        round = 0
+        """Sampler, rollout, reward, advantage and selection, with refill; replayed and carried groups come first. An
+        advantage `on_kept` comes after the selection, and before it too unless the selection reads none."""
+        groups, seen = self.replayed + self.carried, list[Group]()
+        round, late = 0, getattr(self.recipe.advantage, "on_kept", False)
+        early = not late or getattr(self.recipe.selection, "needs_advantage", True)
         while True:
             if len(self.carried) < self.prompts or round > 0:
                 new = self.sample(round)
                 groups, seen = groups + new, seen + new
-            batch = self.credited(from_groups(groups, self.float_dtype, self.world.sampling.max_tokens))
+            batch = self.batched(groups)
+            batch = self.credited(batch) if early else batch
             choice = self.recipe.selection(batch, self.prompts)
             round += 1
             if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
-        self.carried = [] if choice.surplus is None else [g for g, c in zip(groups, choice.surplus, strict=True) if c]
-        group = batch.group_id[batch.trajectory]
-        kept = choice.groups[group]
-        if batch.target is not None:
-            later = False if choice.surplus is None else choice.surplus[group]
-            kept = kept | (batch.target.any(1) & ~torch.as_tensor(later))
-        if choice.mask is not None:
-            batch = replace(batch, mask=batch.mask & choice.mask)
-        if choice.weight is not None:
-            batch = replace(batch, weight=batch.weight * choice.weight)
-        metrics = describe(seen, self.order.metrics())
+        self.carried, self.replayed = marked(groups, choice.surplus), marked(groups, choice.replay)
+        metrics = describe(seen, self.order.metrics()) | dict(choice.metrics)
         metrics["groups/kept"], metrics["groups/carried"] = float(choice.groups.sum()), float(len(self.carried))
-        return batch.select(kept), metrics
+        batch = narrowed(batch, choice)
+        if choice.trajectories is not None:
+            metrics["rows/kept"] = float(batch.rows)
+        if late and batch.rows:
+            batch = replace(self.credited(replace(batch, mask=batch.chosen)), mask=batch.mask)
+        if choice.mask is not None and not getattr(self.recipe.loss, "whole_responses", False):
+            batch = batch.trimmed()
+        return batch, metrics
+
+    def batched(self, groups: list[Group]) -> Batch:
+        """All groups of the step so far, with what the loop itself knows."""
+        batch = from_groups(groups, self.float_dtype, self.world.sampling.max_tokens)
+        seed = number(self.world.seed, "stages", self.steps)
+        return replace(batch, progress=self.progress, running=self.running, seed=seed)
 
     def sample(self, round: int) -> list[Group]:
         """Draw prompts, let the policy answer, score the answers."""
         world = replace(self.world, version=self.updater.updates)
+        if self.reads_entropy:
+            world = replace(world, sampling=replace(world.sampling, entropy=True))
         positions = self.order.draw(self.prompts, self.steps, round)
         prompts = [world.task.train[i] for i in positions]
         if not self.recipe.reward.needs_labels:
@@ -109,17 +136,23 @@ class GroupLoop:
                 t.id = f"{group.id}/{i}"
         sampled = [g.sampled() for g in groups]
         self.recipe.reward(world, sampled)
+        world.memory["rewards"] = list(self.running.add([t.reward for g in sampled for t in g.trajectories]))
         self.order.observe([g for g in sampled if g.stage == "direct"])
         return groups
+
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether advantage or selection reads the entropy of the policy that sampled."""
+        return any(getattr(s, "needs_entropy", False) for s in (self.recipe.advantage, self.recipe.selection))
 
     def credited(self, batch: Batch) -> Batch:
         """Fill in what the advantage asks for, then the advantage."""
         stage: Any = self.recipe.advantage
-        if getattr(stage, "needs_reference", False):
+        if getattr(stage, "needs_reference", False) and batch.logp_ref is None:
             batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
-        if getattr(stage, "needs_entropy", False):
+        if batch.entropy is None and self.reads_entropy:
             batch = replace(batch, entropy=self.scores(batch, self.world.policy, entropy=True).entropy)
-        if getattr(stage, "needs_value", False):
+        if getattr(stage, "needs_value", False) and batch.value is None:
             hidden = self.scores(batch, self.world.policy, hidden=True).hidden
             batch = replace(batch, value=self.value(hidden).detach())
         credit = stage(batch)
@@ -136,9 +169,10 @@ class GroupLoop:
         if self.rescores and settings.epochs * settings.minibatches > 1:
             batch = self.rescored(batch, self.scores(batch, self.world.policy))
         sums, seen = defaultdict[str, float](float), defaultdict[str, int](int)
-        n, skipped, idle, tokens = 0, 0, 0, 0
+        n, skipped, idle, tokens, read = 0, 0, 0, 0, 0
         edges: dict[str, float] = {}
         for epoch in range(settings.epochs):
+            batch = replace(batch, row_seed=self.row_seeds(batch, epoch))
             for part in self.minibatches(batch, epoch):
                 active = loss.active(part)
                 if self.value_head is not None:
@@ -147,7 +181,7 @@ class GroupLoop:
                 if not active.any():
                     skipped += 1
                     continue
-                tokens += int(part.trained[active].sum())
+                tokens, read = tokens + int(part.trained[active].sum()), read + int(part.valid[active].sum())
                 log = self.one_update(part.select(active))
                 for name, value in log.items():
                     fold = max if name.endswith("max") else min
@@ -159,7 +193,11 @@ class GroupLoop:
                 n += 1
         means = {name: value / seen[name] for name, value in sums.items()}
         counted = {"updates": float(n), "updates/skipped": float(skipped), "rows/skipped": float(idle)}
-        return means | edges | counted | {"tokens/trained": float(tokens)}
+        return means | edges | counted | {"tokens/trained": float(tokens), "tokens/forward": float(read)}
+
+    def row_seeds(self, batch: Batch, epoch: int) -> Tensor:
+        """A seed for every row of a pass, so that no split of the batch changes what a loss draws for it."""
+        return torch.randint(2**32, (batch.rows,), generator=generator(self.world.seed, "loss", self.steps, epoch))
 
     def minibatches(self, batch: Batch, epoch: int) -> Iterator[Batch]:
         """Split by whole groups in a seeded order; each part carries its own denominators."""
@@ -179,10 +217,11 @@ class GroupLoop:
         log: dict[str, float] = {}
         loss, temperature = self.recipe.loss, self.world.sampling.temperature
         critic = self.recipe.critic
-        for rows in batch.chunks(self.micro_tokens):
+        for rows in batch.chunks(self.micro_tokens, whole_groups=getattr(loss, "whole_groups", False)):
             micro = batch.select(rows)
             scores = self.world.policy.score(
-                micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None
+                micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None,
+                logits=getattr(loss, "needs_logits", False),
             )  # fmt: skip
             if self.rescores and self.recipe.optimiser.epochs * self.recipe.optimiser.minibatches == 1:
                 micro = self.rescored(micro, scores)
@@ -216,7 +255,8 @@ class GroupLoop:
         out: list[Tensor | None] = [None, None, None]
         for rows in batch.chunks(self.micro_tokens):
             part = batch.select(rows)
-            for i, x in enumerate(policy.score(part, self.world.sampling.temperature, entropy=entropy, hidden=hidden)):
+            scores = policy.score(part, self.world.sampling.temperature, entropy=entropy, hidden=hidden)
+            for i, x in enumerate(scores[:3]):
                 if x is not None:
                     shape = (batch.rows, batch.response.shape[1], *x.shape[2:])
                     whole = x.new_zeros(shape) if out[i] is None else out[i]
@@ -233,10 +273,9 @@ class GroupLoop:
     # --- memory ------------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the updater's tensors."""
-        carried = [to_json(g) for g in self.carried]
-        memory = copy.deepcopy(self.world.memory)
-        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(), "carried": carried,
-                "memory": memory}  # fmt: skip
+        kept = {"carried": [to_json(g) for g in self.carried], "replayed": [to_json(g) for g in self.replayed]}
+        return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(),
+                "memory": copy.deepcopy(self.world.memory), **kept}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.steps = state["steps"]
@@ -244,83 +283,32 @@ class GroupLoop:
         self.world.memory.clear()
         self.world.memory.update(copy.deepcopy(state.get("memory", {})))
         prompts = self.world.task.train
-        self.carried = [from_json(g, prompts[g["position"]]) for g in state["carried"]]
+        self.carried, self.replayed = (
+            [from_json(g, prompts[g["position"]]) for g in state[name]] for name in ("carried", "replayed")
+        )
         self.updater.restore(tensors, state["updates"])
 
 
-def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
-    """Rewards, verdicts and lengths of the sampled groups."""
-    more = more | describe_targets(groups)
-    groups = [g.sampled() for g in groups]
-    trajectories = [t for g in groups for t in g.trajectories]
-    if not trajectories:
-        return more
-    reward = torch.tensor([t.reward for t in trajectories], dtype=torch.float64)
-    length = torch.tensor([t.length for t in trajectories], dtype=torch.float64)
-    right = [sum(bool(t.correct) for t in g.trajectories) / max(len(g.trajectories), 1) for g in groups]
-    named: dict[str, list[float]] = {}
-    for t in trajectories:
-        for name, value in t.rewards.items():
-            named.setdefault(name, []).append(value)
-    chosen = [s.logp[s.mask & (s.version >= 0)] for t in trajectories for s in t.segments]
-    logp = [float(x.mean()) for x in chosen if len(x)]
-    by_stage: dict[str, list[float]] = {}
-    for g, r in zip(groups, right, strict=True):
-        by_stage.setdefault(g.stage, []).append(r)
-    staged = by_stage if by_stage.keys() != {"direct"} else {}
-    return more | {
-        "reward/mean": float(reward.nanmean()),
-        "reward/std": float(reward[~reward.isnan()].std()) if len(reward) > 1 else 0.0,
-        **({f"reward/{k}": sum(v) / len(v) for k, v in named.items()} if len(named) > 1 else {}),
-        "accuracy": sum(right) / len(right),
-        **{f"accuracy/{s}": sum(r) / len(r) for s, r in staged.items()},
-        **{f"prompts/{s}": float(len(r)) for s, r in staged.items()},
-        "groups/mixed": sum(0 < r < 1 for r in right) / len(right),
-        "groups/all_correct": sum(r == 1 for r in right) / len(right),
-        "groups/all_wrong": sum(r == 0 for r in right) / len(right),
-        "length/mean": float(length.mean()),
-        "length/truncated": sum(t.stop == "length" for t in trajectories) / len(trajectories),
-        "tokens/generated": float(sum((s.version >= 0).sum() for t in trajectories for s in t.segments)),
-        "entropy/behaviour": -sum(logp) / max(len(logp), 1),
-    }
+def marked(groups: list[Group], mark: Tensor | None) -> list[Group]:
+    """The groups with a True mark."""
+    return [] if mark is None else [g for g, m in zip(groups, mark, strict=True) if m]
 
 
-def stages(recipe: GroupRecipe) -> list[Any]:
-    """The stages of a recipe, in their order."""
-    return [getattr(recipe, f.name) for f in fields(recipe)]
-
-
-def describe_targets(groups: list[Group]) -> dict[str, float]:
-    """How much there is to imitate and, where it was sampled, how likely it was in the context it was sampled under."""
-    targets = [t for g in groups for t in g.targets]
-    if not targets:
-        return {}
-    out = {
-        "target/groups": sum(bool(g.targets) for g in groups) / len(groups),
-        "target/tokens": float(sum(t.length for t in targets)),
-    }
-    logp = [float(x) for t in targets for s in t.segments for x in s.logp[s.mask & (s.version >= 0)]]
-    return out | ({"target/logp_sampled": sum(logp) / len(logp), "target/sampled": float(len(logp))} if logp else {})
-
-
-def check(recipe: GroupRecipe, prompts: int) -> None:
-    """Refuse recipes that cannot work, before any work."""
-    advantage, size = recipe.advantage, recipe.rollout.group_size
-    for stage in (advantage, recipe.selection):
-        if size < (least := getattr(stage, "min_group", 1)):
-            raise InputError("group_size", size, f"{type(stage).__name__} compares responses: use at least {least}")
-    if getattr(advantage, "needs_value", False) and recipe.critic is None:
-        raise InputError("critic", None, f"{type(advantage).__name__} needs a value head: add a method's .critic stage")
-    if recipe.critic is not None and not getattr(advantage, "needs_value", False):
-        raise InputError(
-            "advantage", type(advantage).__name__, "the recipe has a critic, so use an advantage with value targets"
-        )
-    if getattr(recipe.rollout, "needs_labels", False) and not recipe.reward.needs_labels:
-        raise InputError(
-            "rollout", type(recipe.rollout).__name__,
-            f"it verifies answers, which {type(recipe.reward).__name__} must not see: use another of the two",
-        )  # fmt: skip
-    if prompts < 1:
-        raise InputError("prompts", prompts, "use at least 1")
-    if recipe.optimiser.minibatches > prompts:
-        raise InputError("minibatches", recipe.optimiser.minibatches, f"a step has only {prompts} groups to split")
+def narrowed(batch: Batch, choice: Choice) -> Batch:
+    """What a selection keeps: targets too, whatever it drops, but no rows that it has emptied. Rows that had nothing to
+    train before stay in the denominators."""
+    group = batch.group_id[batch.trajectory]
+    kept = choice.groups[group]
+    if choice.weight is not None:
+        batch = replace(batch, weight=batch.weight * choice.weight)
+    if choice.mask is not None:
+        before = batch.trained.any(1)
+        batch = replace(batch, mask=batch.mask & choice.mask)
+        kept &= batch.trained.any(1) | ~before
+    if batch.target is not None:
+        later = False if choice.surplus is None else choice.surplus[group]
+        kept = kept | (batch.target.any(1) & ~torch.as_tensor(later))
+    batch = batch.select(kept)
+    if choice.trajectories is None:
+        return batch
+    return batch.draw(torch.cat([choice.trajectories, (~batch.sampled).nonzero().squeeze(1)]))

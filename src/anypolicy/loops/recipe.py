@@ -2,8 +2,9 @@
 
     sampler → rollout → reward → advantage → selection → loss → optimiser
 
-A stage may have `check(world)`, which refuses before any work what it cannot work with, and, where it is written so
-below, say what it needs by an attribute. What a stage has to remember from step to step lies in `World.memory`.
+A stage may have `check_task(task)` and `check(world)`, which refuse before any work what it cannot work with, and,
+where it is written so below, say what it needs by an attribute. What a stage has to remember from step to step lies
+in `World.memory`.
 
 A stage is a small frozen dataclass of numbers that can be called. Equal numbers make equal recipes, so a recipe can be
 written down, printed and compared. Protocols carry no code; `loops/stages.py` holds the stages that several methods
@@ -12,12 +13,13 @@ share, and what only one method has stands in its file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anypolicy.data.batch import Batch
@@ -54,7 +56,10 @@ class Sampler(Protocol):
 
 class Rollout(Protocol):
     @property
-    def group_size(self) -> int: ...
+    def group_size(self) -> int:
+        """Responses of a prompt; 0 if there are only targets. A rollout that gives targets says so with a
+        `gives_targets` class attribute, one whose responses nobody knows the likelihood of with `unknown_behaviour`."""
+        ...
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         """Unscored groups; may call the engine as often as the paper needs. A rollout that verifies answers on its own
@@ -65,7 +70,8 @@ class Rollout(Protocol):
 class Reward(Protocol):
     @property
     def needs_labels(self) -> bool:
-        """Whether it may see the answers. A label-free reward gets prompts without them."""
+        """Whether it may see the answers. A label-free reward gets prompts without them; one that needs labels, but no
+        task that verifies, says `needs_verifier = False`."""
         ...
 
     def __call__(self, world: World, groups: list[Group]) -> None:
@@ -84,7 +90,9 @@ class Credit(NamedTuple):
 class Advantage(Protocol):
     def __call__(self, batch: Batch) -> Tensor | Credit:
         """One value per trajectory, or a (rows, tokens) `Credit`. May read `needs_reference`, `needs_value`,
-        `needs_entropy` fields of itself as class attributes: the loop then fills logp_ref, value, entropy."""
+        `needs_entropy` fields of itself as class attributes: the loop then fills logp_ref, value, entropy. With an
+        attribute `on_kept` it is computed on what the selection kept, so that its statistics are those of kept rows
+        (whole ones, also where only some of their tokens are kept)."""
         ...
 
 
@@ -92,7 +100,9 @@ class Choice(NamedTuple):
     """What a selection keeps of the sampled responses; supervised targets stay, whatever it drops.
 
     `groups` (groups) and `mask` (rows, tokens) are True where kept; `weight` (rows) multiplies a row's loss terms;
-    `surplus` marks kept groups beyond the target that the next step begins with; `short` asks for more prompts.
+    `surplus` marks kept groups beyond the target that the next step begins with; `replay` marks groups that are trained
+    on again in the next step, beside its own; `short` asks for more prompts; `metrics` are logged. `trajectories` are
+    the indices of those kept (of kept groups), repeated where one was drawn more than once; without it all are.
     """
 
     groups: Bool[Tensor, " groups"]
@@ -100,16 +110,23 @@ class Choice(NamedTuple):
     weight: Float[Tensor, " rows"] | None = None
     surplus: Bool[Tensor, " groups"] | None = None
     short: bool = False
+    replay: Bool[Tensor, " groups"] | None = None
+    metrics: Mapping[str, float] = MappingProxyType({})
+    trajectories: Int[Tensor, " drawn"] | None = None
 
 
 class Selection(Protocol):
+    """May set the class attributes `needs_entropy` (the loop then fills `batch.entropy`, recorded while sampling where
+    the engine can) and `needs_progress` (it follows a schedule)."""
+
     @property
     def max_rounds(self) -> int:
         """How often a step may draw prompts; 1 means that it never refills."""
         ...
 
     def __call__(self, batch: Batch, target: int) -> Choice:
-        """Choose among all groups of the step so far; `target` is the number of groups a full step has."""
+        """Choose among all groups of the step so far; `target` is the number of groups a full step has. One that reads
+        no advantage may say so (`needs_advantage` = False): what it drops then costs not even that."""
         ...
 
 
@@ -122,6 +139,11 @@ class LossTerms(NamedTuple):
 
 
 class Loss(Protocol):
+    """May say more as class attributes: `whole_groups`, it couples the rows of a group, so micro-batches never split
+    one; `whole_responses`, it reads log-probabilities of tokens that a selection has dropped; `any_behaviour`, it needs
+    no log-probability of the behaviour policy; `min_group`, the responses that it compares; `needs_targets`, it learns
+    from target tokens alone; `needs_logits`, it needs the whole distribution there (`scores.logits`)."""
+
     @property
     def needs_entropy(self) -> bool:
         """Whether the loss lets a gradient flow through the entropy."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Segment, Stop, Tokens, Trajectory
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
+from anypolicy.loops.evaluate import verify
 from anypolicy.loops.recipe import Choice, LossTerms, Reward, World
 from anypolicy.parts import surrogate
 from anypolicy.parts.advantages import Std, group_normalise
@@ -59,6 +60,8 @@ class EpochOrder:
 class UniformSampler:
     """Shuffled epochs over the training prompts."""
 
+    min_group = 0
+
     def begin(self, prompts: int, seed: int) -> EpochOrder:
         return EpochOrder(prompts, seed)
 
@@ -100,7 +103,7 @@ class VerifierReward:
 def verified(world: World, prompt: Prompt, responses: Sequence[Tokens]) -> list[Score]:
     """The task's verdicts on responses to one prompt, with the user's own rewards if there are any."""
     texts = [world.policy.decode(r) for r in responses]
-    scores = [world.task.score(prompt, r, text) for r, text in zip(responses, texts, strict=True)]
+    scores = verify(world.task, [(prompt, r, text) for r, text in zip(responses, texts, strict=True)])
     if world.reward_function is None:
         return scores
     rewards = call_reward(world.reward_function, prompt, texts)
@@ -133,6 +136,10 @@ class SumReward:
     @property
     def needs_labels(self) -> bool:
         return any(p.needs_labels for p in self.parts)
+
+    @property
+    def needs_verifier(self) -> bool:
+        return any(getattr(p, "needs_verifier", p.needs_labels) for p in self.parts)
 
     @property
     def needs_reference(self) -> bool:
@@ -174,6 +181,7 @@ class GroupAdvantage:
 class KeepAll:
     """Every group is trained on."""
 
+    min_group = 0
     max_rounds = 1
 
     def __call__(self, batch: Batch, target: int) -> Choice:
@@ -257,6 +265,10 @@ class PolicyLoss:
     def needs_reference(self) -> bool:
         return self.kl is not None and self.kl_coef != 0
 
+    @property
+    def whole_responses(self) -> bool:
+        return self.ratio != "token"
+
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         mask = batch.mask
         if not (self.needs_entropy or self.needs_reference):
@@ -272,24 +284,28 @@ class PolicyLoss:
         if self.ratio == "token":
             ratio = surrogate.token_ratio(scores.logp, batch.logp_old)
         elif self.ratio == "sequence":
-            ratio = surrogate.sequence_ratio(scores.logp, batch.logp_old, batch.mask)
+            ratio = surrogate.sequence_ratio(scores.logp, batch.logp_old, batch.chosen)
         else:
-            ratio = surrogate.product_ratio(scores.logp, batch.logp_old, batch.mask)
+            ratio = surrogate.product_ratio(scores.logp, batch.logp_old, batch.chosen)
         terms = {"policy": -mean(weight * self.gate(ratio, advantage))}
         if self.needs_reference and batch.logp_ref is not None and self.kl is not None:
             divergence = kl(scores.logp, batch.logp_ref, self.kl)
             terms["kl"] = self.kl_coef * mean(weight * divergence)
         if self.needs_entropy and scores.entropy is not None:
             terms["entropy"] = -self.entropy_coef * mean(weight * scores.entropy)
-        with torch.no_grad():
-            r = ratio.detach()
-            log = {"ratio/mean": r, "kl/behaviour": batch.logp_old - scores.logp, **self.gate.metrics(r, advantage)}
-            if batch.logp_ref is not None:
-                log["kl/ref"] = kl(scores.logp, batch.logp_ref, "k3")
-            watched = max(batch.counted().watched, 1)
-            metrics = {
-                n: torch.where(batch.mask, x, 0).sum() / watched for n, x in log.items() if not n.endswith("min")
-            }
-            metrics |= {n: torch.where(batch.mask, x, torch.inf).amin() for n, x in log.items() if n.endswith("min")}
-            metrics["ratio/max"] = torch.where(batch.mask, r, 0).amax()
-        return LossTerms(terms, metrics)
+        return LossTerms(terms, distances(scores, batch, ratio, self.gate.metrics(ratio.detach(), advantage)))
+
+
+@torch.no_grad()
+def distances(scores: Scores, batch: Batch, ratio: Tensor | None, more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a loss logs: the importance ratio (None: no behaviour policy is known), the divergences from behaviour and
+    reference policy, and `more` per-token values, each as mean over the tokens with a forward pass (or as minimum)."""
+    log = dict(more)
+    if ratio is not None:
+        log |= {"ratio/mean": ratio, "kl/behaviour": batch.logp_old - scores.logp}
+    if batch.logp_ref is not None:
+        log["kl/ref"] = kl(scores.logp, batch.logp_ref, "k3")
+    watched = max(batch.counted().watched, 1)
+    out = {n: torch.where(batch.mask, x, 0).sum() / watched for n, x in log.items() if not n.endswith("min")}
+    out |= {n: torch.where(batch.mask, x, torch.inf).amin() for n, x in log.items() if n.endswith("min")}
+    return out if ratio is None else out | {"ratio/max": torch.where(batch.mask, ratio, 0).amax()}

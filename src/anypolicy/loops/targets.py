@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from anypolicy.data.batch import Batch
@@ -42,6 +42,16 @@ def resampled_target(name: str, sampled: Segment, context: Tokens, response: Tok
     return Trajectory(name, [segment], target=True)
 
 
+def target_of(batch: Batch) -> Bool[Tensor, "rows tokens"]:
+    """The target tokens; none of them where there are none."""
+    return torch.zeros_like(batch.mask) if batch.target is None else batch.target
+
+
+def reduce_targets(values: Float[Tensor, "rows tokens"], batch: Batch, mode: Mode) -> Float[Tensor, ""]:
+    """One number from per-token values over the target tokens, with the denominators of the whole optimiser batch."""
+    return reduce(values, target_of(batch), mode, totals=batch.counted().target, max_tokens=batch.max_tokens)
+
+
 @dataclass(frozen=True)
 class WithImitation:
     """Another loss + coef · reduce(−logp over target tokens), with the targets' own denominators.
@@ -61,6 +71,22 @@ class WithImitation:
     def needs_reference(self) -> bool:
         return self.loss.needs_reference
 
+    @property
+    def whole_groups(self) -> bool:
+        return getattr(self.loss, "whole_groups", False)
+
+    @property
+    def whole_responses(self) -> bool:
+        return getattr(self.loss, "whole_responses", False)
+
+    @property
+    def any_behaviour(self) -> bool:
+        return getattr(self.loss, "any_behaviour", False)
+
+    @property
+    def min_group(self) -> int:
+        return getattr(self.loss, "min_group", 1)
+
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         rows = self.loss.active(batch)
         if batch.target is None or self.coef == 0:
@@ -73,10 +99,7 @@ class WithImitation:
             return LossTerms(terms, metrics)
         totals = batch.counted().target
         assert totals is not None
-        loss = reduce(
-            -batch.weight[:, None] * scores.logp, batch.target, self.aggregation, totals=totals,
-            max_tokens=batch.max_tokens,
-        )  # fmt: skip
+        loss = reduce_targets(-batch.weight[:, None] * scores.logp, batch, self.aggregation)
         metrics = metrics if batch.mask.any() else {}
         if totals.tokens:
             likely = torch.where(batch.target, scores.logp.detach(), 0).sum() / totals.tokens

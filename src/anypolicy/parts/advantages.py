@@ -110,15 +110,20 @@ def gae(
     return out * mask
 
 
-def whiten(x: Float[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:
-    """(x − mean) / sqrt(var + 1e-8) over masked tokens, sample variance; 0 outside the mask.
+def whiten(
+    x: Float[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"], std: Literal["sample", "population"] = "sample"
+) -> Float[Tensor, "rows tokens"]:
+    """(x − mean) / scale over masked tokens; 0 outside the mask.
 
+    scale: sqrt(var + 1e-8) with the sample variance (n − 1), or sqrt(max(var, 1e-8)) with the population's (n).
     Values that are all equal, or fewer than two, give exactly 0.
     """
     kept = x[mask]
     if kept.numel() < 2 or bool(kept.max() == kept.min()):
         return torch.zeros_like(x)
-    return torch.where(mask, (x - kept.mean()) * torch.rsqrt(kept.var() + 1e-8), 0)
+    if std == "sample":
+        return torch.where(mask, (x - kept.mean()) * torch.rsqrt(kept.var() + 1e-8), 0)
+    return torch.where(mask, (x - kept.mean()) * torch.rsqrt(kept.var(correction=0).clamp(min=1e-8)), 0)
 
 
 def token_rewards(

@@ -19,7 +19,8 @@ class Totals(NamedTuple):
 
     `watched` counts the tokens that get a forward pass: what logged means divide by, and nothing else. `groups` counts
     every group of the batch, also one without a masked token; `group_sequences` gives every row the number of
-    sequences with a masked token in its group. `target` are the same counts over the supervised tokens, if any.
+    sequences with a masked token in its group, `pairs` counts their pairs within groups. `target` are the same counts
+    over the supervised tokens, if any.
     """
 
     tokens: float
@@ -29,6 +30,7 @@ class Totals(NamedTuple):
     watched: float
     groups: float = 0.0
     group_sequences: Float[Tensor, " rows"] | None = None
+    pairs: float = 0.0
     target: Totals | None = None
 
     def select(self, rows: Tensor) -> Totals:
@@ -63,7 +65,8 @@ def count(
     names, index = torch.unique(group, return_inverse=True)
     group_of = torch.zeros(size, dtype=torch.long).scatter_(0, sequence, index)
     filled = per_row.new_zeros(len(names)).index_add_(0, group_of, (per_sequence > 0).to(per_row.dtype))
-    return totals._replace(groups=float(len(names)), group_sequences=filled[index])
+    pairs = float((filled.double() * (filled.double() - 1) / 2).sum())
+    return totals._replace(groups=float(len(names)), group_sequences=filled[index], pairs=pairs)
 
 
 def reduce(

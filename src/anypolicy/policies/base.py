@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt, Tokens
+from anypolicy.policies.logits import Logits
 
 
 class Scores(NamedTuple):
     """The policy's view of a batch, with gradients: per-token log-probability (nats, under the temperature), entropy
-    over the whole vocabulary, and the hidden state from which each response token was predicted."""
+    over the whole vocabulary, the hidden state from which each response token was predicted, and the logits (under the
+    temperature) at the positions where `batch.target` is True, in the order of `batch.response[batch.target]`."""
 
     logp: Float[Tensor, "rows tokens"]
     entropy: Float[Tensor, "rows tokens"] | None = None
     hidden: Float[Tensor, "rows tokens width"] | None = None
+    logits: Logits | None = None
 
 
 class DecodeState(Protocol):
@@ -61,7 +64,9 @@ class Policy(Protocol):
         """The id of the one token that is this text; an error where it is none or several."""
         ...
 
-    def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
+    def score(
+        self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False, logits: bool = False
+    ) -> Scores:
         """Log-probabilities of the batch's response tokens; each distinct context is computed once."""
         ...
 

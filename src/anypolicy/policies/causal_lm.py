@@ -21,6 +21,7 @@ from anypolicy.errors import InputError
 from anypolicy.parts.token_logp import logits, token_logp
 from anypolicy.policies.base import Scores
 from anypolicy.policies.decoder import Decoder, DecoderState, Unsupported
+from anypolicy.policies.logits import Logits
 from anypolicy.policies.packed import NAME, Packing, pack
 
 
@@ -213,12 +214,20 @@ class CausalLM:
         return int(ids[0])
 
     # --- scoring -----------------------------------------------------------------------------------------------------
-    def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
+    def score(
+        self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False, logits: bool = False
+    ) -> Scores:
         """Scores of the response tokens: packed where that is known to be exact, else the plain path."""
         self.check_length(batch)
         packed = self.packs and bool(batch.context_valid.any(1).all())
         states = self.hidden_packed(batch) if packed else self.hidden_plain(batch)
-        return self.scores_of(states, batch, temperature, entropy=entropy, hidden=hidden)
+        scores = self.scores_of(states, batch, temperature, entropy=entropy, hidden=hidden)
+        return scores._replace(logits=self.target_logits(states, batch, temperature)) if logits else scores
+
+    def target_logits(self, states: Tensor, batch: Batch, temperature: float) -> Logits:
+        """Logits where a target token is predicted."""
+        assert batch.target is not None
+        return Logits(states[batch.target], lambda x: self.head(x) / temperature)
 
     def check_length(self, batch: Batch) -> None:
         longest = int((batch.context_valid.sum(1)[batch.context_index] + batch.valid.sum(1)).max())
@@ -264,8 +273,8 @@ class CausalLM:
     def scores_of(
         self, states: Tensor, batch: Batch, temperature: float, *, entropy: bool, hidden: bool
     ) -> Scores:  # fmt: skip
-        """Log-probabilities only where a response token stands; the logits of a few blocks at a time."""
-        wanted, output = batch.valid, self.output
+        """Log-probabilities only where a response token stands that is read; the logits of a few blocks at a time."""
+        wanted, output = batch.valid if batch.read is None else batch.read, self.output
         picked, spread = token_logp(
             states[wanted], output.weight, getattr(output, "bias", None), batch.response[wanted], temperature, self.cap,
             entropy,

@@ -16,6 +16,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.policies.base import Scores
+from anypolicy.policies.logits import Logits
 
 
 class TableState(NamedTuple):
@@ -64,7 +65,9 @@ class TablePolicy:
     def token(self, text: str) -> int:
         raise InputError("token", text, "a table's tokens are numbers: give the id")
 
-    def score(self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False) -> Scores:
+    def score(
+        self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False, logits: bool = False
+    ) -> Scores:
         z, tokens = self.module.logits, batch.response.shape[1]
         prompt = batch.context[batch.context_index, -1]
         position = torch.arange(tokens).clamp(max=z.shape[1] - 1)
@@ -75,7 +78,8 @@ class TablePolicy:
         if hidden:
             index = prompt[:, None] * z.shape[1] + position
             where = torch.zeros(*index.shape, self.hidden_size, dtype=self.dtype).scatter_(2, index[..., None], 1)
-        return Scores(torch.where(batch.valid, logp, 0), spread, where)
+        wanted = Logits(all_logp[batch.target], lambda x: x) if logits else None
+        return Scores(torch.where(batch.valid, logp, 0), spread, where, wanted)
 
     @torch.no_grad()
     def prefill(self, contexts: list[Tokens]) -> tuple[TableState, Tensor]:

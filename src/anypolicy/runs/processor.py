@@ -1,12 +1,16 @@
-"""What is fastest on this processor, found out at the start of a run and never at the cost of accuracy."""
+"""What is fastest on this processor, found out when a run is planned, written into its recipe (a run that goes on must
+round as it began), and never at the cost of accuracy."""
 
 from __future__ import annotations
 
 import functools
 import sys
 import time
+from typing import Literal
 
 import torch
+
+Products = Literal["default", "onednn"]
 
 FASTER = 1.3
 """oneDNN must be this many times as fast: below that the gain is not worth other rounding than torch's default."""
@@ -14,7 +18,7 @@ SIZE = 512
 
 
 @functools.cache
-def choose_products() -> str:
+def choose_products() -> Products:
     """Which library multiplies float32 matrices. torch gives them to MKL, which is slow on some processors of other
     makers; "medium" precision gives them to oneDNN, which on some processors then rounds to bfloat16. So both are
     timed and compared with float64 here (some 50 ms), and oneDNN is taken only where it is much faster and as exact."""
@@ -34,11 +38,15 @@ def choose_products() -> str:
         seconds[precision] = min(tries)
     torch.set_float32_matmul_precision(before)
     if not better(seconds, error):
-        return "torch's default"
-    torch.set_float32_matmul_precision("medium")
+        return "default"
     gain = seconds["highest"] / seconds["medium"]
     print(f"note: float32 products by oneDNN, {gain:.1f} times as fast here and as exact", file=sys.stderr)
-    return "oneDNN"
+    return "onednn"
+
+
+def use_products(library: Products) -> None:
+    """Let float32 matrices be multiplied by this library from now on."""
+    torch.set_float32_matmul_precision("medium" if library == "onednn" else "highest")
 
 
 def better(seconds: dict[str, float], error: dict[str, float]) -> bool:

@@ -26,5 +26,9 @@ def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """The torch generator of a named stream, e.g. generator(0, "sampling", step, round). Torch's processor generator
     takes 32 bits of a seed."""
-    word = int(_entropy(seed, names).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator().manual_seed(word)
+    return torch.Generator().manual_seed(number(seed, *names))
+
+
+def number(seed: int, *names: str | int) -> int:
+    """The named stream as a whole number below 2⁶³, for what makes generators of its own from it."""
+    return int(_entropy(seed, names).generate_state(1, np.uint64)[0] >> np.uint64(1))

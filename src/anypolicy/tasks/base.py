@@ -37,6 +37,13 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class ScoresMany(Protocol):
+    """A task that verifies many responses faster together than one after the other."""
+
+    def score_many(self, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[Score]: ...
+
+
+@runtime_checkable
 class MakesPolicy(Protocol):
     """A task that brings the policy to start from (a table, a transformer of its own vocabulary)."""
 

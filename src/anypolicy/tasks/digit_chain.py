@@ -77,17 +77,18 @@ class DigitChain:
         return Score(float(correct), correct)
 
     def probe(self, policy: Policy) -> dict[str, float]:
-        """For each n, at temperature 1 on 200 fixed held-out problems: share of responses without thinking, accuracy,
-        mean length."""
+        """For each n, at temperature 1 on 200 fixed problems: share of responses without thinking, accuracy and mean
+        length on the training side; accuracy on held-out problems ("unseen")."""
         out: dict[str, float] = {}
         rng, sampler = numpy_generator(0, "digit-chain", "probe"), generator(0, "digit-chain", "probe")
         for n in LENGTHS:
-            problems = [prompt(rng, n, str(i), held=True) for i in range(200)]
+            problems = [prompt(rng, n, str(i), held=i >= 200) for i in range(400)]
             requests = [Request(policy.encode(p)) for p in problems]
             answers = [s.response for [(s, _)] in NativeEngine(policy).generate(requests, Sampling(16), sampler)]
             right = [self.score(p, r, "").correct for p, r in zip(problems, answers, strict=True)]
-            out[f"direct_{n}"] = float(np.mean([r[0] == END for r in answers]))
-            out[f"accuracy_{n}"], out[f"length_{n}"] = float(np.mean(right)), float(np.mean([len(r) for r in answers]))
+            out[f"direct_{n}"] = float(np.mean([r[0] == END for r in answers[:200]]))
+            out[f"length_{n}"] = float(np.mean([len(r) for r in answers[:200]]))
+            out[f"accuracy_{n}"], out[f"unseen_{n}"] = float(np.mean(right[:200])), float(np.mean(right[200:]))
         return out
 
     def make_policy(self, seed: int) -> Policy:

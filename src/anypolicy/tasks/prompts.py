@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.tasks.base import Score
+from anypolicy.tasks.lines import json_lines
 from anypolicy.tasks.split import split
 from anypolicy.tasks.verifiers import verifier
 
@@ -19,41 +20,63 @@ from anypolicy.tasks.verifiers import verifier
 class PromptTask:
     """Prompts, their answers and a named verifier; reward 1 for a correct response, else 0.
 
-    A `reference` names the field of a response to imitate or compare with (text, or a list of token ids; a row may
-    leave it out). Name and side of the split follow from the prompt without the instruction; further fields go into
-    `info`.
+    `reference` names the field of a response to imitate or compare with (text, or a list of token ids; a row may leave
+    it out), by default `response` if there is one. A row of `messages` that end with the assistant's is read as prompt
+    and reference. A prompt with several references is several prompts. Name and side of the split follow from the
+    prompt without the instruction; further fields go into `info`, among them recorded `responses`.
+
+    Rows without answers, but with references, make a task without a verifier; so do recorded responses, with
+    `verifier_name` none. Of the latter nothing is held out.
     """
 
     def __init__(
         self, name: str, rows: Iterable[tuple[str, dict[str, Any]]], *, prompt: str, answer: str, verifier_name: str,
         heldout: float, max_tokens: int, instruction: str, reference: str = "",
     ):  # fmt: skip
-        self.reference = reference
+        self.reference = reference or "response"
         self.name, self.max_tokens = name, max_tokens
-        self.verify = verifier(verifier_name)
-        prompts: dict[str, Prompt] = {}
-        for where, row in rows:
+        self.verify = verifier("exact" if verifier_name == "none" else verifier_name)
+        read = [(where, conversation(row, prompt, self.reference)) for where, row in rows]
+        refers = bool(read) and has(read[0][1], self.reference)
+        self.verifies = verifier_name != "none" and (not read or has(read[0][1], answer) or not refers)
+        self.needed = (prompt, answer if self.verifies else self.reference if refers else "responses")
+        prompts: dict[str, list[Prompt]] = {}
+        for where, row in read:
             one = self.read(where, row, prompt, answer, instruction, verifier_name)
-            known = prompts.setdefault(one.id, one)
-            if known.answer != one.answer:
+            same = prompts.setdefault(one.id, [])
+            if same and same[0].answer != one.answer:
                 raise InputError(
-                    name, f"{where}: {answer} {one.answer!r}", f"the same prompt has answer {known.answer!r}"
+                    name, f"{where}: {answer} {one.answer!r}", f"the same prompt has answer {same[0].answer!r}"
                 )
-            if known.reference != one.reference:
-                raise InputError(name, where, f"the same prompt stands there with another {reference!r}: keep one")
-        if reference and prompts and all(p.reference is None for p in prompts.values()):
+            if same and same[0].info.get("responses") != one.info.get("responses"):
+                raise InputError(name, where, "the same prompt stands there with other responses: put all on one line")
+            if one.reference not in [p.reference for p in same]:
+                same.append(replace(one, id=f"{one.id}-{len(same)}") if same else one)
+        if reference and prompts and all(p.reference is None for same in prompts.values() for p in same):
             raise InputError(name, reference, "no row has this field: name the field of the reference responses")
+        if not self.verifies and not refers:
+            self.train, self.heldout = [p for same in prompts.values() for p in same], []
+            return
         if len(prompts) < 2:
             raise InputError(name, f"{len(prompts)} different prompts", "give at least 2, one of them to hold out")
-        self.train, self.heldout = split(prompts.values(), lambda p: p.id, heldout)
+        sides = split(prompts.values(), lambda same: same[0].id, heldout)
+        self.train, self.heldout = ([p for same in side for p in same] for side in sides)
 
     def read(self, where: str, row: dict[str, Any], prompt: str, answer: str, instruction: str, kind: str) -> Prompt:
         """One checked row."""
-        for field in (prompt, answer):
-            if row.get(field) in (None, "", []):
+        for field in self.needed:
+            if not has(row, field):
                 raise InputError(self.name, where, f"it has no {field!r} (fields: {', '.join(row)})", choices=row)
         messages = self.messages(where, prompt, row[prompt])
-        label = row[answer]
+        label = self.label(where, answer, row[answer], kind) if self.verifies else None
+        name = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]
+        if instruction:
+            messages[-1]["content"] += "\n" + instruction
+        info = {k: v for k, v in row.items() if k not in (prompt, answer, self.reference)}
+        return Prompt(name, tuple(messages), answer=label, info=info, reference=self.shown(where, row))
+
+    def label(self, where: str, answer: str, label: Any, kind: str) -> str:
+        """The row's answer, checked."""
         if not isinstance(label, str | int | float) or isinstance(label, bool) or label != label:
             raise InputError(self.name, where, f"{answer!r} is {label!r}: write it as text or as a number")
         label = str(label)
@@ -62,22 +85,18 @@ class PromptTask:
                 re.compile(label)
             except re.error as error:
                 raise InputError(self.name, where, f"{label!r} is no regular expression: {error}") from error
-        name = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]
-        if instruction:
-            messages[-1]["content"] += "\n" + instruction
-        info = {k: v for k, v in row.items() if k not in (prompt, answer, self.reference)}
-        return Prompt(name, tuple(messages), answer=label, info=info, reference=self.shown(where, row))
+        return label
 
     def shown(self, where: str, row: dict[str, Any]) -> str | tuple[int, ...] | None:
         """The row's reference response, checked."""
-        given = row.get(self.reference) if self.reference else None
-        if isinstance(given, list) and all(type(i) is int and i >= 0 for i in given):
-            given = tuple(given)
-        if given is not None and (not isinstance(given, str | tuple) or not given):
+        shown = row.get(self.reference)
+        if isinstance(shown, list) and all(type(i) is int and i >= 0 for i in shown):
+            shown = tuple(shown)
+        if shown is not None and (not isinstance(shown, str | tuple) or not shown):
             raise InputError(
-                self.name, where, f"{self.reference!r} is {given!r}: write text or a list of token ids, or leave it out"
+                self.name, where, f"{self.reference!r} is {shown!r}: write text or a list of token ids, or leave it out"
             )
-        return given
+        return shown
 
     def messages(self, where: str, field: str, given: Any) -> list[dict[str, Any]]:
         """Text as one message of the user; messages as copies."""
@@ -92,38 +111,39 @@ class PromptTask:
         return [dict(m) for m in given]
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
+        if not self.verifies:
+            raise InputError(
+                "verifier", "none", "there is nothing to verify new responses with: learn from recorded ones"
+            )
         correct = self.verify(text, prompt.answer)
         return Score(float(correct), correct)
+
+
+def has(row: dict[str, Any], field: str) -> bool:
+    """Whether a row has something in the field."""
+    return row.get(field) not in (None, "", [])
+
+
+def conversation(row: dict[str, Any], prompt: str, reference: str) -> dict[str, Any]:
+    """A row of messages of which the last is the assistant's, as prompt and reference; other rows as they are."""
+    messages = row.get("messages")
+    if has(row, prompt) or not isinstance(messages, list) or not messages:
+        return row
+    last = messages[-1]
+    if not isinstance(last, dict) or last.get("role") != "assistant":
+        return row
+    rest = {k: v for k, v in row.items() if k != "messages"}
+    return rest | {prompt: messages[:-1], reference: last.get("content")}
 
 
 def from_jsonl(
     path: str, *, prompt: str = "prompt", answer: str = "answer", verifier: str = "exact", heldout: float = 0.2,
     max_tokens: int = 64, instruction: str = "", reference: str = "",
 ) -> PromptTask:  # fmt: skip
-    """One JSON object a line, with a prompt (text or messages) and an answer."""
-    file = Path(path)
-    if not file.is_file():
-        raise InputError("task", path, "there is no such file")
-
-    def rows() -> Iterable[tuple[str, dict[str, Any]]]:
-        for n, line in enumerate(file.read_bytes().split(b"\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                raise InputError(path, f"line {n}", f"it is not UTF-8 ({error}): save the file as UTF-8") from error
-            except ValueError as error:
-                raise InputError(path, f"line {n}", f"it is not JSON ({error}): mend or remove it") from error
-            if not isinstance(row, dict):
-                raise InputError(path, f"line {n}", "it must be an object with a prompt and an answer")
-            yield f"line {n}", row
-
-    if not file.stat().st_size:
-        raise InputError("task", path, "the file is empty")
+    """One JSON object a line, with a prompt (text or messages) and an answer or a reference response."""
     return PromptTask(
-        path, rows(), prompt=prompt, answer=answer, verifier_name=verifier, heldout=heldout, max_tokens=max_tokens,
-        instruction=instruction, reference=reference,
+        path, json_lines(path, "a prompt and an answer or response"), prompt=prompt, answer=answer,
+        verifier_name=verifier, heldout=heldout, max_tokens=max_tokens, instruction=instruction, reference=reference,
     )  # fmt: skip
 
 

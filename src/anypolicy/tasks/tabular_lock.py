@@ -7,8 +7,10 @@ table of logits, so its success probability is known exactly: Π_l softmax(z[n, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +35,9 @@ class TabularLock:
     With `references` every prompt has a reference response whose tokens are right with probability
     `reference_accuracy` each, else a random wrong one.
 
+    With `hints` every prompt carries its answer, and the table has a second row for it in which the answer is in sight:
+    + `hint` on the target tokens.
+
     A table does not generalise, so nothing is held out; `probe` gives the exact success over all prompts.
     """
 
@@ -41,7 +46,7 @@ class TabularLock:
     def __init__(
         self, seed: int, *, start: Start = "graded", prompts: int = 32, length: int = 3, vocabulary: int = 8,
         sigma: float = 1.0, low: float = 1.0, high: float = 4.0, bias: float = 4.0,
-        references: bool = False, reference_accuracy: float = 1.0,
+        references: bool = False, reference_accuracy: float = 1.0, hints: bool = False, hint: float = 3.0,
     ):  # fmt: skip
         for name, value in (("prompts", prompts), ("length", length), ("vocabulary", vocabulary)):
             if value < 1 + (name == "vocabulary"):
@@ -76,7 +81,14 @@ class TabularLock:
             other = (self.target + torch.randint(1, vocabulary, shape, generator=rng)) % vocabulary
             right = torch.rand(shape, generator=rng) < reference_accuracy
             shown = [tuple(ids) for ids in torch.where(right, self.target, other).tolist()]
-        self.train = [Prompt(f"lock-{n}", tokens=(n,), reference=shown[n]) for n in range(prompts)]
+        answers: list[tuple[int, ...] | None] = [None] * prompts
+        if hints:
+            answers = [tuple(ids) for ids in self.target.tolist()]
+            helped = self.start.scatter_add(2, self.target[..., None], torch.full((*shape, 1), hint))
+            self.start = torch.cat([self.start, helped])
+        self.train = [
+            Prompt(f"lock-{n}", tokens=(n,), answer=answers[n], reference=shown[n]) for n in range(prompts)
+        ]  # fmt: skip
         self._answers = self.target.numpy()
 
     def add(self, tokens: Tensor, amount: Tensor) -> None:
@@ -94,6 +106,15 @@ class TabularLock:
         correct = len(response) == len(target) and bool((response == target).all())
         return Score(float(correct), correct)
 
+    def answer_shown(self, prompt: Prompt) -> Prompt:
+        """The prompt whose row of the table has the answer in sight."""
+        assert prompt.tokens is not None
+        return replace(prompt, tokens=(prompt.tokens[0] + len(self.train),))
+
+    def ended_by_answer(self, prompt: Prompt, response: Tokens) -> Tokens:
+        """The response with the last of the known answer's tokens."""
+        return np.array([*response[:-1], prompt.answer[-1]], np.int64)
+
     def reask(self, prompt: Prompt, stage: str, wrong: Tokens | None, examples: Sequence[tuple[str, str]]) -> Prompt:
         """A lock has one wording."""
         return prompt
@@ -101,7 +122,7 @@ class TabularLock:
     def success(self, policy: Policy) -> Float[Tensor, " prompts"]:
         """The exact success probability of every prompt."""
         assert isinstance(policy, TablePolicy)
-        p = policy.module.logits.detach().softmax(-1).gather(2, self.target[..., None])
+        p = policy.module.logits.detach()[: len(self.target)].softmax(-1).gather(2, self.target[..., None])
         return p.squeeze(2).prod(1)
 
     def probe(self, policy: Policy) -> dict[str, float]:

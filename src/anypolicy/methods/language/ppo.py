@@ -10,6 +10,7 @@ Differs: verl whitens the advantage over the batch after the value target is mad
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -27,12 +28,19 @@ from anypolicy.parts.surrogate import clipped_value_loss
 
 @dataclass(frozen=True)
 class GeneralisedAdvantage:
-    """A_t = δ_t + γλ A_{t+1}, δ_t = rew_t + γ V_{t+1} − V_t; target A_t + V_t; then A whitened over the batch."""
+    """A_t = δ_t + γλ A_{t+1}, δ_t = rew_t + γ V_{t+1} − V_t; target A_t + V_t; then A whitened over the batch.
+
+    `normalise_reward` takes (r − mean)/std of all rewards of the run so far; with `on_kept` A is whitened over the rows
+    that a selection has kept.
+    """
 
     needs_value = True
     discount: float = 1.0
     lam: float = 0.95
     kl_coef: float = 1e-3
+    std: Literal["sample", "population"] = "sample"
+    normalise_reward: bool = False
+    on_kept: bool = False
 
     @property
     def needs_reference(self) -> bool:
@@ -40,11 +48,14 @@ class GeneralisedAdvantage:
 
     def __call__(self, batch: Batch) -> Credit:
         assert batch.value is not None
+        outcome = batch.reward
+        if self.normalise_reward and batch.running is not None:
+            outcome = (outcome - batch.running.mean) / max(batch.running.std, 1e-8)
         reward = token_rewards(
-            batch.reward[batch.trajectory], batch.mask, batch.logp_old, batch.logp_ref, self.kl_coef
+            outcome[batch.trajectory], batch.mask, batch.logp_old, batch.logp_ref, self.kl_coef
         )  # fmt: skip
         raw = gae(reward, batch.value, batch.mask, discount=self.discount, lam=self.lam)
-        return Credit(whiten(raw, batch.mask), raw + batch.value)
+        return Credit(whiten(raw, batch.mask, self.std), raw + batch.value)
 
 
 @dataclass(frozen=True)
@@ -87,13 +98,15 @@ def ppo(
     lam: float = 0.95,
     value_lr: float = 9e-6,
     value_clip: float = 0.5,
+    std: Literal["sample", "population"] = "sample",
+    normalise_reward: bool = False,
 ) -> GroupRecipe:
     """GAE with a value head, −β k1 in the reward, clip 0.2/0.2, token mean."""
     base = grpo()
     return replace(
         base,
         rollout=GroupRollout(group_size),
-        advantage=GeneralisedAdvantage(discount, lam, kl_coef),
+        advantage=GeneralisedAdvantage(discount, lam, kl_coef, std, normalise_reward),
         loss=PolicyLoss(Clip(clip, clip), aggregation="token-mean"),
         critic=ValueHead(value_lr, value_clip),
         optimiser=replace(base.optimiser, lr=5e-7),

@@ -1,0 +1,111 @@
+"""The loop of a reward model: pairs in, one optimiser step out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anypolicy.data.preferences import Preference
+from anypolicy.errors import InputError
+from anypolicy.loops.optimise import Updater
+from anypolicy.loops.recipe import Optimiser
+from anypolicy.loops.stages import EpochOrder
+from anypolicy.policies.reward_model import Calibration, RewardModel
+from anypolicy.runs.metrics import wilson
+
+
+class PairLoss(Protocol):
+    @property
+    def needs_margin(self) -> bool: ...
+
+    def __call__(
+        self, chosen: Float[Tensor, " pairs"], rejected: Float[Tensor, " pairs"], margin: Float[Tensor, " pairs"]
+    ) -> dict[str, Float[Tensor, " pairs"]]:
+        """Named terms of every pair; the loop takes the mean over the pairs of a step and their sum."""
+        ...
+
+
+@dataclass(frozen=True)
+class PreferenceRecipe:
+    """A complete method for reward models: the loss of a pair, pairs in a step, and how they become updates."""
+
+    loss: PairLoss
+    pairs: int = 64
+    optimiser: Optimiser = field(default_factory=Optimiser)
+
+
+class PreferenceLoop:
+    """`step()` is one optimiser step on the next pairs of a shuffled epoch; `state()` is all it remembers."""
+
+    def __init__(self, recipe: PreferenceRecipe, model: RewardModel, pairs: Sequence[Preference], seed: int):
+        if recipe.loss.needs_margin and any(p.margin is None for p in pairs):
+            raise InputError("pairs", "a pair without margin", "this loss needs a 'margin' in every line")
+        self.recipe, self.model, self.pairs = recipe, model, pairs
+        self.order = EpochOrder(len(pairs), seed)
+        self.updater = Updater(recipe.optimiser, {"policy": (model.module.parameters(), recipe.optimiser.lr)})
+        self.encoded: dict[int, tuple[list[int], list[int]]] = {}
+
+    def tokens(self, i: int) -> tuple[list[int], list[int]]:
+        """(chosen, rejected) ids of a pair."""
+        if i not in self.encoded:
+            self.encoded[i] = encode(self.model, self.pairs[i])
+        return self.encoded[i]
+
+    def step(self) -> dict[str, float]:
+        drawn = self.order.draw(self.recipe.pairs, self.updater.updates, 0)
+        longest = max(len(ids) for i in drawn for ids in self.tokens(i))
+        size = max(self.model.micro_tokens // (2 * longest), 1)
+        log = defaultdict[str, float](float)
+        for start in range(0, len(drawn), size):
+            part = drawn[start : start + size]
+            score = self.model.score([ids for i in part for ids in self.tokens(i)]).view(-1, 2)
+            margin = score.new_tensor([self.pairs[i].margin or 0.0 for i in part])
+            terms = {k: v.sum() / len(drawn) for k, v in self.recipe.loss(score[:, 0], score[:, 1], margin).items()}
+            torch.stack(list(terms.values())).sum().backward()
+            self.updater.accumulate()
+            gap = (score[:, 0] - score[:, 1]).detach()
+            log["pairs/accuracy"] += float((gap > 0).sum()) / len(drawn)
+            log["pairs/margin"] += float(gap.sum()) / len(drawn)
+            for name, value in terms.items():
+                log[f"loss/{name}"] += float(value.detach())
+        return {**log, **self.updater.step(), **self.order.metrics()}
+
+    def state(self) -> dict[str, Any]:
+        return {"updates": self.updater.updates, "order": self.order.state()}
+
+    def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.order.restore(state["order"])
+        self.updater.restore(tensors, state["updates"])
+
+
+def encode(model: RewardModel, pair: Preference) -> tuple[list[int], list[int]]:
+    """Ids of prompt + chosen and of prompt + rejected."""
+    return model.encode(pair.prompt, pair.chosen), model.encode(pair.prompt, pair.rejected)
+
+
+def pair_scores(model: RewardModel, pairs: Sequence[Preference]) -> Float[Tensor, "pairs 2"]:
+    """Raw scores of (chosen, rejected) of every pair."""
+    return model.scores([ids for p in pairs for ids in encode(model, p)]).view(-1, 2)
+
+
+def evaluate_pairs(model: RewardModel, pairs: Sequence[Preference]) -> dict[str, float]:
+    """Share of pairs whose chosen response scores higher (a tie is wrong), with its Wilson 95 % interval."""
+    if not pairs:
+        return {}
+    gap = pair_scores(model, pairs).diff(dim=1).neg()[:, 0]
+    right = int((gap > 0).sum())
+    low, high = wilson(right, len(pairs))
+    out = {"eval/accuracy": right / len(pairs), "eval/low": low, "eval/high": high, "eval/n": float(len(pairs))}
+    return out | {"eval/margin": float(gap.mean())}
+
+
+def calibrate(model: RewardModel, pairs: Sequence[Preference]) -> Calibration:
+    """Mean and standard deviation of the scores of all responses in the pairs."""
+    score = pair_scores(model, pairs).double()
+    return Calibration(float(score.mean()), max(float(score.std(correction=0)), 1e-8))

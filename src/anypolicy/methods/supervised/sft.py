@@ -1,0 +1,105 @@
+"""SFT: supervised fine-tuning, the baseline of the supervised family.
+
+Paper: none of its own; maximum likelihood of reference responses, as in arXiv 2203.02155, section 3.5.
+Idea: make the reference response of every prompt more likely, token by token.
+Changes: rollout (one reference response a prompt, nothing is sampled), reward and advantage (none), loss.
+Silent: the aggregation; here every target token of the batch counts the same (`token-mean`).
+Differs: TRL averages over the tokens of each micro-batch, so its result depends on the split; here the denominator is
+that of the whole optimiser batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from anypolicy.catalogue import Card, method
+from anypolicy.data.batch import Batch
+from anypolicy.data.records import Group, Prompt
+from anypolicy.errors import InputError
+from anypolicy.loops.recipe import GroupRecipe, LossTerms, Optimiser, World
+from anypolicy.loops.stages import KeepAll, UniformSampler
+from anypolicy.loops.targets import reduce_targets, reference_target, target_of
+from anypolicy.parts.reduce import Mode
+from anypolicy.policies.base import Scores
+from anypolicy.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class ReferenceRollout:
+    """The reference response of every prompt, as a target; nothing is sampled."""
+
+    group_size = 0
+    gives_targets = True
+
+    def check_task(self, task: Task) -> None:
+        for prompt in task.train:
+            if prompt.reference is None:
+                raise InputError("task", task.name, f"prompt {prompt.id!r} has no reference response to learn from")
+
+    def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
+        return [Group(p.id, p, [reference_target(world.policy, p)]) for p in prompts]
+
+
+@dataclass(frozen=True)
+class NoReward:
+    """Nothing to score. It lets the rollout see labels: a reference response is one."""
+
+    needs_labels, needs_verifier = True, False
+    min_group = max_group = 0
+
+    def __call__(self, world: World, groups: list[Group]) -> None:
+        """Targets have no reward."""
+
+
+@dataclass(frozen=True)
+class NoAdvantage:
+    """Nothing to compare."""
+
+    min_group = max_group = 0
+
+    def __call__(self, batch: Batch) -> Float[Tensor, " trajectories"]:
+        return torch.zeros_like(batch.reward)
+
+
+@dataclass(frozen=True)
+class NegativeLogLikelihood:
+    """reduce(−log π) over the target tokens."""
+
+    aggregation: Mode = "token-mean"
+    needs_entropy = False
+    needs_reference = False
+    needs_targets = True
+
+    def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
+        return target_of(batch).any(1) & (batch.weight != 0)
+
+    def __call__(self, scores: Scores, batch: Batch) -> LossTerms:
+        return LossTerms({"nll": reduce_targets(-batch.weight[:, None] * scores.logp, batch, self.aggregation)}, {})
+
+
+@method(
+    Card(
+        title="Supervised fine-tuning",
+        paper="arXiv 2203.02155",
+        year=2022,
+        family="supervised",
+        idea="maximise the likelihood of reference responses",
+        changes=("rollout", "reward", "advantage", "loss", "optimiser"),
+        composes_with="other losses on reference responses, other optimisers",
+        claim="baseline of the claims of other methods",
+        no_signal=(),
+    )
+)
+def sft(aggregation: Mode = "token-mean") -> GroupRecipe:
+    """−log-probability of the reference responses' tokens, one pass over every batch."""
+    return GroupRecipe(
+        sampler=UniformSampler(),
+        rollout=ReferenceRollout(),
+        reward=NoReward(),
+        advantage=NoAdvantage(),
+        selection=KeepAll(),
+        loss=NegativeLogLikelihood(aggregation),
+        optimiser=Optimiser(lr=1e-5),
+    )

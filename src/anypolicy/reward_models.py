@@ -1,0 +1,249 @@
+"""Train, resume and evaluate a reward model. Its run directory holds the model as `reward-model/`."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from anypolicy import catalogue
+from anypolicy.data.preferences import Preference
+from anypolicy.errors import InputError
+from anypolicy.loops.preference import PreferenceLoop, PreferenceRecipe, calibrate, evaluate_pairs
+from anypolicy.policies.causal_lm import CausalLM
+from anypolicy.policies.load import load_policy
+from anypolicy.policies.reward_model import RewardModel
+from anypolicy.progress import Progress
+from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from anypolicy.runs.directory import RunDirectory, recipe_differences
+from anypolicy.runs.files import new_folder
+from anypolicy.runs.trackers import check_trackers, make_trackers
+from anypolicy.tasks.preferences import load_pairs
+from anypolicy.training import suggestions
+
+FOLDER = "reward-model"
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What training a reward model needs beside its method."""
+
+    pairs: str
+    """.jsonl file with prompt, chosen and rejected in every line (and margin, where the loss uses it)"""
+    policy: str | None = None
+    """what to start from: Hugging Face id or folder, smollm2-135m (default), transformer:…, a run's policy/"""
+    epochs: float = 1.0
+    """passes over the training pairs"""
+    seed: int = 0
+    """one number decides data order and initial weights"""
+    out: Path | None = None
+    """run directory; default runs/METHOD-FILE-SEED"""
+    lr: float | None = None
+    """learning rate"""
+    heldout: float = 0.1
+    """share of the prompts whose pairs are held out"""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """of the model; the optimiser keeps float32 master weights"""
+    micro_tokens: int = 8192
+    """padded tokens in one forward pass; memory, not results"""
+    eval_every: int | None = None
+    """steps between held-out evaluations; default a fifth of the run"""
+    checkpoint_every: int | None = None
+    """steps between checkpoints; default a tenth of the run"""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
+    threads: int | None = None
+    """processor threads of torch; default all cores"""
+
+
+@dataclass
+class RewardRun:
+    """A reward model that has been trained: its directory, ledger and the model itself."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    model: RewardModel
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        shown = [r for r in self.rows if r.get("event") == "eval" and "eval/accuracy" in r]
+        lines = [
+            f"step {r['step']}: held-out pairs in the right order {r['eval/accuracy']:.3f} "
+            f"[{r['eval/low']:.3f}, {r['eval/high']:.3f}] ({r['eval/n']:.0f} pairs)"
+            for r in [*shown[:1], *shown[1:][-1:]]
+        ]
+        return "\n".join([*lines, f"next: anypolicy train METHOD --task … --reward-model {self.path}"])
+
+
+@dataclass(frozen=True)
+class RewardPlan:
+    """Everything resolved and checked, nothing started."""
+
+    method: str
+    knobs: dict[str, Any]
+    settings: RewardSettings
+    recipe: PreferenceRecipe
+    train: list[Preference]
+    heldout: list[Preference]
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.settings.epochs * len(self.train) / self.recipe.pairs)
+
+    def written(self) -> dict[str, Any]:
+        """The recipe as plain values, enough to run again."""
+        values = {k: v for k, v in asdict(self.settings).items() if k != "out"}
+        return {"method": self.method, "knobs": self.knobs} | values | {"trackers": list(self.settings.trackers)}
+
+
+def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = None) -> RewardPlan:
+    """Resolve names and defaults; every error that can be known now is raised now."""
+    m, given = catalogue.get(method, "reward-model"), dict(knobs or {})
+    for name in given:
+        if name not in m.knobs:
+            raise InputError(f"{method}.{name}", given[name], f"it has {', '.join(m.knobs)}", choices=m.knobs)
+    for name in ("epochs", "lr", "micro_tokens", "threads"):
+        if (value := getattr(settings, name)) is not None and not value > 0:
+            raise InputError(name, value, "use a number above 0")
+    for name in ("seed", "eval_every", "checkpoint_every"):
+        if (value := getattr(settings, name)) is not None and value < 0:
+            raise InputError(name, value, "use 0 or more")
+    check_trackers(settings.trackers)
+    policy = settings.policy or "smollm2-135m"
+    taken = {k: v for k, v in suggestions(policy).items() if getattr(settings, k, v) is None}
+    s = replace(settings, policy=policy, **taken)
+    s = replace(s, dtype=s.dtype or "float32", threads=s.threads or torch.get_num_threads())
+    recipe: PreferenceRecipe = m.build(**given)
+    if recipe.pairs < 1:
+        raise InputError(f"{method}.pairs", recipe.pairs, "use at least 1")
+    if s.lr is not None:
+        recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=s.lr))
+    train, heldout = load_pairs(s.pairs, heldout=s.heldout)
+    p = RewardPlan(method, given, s, recipe, train, heldout)
+    every = {k: max(p.steps // n, 1) for k, n in (("eval_every", 5), ("checkpoint_every", 10)) if getattr(s, k) is None}
+    return replace(p, settings=replace(s, **every))
+
+
+def loop_of(p: RewardPlan) -> PreferenceLoop:
+    """The loop at step 0; every pair is encoded, so that one that is too long is known now."""
+    s = p.settings
+    assert s.policy is not None and s.dtype is not None and s.threads is not None
+    torch.set_num_threads(s.threads)
+    policy = load_policy(s.policy, dtype=s.dtype, seed=s.seed)
+    if not isinstance(policy, CausalLM):
+        raise InputError("policy", s.policy, "a reward model needs a transformer to start from")
+    model = RewardModel.from_policy(policy, s.seed)
+    model.micro_tokens = s.micro_tokens
+    loop = PreferenceLoop(p.recipe, model, p.train, s.seed)
+    longest = max(len(ids) for i in range(len(p.train)) for ids in loop.tokens(i))
+    if longest > model.context_length:
+        raise InputError(
+            "pairs", f"{longest} tokens", f"{s.policy} holds {model.context_length}: shorten or drop pairs"
+        )
+    return loop
+
+
+def train_reward_model(
+    method: str, *, pairs: str | Path, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
+) -> RewardRun:
+    """Train a reward model on pairs and return the run; the further settings are the fields of `RewardSettings`."""
+    known = [f.name for f in fields(RewardSettings)]
+    for name in settings:
+        if name not in known:
+            raise InputError(name, settings[name], f"it has the settings {', '.join(known)}", choices=known)
+    return start(plan(method, RewardSettings(str(pairs), **settings), knobs), quiet=quiet)
+
+
+def start(p: RewardPlan, *, quiet: bool = False) -> RewardRun:
+    """Run a plan from step 0 in a new directory."""
+    out = Path(p.settings.out or Path("runs") / f"{p.method}-{Path(p.settings.pairs).stem}-{p.settings.seed}")
+    RunDirectory.check_free(out)
+    loop = loop_of(p)
+    with RunDirectory.create(out, p.written()) as run:
+        return go(p, run, loop, quiet=quiet)
+
+
+def is_reward_run(path: str | Path) -> bool:
+    """Whether a run directory is that of a reward model."""
+    with RunDirectory.open(path, lock=False) as run:
+        return "pairs" in run.recipe()
+
+
+def plan_from(written: dict[str, Any]) -> RewardPlan:
+    """The plan that a recipe.yaml describes."""
+    values = dict(written)
+    try:
+        method, knobs = values.pop("method"), values.pop("knobs")
+        values["trackers"] = tuple(values["trackers"])
+        settings = RewardSettings(**values)
+    except (KeyError, TypeError) as error:
+        raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
+    return plan(method, settings, knobs)
+
+
+def resume(path: str | Path, *, quiet: bool = False) -> RewardRun:
+    """Go on with a run as if it had never stopped."""
+    with RunDirectory.open(path) as run:
+        p = plan_from(run.recipe())
+        return go(p, run, loop_of(p), quiet=quiet)
+
+
+def evaluate(path: str | Path) -> dict[str, float]:
+    """Held-out accuracy of a finished run's model."""
+    with RunDirectory.open(path, lock=False) as run:
+        p = plan_from(run.recipe())
+        if not (run.path / FOLDER).is_dir():
+            raise InputError("run", str(path), "it has no reward model yet: go on with `anypolicy resume`")
+        return evaluate_pairs(RewardModel.load(run.path, dtype=p.settings.dtype or "float32"), p.heldout)
+
+
+def go(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop, *, quiet: bool) -> RewardRun:
+    """Checkpoint, evaluate, learn, log, in this order at every step; then calibrate and save."""
+    s, began, first = p.settings, time.monotonic(), restore(p, run, loop)
+    with ExitStack() as ending:
+        bar = ending.enter_context(Progress(p.steps, first, p.method, quiet=quiet))
+        trackers = make_trackers(s.trackers, run.path, p.written(), first, ending)
+
+        def log(row: dict[str, Any]) -> None:
+            run.append(row)
+            for tracker in trackers:
+                tracker.log(row, row["step"])
+
+        for step in range(first, p.steps + 1):
+            if step > first and (step == p.steps or (s.checkpoint_every and step % s.checkpoint_every == 0)):
+                run.sync()
+                state = {"loop": loop.state(), "recipe": comparable(p.written())}
+                save_checkpoint(run.path, step, {"optimiser": loop.updater.tensors()}, state)
+            if step in (0, p.steps) or (s.eval_every and step % s.eval_every == 0):
+                log(row := {"step": step, "event": "eval", **evaluate_pairs(loop.model, p.heldout)})
+                bar.evaluated(row)
+            if step < p.steps:
+                log(row := {"step": step, **loop.step()})
+                bar.stepped({"step": step, "reward/mean": row["pairs/margin"], "accuracy": row["pairs/accuracy"]})
+    loop.model.calibration = calibrate(loop.model, p.train)
+    with new_folder(run.path / FOLDER) as work:
+        loop.model.save(work)
+    return RewardRun(run.path, run.read(), loop.model, time.monotonic() - began)
+
+
+def comparable(written: dict[str, Any]) -> dict[str, Any]:
+    """The part of a recipe that must not change between stop and resume."""
+    return {k: v for k, v in written.items() if k not in ("trackers", "eval_every", "checkpoint_every")}
+
+
+def restore(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop) -> int:
+    """Load the newest checkpoint, if there is one, and cut the ledger to it; the step to begin with."""
+    folder, step = latest_checkpoint(run.path), 0
+    if folder:
+        saved = load_checkpoint(folder)
+        if changed := recipe_differences(saved.state["recipe"], comparable(p.written())):
+            raise InputError("recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's")
+        loop.restore(saved.state["loop"], saved.tensors["optimiser"])
+        step = saved.step
+    run.truncate_to(step)
+    return step

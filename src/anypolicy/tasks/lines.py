@@ -1,0 +1,31 @@
+"""JSON lines that people write: every mistake is named with its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from anypolicy.errors import InputError
+
+
+def json_lines(path: str, wanted: str, field: str = "task") -> Iterator[tuple[str, dict[str, Any]]]:
+    """("line n", object) of every line that is not blank; `wanted` says what an object must hold."""
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(field, path, "there is no such file")
+    if not file.stat().st_size:
+        raise InputError(field, path, "the file is empty")
+    for n, line in enumerate(file.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise InputError(path, f"line {n}", f"it is not UTF-8 ({error}): save the file as UTF-8") from error
+        except ValueError as error:
+            raise InputError(path, f"line {n}", f"it is not JSON ({error}): mend or remove it") from error
+        if not isinstance(row, dict):
+            raise InputError(path, f"line {n}", f"it must be an object with {wanted}")
+        yield f"line {n}", row

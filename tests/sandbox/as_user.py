@@ -1,0 +1,25 @@
+"""Run all attacks as whoever this is; needs the standard library and a copy of the sandbox beside it."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from attacks import ATTACKS
+
+from anypolicy.sandbox import Limits, Program, run
+
+given, backends = json.loads(sys.argv[1])
+assert os.geteuid() != 0
+assert Path(given["secret"]).read_text() == "secret"
+limits, held = Limits(seconds=60, cpu_seconds=20, memory=256 << 20), 0
+for backend in backends:
+    honest = run(Program("print(input())", "ä\n"), limits, backend)
+    assert honest.passed and honest.output == "ä\n", honest
+    held += 1
+    for name, (text, stopped_by) in ATTACKS.items():
+        result = run(text.format(**given), limits, backend)
+        assert result.verdict == "failed" and re.search(stopped_by, result.reason), (backend, name, result)
+        held += 1
+print(held, "held")
