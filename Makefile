@@ -43,7 +43,7 @@ docs: .venv/.ready-dev
 	@$(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/.ready-dev
-	@$(BIN)/python benchmarks/language_step.py
+	@$(BIN)/python benchmarks/grpo_step.py
 
 check: test lint types contracts docs
 
