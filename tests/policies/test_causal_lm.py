@@ -228,6 +228,16 @@ def test_other_models_take_the_plain_path_with_a_line(config, said, capsys):
     assert float((plain - batch.logp_old)[batch.mask].abs().max().detach()) <= 2e-5
 
 
+@pytest.mark.parametrize("context", [2, 5, 8])
+def test_policies_of_a_few_tokens_can_be_made(context):
+    p = load_policy(f"transformer:layers=1,width=64,heads=4,context={context}")
+    p.stop_ids = ()
+    assert (p.decoder is not None) is p.packs is (context >= 8)
+    [[(segment, _)]] = NativeEngine(p).generate([Request(np.array([3]))], Sampling(context - 1), torch.Generator())
+    batch = batch_of([[(segment, "length")]])
+    torch.testing.assert_close(p.score(batch, 1.0).logp, batch.logp_old, atol=1e-5, rtol=1e-5)
+
+
 def test_without_a_compiler_the_models_own_cache_is_used(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setenv("ANYPOLICY_HOME", str(tmp_path))

@@ -18,6 +18,7 @@ from torch.nn import functional
 from anypolicy.data.records import Segment, Stop
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.errors import InputError
+from anypolicy.parts.token_logp import at_least_float32
 from anypolicy.policies.base import Policy
 
 Reals = NDArray[np.float32]
@@ -139,7 +140,7 @@ def draw(
     whole = not sampling.top_k and sampling.top_p == 1
     if logits.shape[1] > FEW and sampling.temperature and whole:
         return pick(logits, generator)
-    logp = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
+    logp = torch.log_softmax(logits.to(at_least_float32(logits.dtype)), -1)
     if sampling.temperature == 0:
         token = logp.argmax(-1)
     else:
@@ -161,7 +162,7 @@ def pick(
     """A token a row with probability softmax(z), and its log-probability: the first place at which the running sum of
     exp z reaches a uniform share of the whole, found among sums of about √vocabulary tokens, then inside one."""
     rows, vocabulary = z.shape
-    wide = z if z.dtype in (torch.float32, torch.float64) else z.float()
+    wide = z.to(at_least_float32(z.dtype))
     p = torch.sub(wide, wide.amax(-1, keepdim=True), out=None if wide is z else wide).exp_()
     root = math.isqrt(vocabulary - 1) + 1
     size = next((n for n in range(root, 4 * root) if vocabulary % n == 0), 0)

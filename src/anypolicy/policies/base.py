@@ -30,7 +30,7 @@ class DecodeState(Protocol):
 
     def select(self, rows: Int[Tensor, " kept"]) -> DecodeState:
         """The state of the given rows, repeated or left out as `rows` says: expands a prompt to its group and lets
-        finished rows leave."""
+        finished rows leave. The state itself must not be used afterwards: it may have been changed in place."""
         ...
 
 

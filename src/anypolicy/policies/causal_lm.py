@@ -24,6 +24,10 @@ from anypolicy.policies.decoder import Decoder, DecoderState, Unsupported
 from anypolicy.policies.logits import Logits
 from anypolicy.policies.packed import NAME, Packing, pack
 
+TRIED = 8
+"""Tokens that trying the fast passes takes at least."""
+TOO_SHORT = f"its context is below {TRIED} tokens, too short to try the fast pass"
+
 
 @dataclass
 class CacheState:
@@ -96,7 +100,7 @@ class CausalLM:
     def check_head(self) -> None:
         """Refuse a family whose logits are not head(last state), padding left out; a cache that is not keys and values
         is not used."""
-        contexts = [np.zeros(1, np.int64), np.arange(3) % self.vocabulary]
+        contexts = [np.zeros(1, np.int64), np.arange(max(min(3, self.context_length - 1), 1)) % self.vocabulary]
         new = torch.tensor([1, 0])
         try:
             state, first = self.read(contexts)
@@ -118,6 +122,8 @@ class CausalLM:
     @torch.no_grad()
     def packing_differs(self) -> str:
         """Why the packed pass cannot be used on this model; empty if it gives what the plain pass gives."""
+        if self.context_length < TRIED:
+            return TOO_SHORT
         rng = np.random.default_rng(0)
         size = min(self.vocabulary, 64)
         long = min(self.context_length - 4, 40)
@@ -143,6 +149,8 @@ class CausalLM:
     @torch.no_grad()
     def verified_decoder(self) -> Decoder:
         """A decoder whose logits are those of the model's own forward pass, over a few tokens and a change of rows."""
+        if self.context_length < TRIED:
+            raise Unsupported(TOO_SHORT)
         decoder = Decoder(self.model)
         rng = np.random.default_rng(1)
         size = self.vocabulary
