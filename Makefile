@@ -28,7 +28,7 @@ train: setup
 	@n=0; while [ -e runs/first-$$n ]; do n=$$((n + 1)); done; $(BIN)/anypolicy $(TRAIN) --out runs/first-$$n
 
 test: .venv/.ready-dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 
 lint: .venv/.ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

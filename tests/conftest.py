@@ -5,6 +5,7 @@ import tempfile
 
 os.environ.setdefault("ANYPOLICY_HOME", tempfile.mkdtemp(prefix="anypolicy-tests-"))
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start
 
 from jaxtyping import install_import_hook
 

@@ -17,18 +17,32 @@ def test_only_much_faster_and_as_exact(seconds, error, want):
     assert processor.better(dict(zip(names, seconds)), dict(zip(names, error))) is want
 
 
+def test_the_same_library_is_chosen_again_however_busy_the_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("ANYPOLICY_HOME", str(tmp_path / "home"))
+    answers = iter([True, False])
+    monkeypatch.setattr(processor, "better", lambda *_: next(answers))
+    try:
+        for _ in range(2):
+            processor.choose_products.cache_clear()
+            assert processor.choose_products() == "onednn"
+        [kept] = (tmp_path / "home").iterdir()
+        kept.write_text("half a wo")
+        processor.choose_products.cache_clear()
+        assert processor.choose_products() == "default"
+    finally:
+        processor.choose_products.cache_clear()
+
+
 def test_products_stay_exact_whatever_is_chosen():
     before = torch.get_float32_matmul_precision()
-    processor.choose_products.cache_clear()
     try:
-        chosen = processor.choose_products()
+        chosen = processor.measure_products()
         assert torch.get_float32_matmul_precision() == before
         processor.use_products(chosen)
         a = torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
         assert float((a @ a - a.double() @ a.double()).abs().max()) < 5e-4
     finally:
         torch.set_float32_matmul_precision(before)
-        processor.choose_products.cache_clear()
 
 
 def test_a_run_goes_on_with_the_library_it_began_with(monkeypatch):

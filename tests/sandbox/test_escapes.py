@@ -53,7 +53,7 @@ def test_attacks(name, backend, outside):
     text, stopped_by = ATTACKS[name]
     result = run(text.format(**outside), SMALL, backend)
     assert result.verdict == "failed", result
-    assert re.search(stopped_by, result.reason), result
+    assert re.search(stopped_by, result.reason + result.errors), result
     assert "secret" not in result.output
 
 

@@ -6,7 +6,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +15,8 @@ from typing import Any
 
 import torch
 
-from anypolicy.policies.smollm2 import cache_folder
+from anypolicy.runs.files import cache_folder
+from anypolicy.runs.processor import processor
 
 SOURCE = Path(__file__).with_name("decode.c")
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
@@ -66,12 +66,3 @@ def compiled() -> Path:
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
             made.replace(target)
     return target
-
-
-def processor() -> str:
-    """What the processor can do: code made for one may not run on another that shares the cache."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((x for x in lines if x.startswith(("flags", "Features"))), platform.processor())

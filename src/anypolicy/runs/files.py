@@ -20,6 +20,12 @@ UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
             errno.EBUSY, errno.ELOOP, errno.EISDIR)  # fmt: skip
 
 
+def cache_folder() -> Path:
+    """Where unpacked models, compiled kernels and trained base policies are kept: ANYPOLICY_HOME, or
+    ~/.cache/anypolicy."""
+    return Path(os.environ.get("ANYPOLICY_HOME", Path.home() / ".cache" / "anypolicy"))
+
+
 @contextmanager
 def disk_errors(path: Path) -> Generator[None]:
     """A full disk or a forbidden place becomes one clear error."""

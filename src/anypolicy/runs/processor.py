@@ -1,14 +1,20 @@
-"""What is fastest on this processor, found out when a run is planned, written into its recipe (a run that goes on must
-round as it began), and never at the cost of accuracy."""
+"""What is fastest on this processor, found out once and kept in the cache (the same seed gives the same bits, however
+busy the machine is), written into a run's recipe, and never at the cost of accuracy."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import platform
 import sys
 import time
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast, get_args
 
 import torch
+
+from anypolicy.runs.files import cache_folder
 
 Products = Literal["default", "onednn"]
 
@@ -19,6 +25,20 @@ SIZE = 512
 
 @functools.cache
 def choose_products() -> Products:
+    """The library chosen when this processor and this torch first met here."""
+    met = hashlib.sha256(f"{processor()} {torch.__version__}".encode()).hexdigest()[:16]
+    kept = cache_folder() / f"products-{met}.txt"
+    choice = kept.read_text() if kept.is_file() else ""
+    if choice not in get_args(Products):
+        choice = measure_products()
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with kept.open("x") as file:
+                file.write(choice)
+    return cast(Products, choice)
+
+
+def measure_products() -> Products:
     """Which library multiplies float32 matrices. torch gives them to MKL, which is slow on some processors of other
     makers; "medium" precision gives them to oneDNN, which on some processors then rounds to bfloat16. So both are
     timed and compared with float64 here (some 50 ms), and oneDNN is taken only where it is much faster and as exact."""
@@ -52,3 +72,13 @@ def use_products(library: Products) -> None:
 def better(seconds: dict[str, float], error: dict[str, float]) -> bool:
     """Whether "medium" is FASTER and its largest error not above three times that of the default."""
     return seconds["highest"] >= FASTER * seconds["medium"] and error["medium"] <= 3 * error["highest"]
+
+
+def processor() -> str:
+    """Which processor this is and what it can do: what is found for one may not hold for another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    said = [next((x for x in lines if x.startswith(names)), "") for names in (("model name",), ("flags", "Features"))]
+    return " ".join(said).strip() or platform.processor()

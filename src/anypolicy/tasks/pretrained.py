@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anypolicy.policies.base import Policy
-from anypolicy.policies.smollm2 import cache_folder
+from anypolicy.runs.files import cache_folder
 
 
 def trained_once(policy: Policy, task: str, facts: list[Any], train: Callable[[], None]) -> None:
