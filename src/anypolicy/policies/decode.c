@@ -9,6 +9,7 @@
 #define BLOCK 64
 #define LANES 16
 #define LEAST -1e30f
+#define FLOOR -80.0f /* e^-80 vanishes beside the greatest score's 1, and vector exponentials are slow below e^-87 */
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define JOIN(a, b) a##_##b
 #define NAMED(a, b) JOIN(a, b)
@@ -109,7 +110,7 @@ static inline __attribute__((always_inline)) void NAMED(absorb_by, NAME)(
             for (long j = 0; j < BLOCK / LANES; j++) ((vector *)s)[j] = score[j];
             for (long j = m; j < BLOCK; j++) s[j] = LEAST;
             for (long j = 0; j < BLOCK; j++) high = s[j] > high ? s[j] : high;
-            for (long j = 0; j < BLOCK; j++) s[j] = expf(s[j] - high);
+            for (long j = 0; j < BLOCK; j++) s[j] = expf(s[j] - high > FLOOR ? s[j] - high : FLOOR);
             for (long j = 0; j < BLOCK; j++) total += s[j];
             float shrink = expf(top[h] - high);
             sum[h] = sum[h] * shrink + total;
