@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from anypolicy.errors import InputError
 
-Trains = Literal["policy", "reward-model"]
+Trains = Literal["policy", "reward-model", "controller"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Card:
 @dataclass(frozen=True)
 class Method:
     """A catalogued method: `build(**knobs)` gives its recipe, with the paper's defaults. `trains` says what learns: a
-    policy by the stages of a group recipe, or a reward model from pairs."""
+    policy by the stages of a group recipe, a reward model from pairs, or a controller in an environment."""
 
     slug: str
     card: Card
@@ -122,7 +122,7 @@ def load_file(path: str | Path) -> None:
 
 
 def methods(trains: Trains | None = "policy") -> dict[str, Method]:
-    """All methods by slug: those that train a policy, a reward model, or (None) both."""
+    """All methods by slug: those that train a policy, a reward model or a controller, or (None) all."""
     load_all()
     return {slug: m for slug, m in sorted(REGISTERED.items()) if trains in (None, m.trains)}
 
@@ -132,8 +132,10 @@ def get(slug: str, trains: Trains | None = "policy") -> Method:
     known = methods(trains)
     if slug not in known and slug in REGISTERED:
         other = REGISTERED[slug].trains
-        command = {"policy": "train", "reward-model": "reward-model"}[other]
-        raise InputError("method", slug, f"it trains a {other.replace('-', ' ')}: use `anypolicy {command} {slug}`")
+        command = "reward-model" if other == "reward-model" else "train"
+        raise InputError(
+            "method", slug, f"it trains a {other.replace('-', ' ')}: use `anypolicy {command} {slug}` alone"
+        )
     if slug not in known:
         raise InputError("method", slug, f"use one of {', '.join(known)}", choices=known)
     return known[slug]

@@ -23,6 +23,7 @@ EXAMPLES = """Any policy learns by any published method.
   anypolicy resume runs/ngrpo-tiny-add-0
   anypolicy compare grpo ngrpo --task tabular-lock --seeds 5
   anypolicy reproduce ngrpo
+  anypolicy train sac --task gym/HalfCheetah-v5 --steps 100000
   anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
   anypolicy train pf-ppo --task my_prompts.jsonl --reward-model rm --reward-scale unit
   anypolicy scores pf-ppo --task my_prompts.jsonl --reward-model rm | filtration scores.jsonl
@@ -35,16 +36,26 @@ class NoKnobs:
     """No method, no settings of methods."""
 
 
-def knobs_type(specs: list[str], files: list[str], *, reward_model: bool = False) -> type:
+def trained_by(specs: list[str], files: list[str], command: str) -> str:
+    """What the named methods train: a policy, a reward model or a controller."""
+    from anypolicy import catalogue
+
+    for path in files:
+        catalogue.load_file(path)
+    if command == "reward-model":
+        return "reward-model"
+    alone = [catalogue.methods(None).get(spec) for spec in specs]
+    return "controller" if any(m is not None and m.trains == "controller" for m in alone) else "policy"
+
+
+def knobs_type(specs: list[str], trains: Any) -> type:
     """A dataclass with one field a method: its function's parameters."""
     from anypolicy import catalogue
     from anypolicy.compose import parse
 
-    for path in files:
-        catalogue.load_file(path)
     parts: dict[str, Any] = {}
     for spec in specs:
-        for m in [catalogue.get(spec, "reward-model")] if reward_model else [m for m, _ in parse(spec)]:
+        for m in [m for m, _ in parse(spec)] if trains == "policy" else [catalogue.get(spec, trains)]:
             hints = typing.get_type_hints(m.build)
             inner = [(k, hints[k], dataclasses.field(default=p.default)) for k, p in m.knobs.items()]
             own = dataclasses.make_dataclass(m.slug.replace("-", "_"), inner, frozen=True)
@@ -54,6 +65,15 @@ def knobs_type(specs: list[str], files: list[str], *, reward_model: bool = False
         return NoKnobs
     outer = [(k, v, dataclasses.field(default_factory=v)) for k, v in parts.items()]
     return dataclasses.make_dataclass("Knobs", outer, frozen=True)
+
+
+def settings_type(trains: str) -> type:
+    """The settings of a run that trains this."""
+    from anypolicy.control import ControlSettings
+    from anypolicy.reward_models import RewardSettings
+    from anypolicy.training import Settings
+
+    return {"reward-model": RewardSettings, "controller": ControlSettings}.get(trains, Settings)
 
 
 def changed(knobs: Any) -> dict[str, dict[str, Any]]:
@@ -88,9 +108,14 @@ def train_command(Knobs: type, Settings: type) -> Callable[..., None]:
           anypolicy train ngrpo+vade --task reasoning-gym/chain_sum --policy smollm2-135m
           anypolicy train grpo+ngrpo.advantage --task tiny-add --ngrpo.virtual-reward 1.0 --lr 3e-4
           anypolicy train grpo --task prompts.jsonl:verifier=numeric --policy path/to/model --dtype bfloat16
+          anypolicy train sac --task gym/Pendulum-v1 --steps 20000
         """
-        from anypolicy import training
+        from anypolicy import control, training
 
+        if isinstance(settings, control.ControlSettings):
+            given = next(iter(changed(knobs).values()), {})
+            finish_control(control.start(control.plan(method, settings, given), quiet=quiet), quiet)
+            return
         run = training.start(training.plan(method, settings, changed(knobs)), quiet=quiet)
         finish(run, quiet)
 
@@ -106,6 +131,15 @@ def finish(run: Any, quiet: bool) -> None:
         print(run_summary(run, page))
 
 
+def finish_control(run: Any, quiet: bool) -> None:
+    """Report of a finished run of a controller, on the screen and as a page."""
+    from anypolicy.control import page, summary
+
+    where = page(run)
+    if not quiet:
+        print(summary(run, where))
+
+
 def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False) -> None:
     """Go on with a run that stopped, to the same numbers as if it had not.
 
@@ -117,9 +151,11 @@ def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False)
         steps: make the run this long in all
         quiet: no progress
     """
-    from anypolicy import reward_models, training
+    from anypolicy import control, reward_models, training
 
-    if not reward_models.is_reward_run(run):
+    if control.is_control_run(run):
+        finish_control(control.resume(run, steps=steps, quiet=quiet), quiet)
+    elif not reward_models.is_reward_run(run):
         finish(training.resume(run, steps=steps, quiet=quiet), quiet)
     elif steps is not None:
         raise InputError("steps", steps, "a reward model is trained for the epochs it was started with")
@@ -127,19 +163,32 @@ def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False)
         print(reward_models.resume(run, quiet=quiet))
 
 
-def evaluate(run: Positional[Path], prompts: int | None = None, temperature: float = 0.0) -> None:
-    """Evaluate a run's newest checkpoint on held-out prompts.
+def evaluate(
+    run: Positional[Path], prompts: int | None = None, temperature: float = 0.0, episodes: int | None = None,
+    video: Path | None = None,
+) -> None:  # fmt: skip
+    """Evaluate a run's newest checkpoint: on held-out prompts, or in fresh episodes.
 
       anypolicy eval runs/ngrpo-tiny-add-0
       anypolicy eval runs/ngrpo-tiny-add-0 --prompts 500 --temperature 1
+      anypolicy eval runs/sac-gym-Pendulum-v1-0 --episodes 20 --video pendulum.mp4
 
     Args:
         run: the run directory
         prompts: how many held-out prompts
         temperature: 0 is greedy
+        episodes: of a controller: how many episodes
+        video: of a controller: film the first episode into this .mp4 or .gif file
     """
-    from anypolicy import reward_models, studies
+    from anypolicy import control, reward_models, studies
 
+    if control.is_control_run(run):
+        if prompts is not None or temperature:
+            raise InputError("prompts", prompts or temperature, "a controller is evaluated in --episodes")
+        print(json.dumps(control.evaluate_run(run, episodes=episodes, video=video), indent=2))
+        return
+    if episodes is not None or video is not None:
+        raise InputError("episodes", episodes or video, "only controllers act in episodes")
     if reward_models.is_reward_run(run):
         print(json.dumps(reward_models.evaluate(run), indent=2))
         return
@@ -195,6 +244,7 @@ def reward_model_command(Knobs: type, Settings: type) -> Callable[..., None]:
     ) -> None:
         """Train a reward model on preference pairs.
 
+              anypolicy train sac --task gym/HalfCheetah-v5 --steps 100000
         anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
         """
         from anypolicy import reward_models
@@ -325,9 +375,13 @@ def explain_command(Knobs: type, Settings: type) -> Callable[..., None]:
         """Say what a run would do, stage by stage, without starting it.
 
         anypolicy explain ngrpo+vade --task tiny-add
+        anypolicy explain sac --task gym/Hopper-v5
         """
-        from anypolicy import studies
+        from anypolicy import control, studies
 
+        if isinstance(settings, control.ControlSettings):
+            print(control.explain(control.plan(method, settings, next(iter(changed(knobs).values()), {}))))
+            return
         given = settings_dict(settings)
         print(studies.explain(method, task=given.pop("task"), knobs=changed(knobs), **given))
 
@@ -377,10 +431,6 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     Knobs: type = NoKnobs
     Settings: type = NoKnobs
     if args and args[0] in ("train", "compare", "explain", "scores", "reward-model"):
-        from anypolicy.reward_models import RewardSettings
-        from anypolicy.training import Settings as Real
-
-        Settings = RewardSettings if args[0] == "reward-model" else Real
         specs: list[str] = []
         for word in args[1:]:
             if word.startswith("-"):
@@ -392,7 +442,8 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
             raise InputError(
                 "method", " ".join(args[1:3]), f"name the method first: anypolicy {args[0]} METHOD --task …"
             )
-        Knobs = knobs_type(specs, files, reward_model=args[0] == "reward-model")
+        trains = trained_by(specs, files, args[0])
+        Knobs, Settings = knobs_type(specs, trains), settings_type(trains)
     return {
         "train": train_command(Knobs, Settings),
         "compare": compare_command(Knobs, Settings),

@@ -15,9 +15,9 @@ from rich.progress import Progress as Bar
 class Progress:
     """Shows step, reward, accuracy and the last held-out accuracy of a run."""
 
-    def __init__(self, steps: int, first: int, title: str, *, quiet: bool):
+    def __init__(self, steps: int, first: int, title: str, *, quiet: bool, stride: int = 1):
         self.console = Console(stderr=True, quiet=quiet)
-        self.steps, self.title = steps, title
+        self.steps, self.title, self.stride = steps, title, stride
         self.every = max(steps // 10, 1)
         self.held = ""
         self.bar = Bar(
@@ -39,21 +39,28 @@ class Progress:
         self.bar.update(self.task, news=text)
 
     def stepped(self, row: dict[str, Any]) -> None:
-        """One more step."""
+        """One more step, or stride of steps."""
         if "accuracy" in row:
             news = f"reward {row['reward/mean']:.3f}  correct {row['accuracy']:.2f}{self.held}"
+        elif "episode/return" in row:
+            news = f"return {row['episode/return']:.1f}{self.held}"
+        elif "pairs/accuracy" in row:
+            news = f"margin {row['pairs/margin']:.3f}  correct {row['pairs/accuracy']:.2f}{self.held}"
         else:
             losses = (f"{k} {v:.3f}" for k, v in row.items() if k.startswith("loss/"))
             news = "  ".join(losses) + self.held
-        self.bar.update(self.task, advance=1, news=news)
-        if not self.console.is_terminal and (row["step"] + 1) % self.every == 0:
-            self.console.print(f"{self.title}  step {row['step'] + 1}/{self.steps}  {news}", highlight=False)
+        self.bar.update(self.task, advance=self.stride, news=news)
+        done = row["step"] + self.stride
+        if not self.console.is_terminal and done // self.every > row["step"] // self.every:
+            self.console.print(f"{self.title}  step {done}/{self.steps}  {news}", highlight=False)
 
     def evaluated(self, row: dict[str, Any]) -> None:
         """A held-out evaluation, kept in sight."""
         if "eval/accuracy" in row:
             text = f"{row['eval/accuracy']:.3f} [{row['eval/low']:.3f}, {row['eval/high']:.3f}]"
             self.held = f"  held-out {text}"
+        elif "eval/return" in row:
+            self.held = f"  evaluated {row['eval/return']:.1f} ± {row.get('eval/return_se', float('nan')):.1f}"
         elif "eval/perplexity" in row:
             self.held = f"  held-out perplexity {row['eval/perplexity']:.3f}"
         elif probes := {k: v for k, v in row.items() if k.startswith("probe/")}:

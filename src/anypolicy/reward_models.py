@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +17,11 @@ from anypolicy.loops.preference import PreferenceLoop, PreferenceRecipe, calibra
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel
-from anypolicy.progress import Progress
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
+from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder
-from anypolicy.runs.trackers import check_trackers, make_trackers
+from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.preferences import load_pairs
 from anypolicy.training import suggestions
 
@@ -203,28 +202,19 @@ def evaluate(path: str | Path) -> dict[str, float]:
 
 
 def go(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop, *, quiet: bool) -> RewardRun:
-    """Checkpoint, evaluate, learn, log, in this order at every step; then calibrate and save."""
+    """The run itself; then calibrate and save."""
     s, began, first = p.settings, time.monotonic(), restore(p, run, loop)
-    with ExitStack() as ending:
-        bar = ending.enter_context(Progress(p.steps, first, p.method, quiet=quiet))
-        trackers = make_trackers(s.trackers, run.path, p.written(), first, ending)
 
-        def log(row: dict[str, Any]) -> None:
-            run.append(row)
-            for tracker in trackers:
-                tracker.log(row, row["step"])
+    def save(step: int) -> None:
+        state = {"loop": loop.state(), "recipe": comparable(p.written())}
+        save_checkpoint(run.path, step, {"optimiser": loop.updater.tensors()}, state)
 
-        for step in range(first, p.steps + 1):
-            if step > first and (step == p.steps or (s.checkpoint_every and step % s.checkpoint_every == 0)):
-                run.sync()
-                state = {"loop": loop.state(), "recipe": comparable(p.written())}
-                save_checkpoint(run.path, step, {"optimiser": loop.updater.tensors()}, state)
-            if step in (0, p.steps) or (s.eval_every and step % s.eval_every == 0):
-                log(row := {"step": step, "event": "eval", **evaluate_pairs(loop.model, p.heldout)})
-                bar.evaluated(row)
-            if step < p.steps:
-                log(row := {"step": step, **loop.step()})
-                bar.stepped({"step": step, "reward/mean": row["pairs/margin"], "accuracy": row["pairs/accuracy"]})
+    assert s.eval_every is not None and s.checkpoint_every is not None
+    drive(
+        run, Schedule(p.steps, s.eval_every, s.checkpoint_every), first, title=p.method, trackers=s.trackers,
+        written=p.written(), quiet=quiet, learn=lambda _: loop.step(),
+        evaluate=lambda step: evaluate_pairs(loop.model, p.heldout), save=save,
+    )  # fmt: skip
     loop.model.calibration = calibrate(loop.model, p.train)
     with new_folder(run.path / FOLDER) as work:
         loop.model.save(work)

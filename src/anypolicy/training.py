@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +25,11 @@ from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.policies.base import Policy
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel, Scale
-from anypolicy.progress import Progress
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences, recipe_digest
+from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, use_products
-from anypolicy.runs.trackers import check_trackers, make_trackers
+from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.base import MakesPolicy, Task
 from anypolicy.tasks.load import load_task
 
@@ -296,35 +295,25 @@ def plan_from(written: dict[str, Any]) -> Plan:
 
 
 def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
-    """The run itself: checkpoint, evaluate, learn, log, in this order at every step."""
+    """The run itself, and the policy it ends with."""
     s, began = p.settings, time.monotonic()
     loop = group_loop(p, world)
     first = restore(p, run, loop)
     digest = {"digest": recipe_digest(comparable(p)), "recipe": comparable(p)}
-    with ExitStack() as ending:
-        bar = ending.enter_context(Progress(s.steps, first, p.composition.spec, quiet=quiet))
-        trackers = make_trackers(s.trackers, run.path, p.written(), first, ending)
-        for step in range(first, s.steps + 1):
-            if step > first and (step == s.steps or (s.checkpoint_every and step % s.checkpoint_every == 0)):
-                run.sync()
-                save_checkpoint(run.path, step, {"optimiser": loop.updater.tensors()}, digest | {"loop": loop.state()})
-            if step in (0, s.steps) or (s.eval_every and step % s.eval_every == 0):
-                bar.note("evaluating")
-                log, samples = evaluate(world, p.task.heldout[: s.eval_prompts])
-                run.append(row := {"step": step, "event": "eval", **log})
-                run.write_samples(f"step-{step:06d}", samples)
-                bar.evaluated(row)
-                for tracker in trackers:
-                    tracker.log(row, step)
-            if step == s.steps:
-                break
-            tick = time.monotonic()
-            row = {"step": step, **loop.step()}
-            run.append(row)
-            run.append_timing({"step": step, "seconds": time.monotonic() - tick})
-            bar.stepped(row)
-            for tracker in trackers:
-                tracker.log(row, step)
+
+    def save(step: int) -> None:
+        save_checkpoint(run.path, step, {"optimiser": loop.updater.tensors()}, digest | {"loop": loop.state()})
+
+    def held_out(step: int) -> dict[str, Any]:
+        log, samples = evaluate(world, p.task.heldout[: s.eval_prompts])
+        run.write_samples(f"step-{step:06d}", samples)
+        return log
+
+    assert s.eval_every is not None and s.checkpoint_every is not None
+    drive(
+        run, Schedule(s.steps, s.eval_every, s.checkpoint_every), first, title=p.composition.spec, trackers=s.trackers,
+        written=p.written(), quiet=quiet, learn=lambda _: loop.step(), evaluate=held_out, save=save,
+    )  # fmt: skip
     run.save_policy(world.policy.save)
     return Run(run.path, run.read(), world.policy, time.monotonic() - began)
 

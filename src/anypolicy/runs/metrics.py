@@ -58,6 +58,17 @@ NAMES: dict[str, str] = {
     "eval/length": "mean tokens of the held-out answers",
     "eval/logp": "mean log-probability of a token of the held-out reference responses, in nats, at temperature 1",
     "eval/perplexity": "exp(−eval/logp)",
+    "eval/return": "of a controller: mean undiscounted return of the evaluation's episodes",
+    "eval/return_se": "its standard error",
+    "eval/success": "share of these episodes in which the environment said that the goal was reached",
+    "episode/return": "of a controller: mean return of the episodes that ended, exploration included",
+    "episode/length": "mean steps of these episodes",
+    "episode/success": "share of them that reached the goal, where the environment says so",
+    "episode/count": "how many they are",
+    "replay/size": "transitions in the replay",
+    "q/mean": "mean of the critics' values on the replay's actions",
+    "alpha": "temperature of the entropy term",
+    "entropy": "mean −log-density of the actor's actions in [−1, 1], in nats",
     "probe/<name>": "a number the task measures on the policy itself, e.g. its exact success probability",
 }
 

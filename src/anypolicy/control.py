@@ -1,0 +1,404 @@
+"""Train, resume and evaluate a controller: a method of the control family in an environment."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from anypolicy import catalogue
+from anypolicy.data.replay import Replay, join
+from anypolicy.data.transitions import Transitions
+from anypolicy.engines.environments import Environments
+from anypolicy.errors import InputError
+from anypolicy.evidence.film import film
+from anypolicy.evidence.plots import Curve, learning_curves
+from anypolicy.evidence.report import Block, Figure, Text, write_report
+from anypolicy.loops.control import Learner, OffPolicyRecipe, Recipe, evaluate, loop_of
+from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from anypolicy.runs.directory import RunDirectory, recipe_differences
+from anypolicy.runs.drive import Schedule, drive
+from anypolicy.runs.processor import Products, choose_products, use_products
+from anypolicy.runs.seeds import generator, number
+from anypolicy.runs.trackers import check_trackers
+from anypolicy.tasks.demonstrations import load_demonstrations
+from anypolicy.tasks.environments import EnvironmentTask, load_environment
+
+STRIDE = 1000
+"""Environment steps between two rows of an off-policy run's ledger."""
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """What training a controller needs beside its method."""
+
+    task: str
+    """gym/ID of Gymnasium (settings follow as :key=value,…) or a test-bed"""
+    steps: int = 100_000
+    """environment steps"""
+    seed: int = 0
+    """one number decides environments, exploration, sampling, initial weights"""
+    out: Path | None = None
+    """run directory; default runs/METHOD-TASK-SEED"""
+    envs: int | None = None
+    """copies of the environment; default as the method says"""
+    demos: str | None = None
+    """demonstrations: a Minari data set or folder, or a .safetensors file of recorded transitions"""
+    eval_every: int | None = None
+    """environment steps between evaluations; default a tenth of the run"""
+    eval_episodes: int = 10
+    """episodes in an evaluation"""
+    checkpoint_every: int | None = None
+    """environment steps between checkpoints; default a fifth of the run"""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
+    threads: int | None = None
+    """processor threads of torch; default 1, which small networks like best"""
+    products: Products | None = None
+    """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
+    method_file: tuple[Path, ...] = ()
+    """.py files with methods of your own"""
+
+
+@dataclass
+class ControlRun:
+    """A run that has ended: its directory, its ledger and its learner."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    learner: Learner
+    seconds: float = 0.0
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Ledger rows of evaluations."""
+        return [r for r in self.rows if r.get("event") == "eval"]
+
+
+@dataclass
+class ControlPlan:
+    """Everything resolved and checked, nothing started."""
+
+    method: str
+    knobs: dict[str, Any]
+    settings: ControlSettings
+    recipe: Recipe
+    task: EnvironmentTask
+
+    @property
+    def unit(self) -> int:
+        """The run is a whole number of these many environment steps: a rollout, or one step of every copy."""
+        return getattr(self.recipe, "horizon", 1) * self.recipe.environments
+
+    @property
+    def stride(self) -> int:
+        """Environment steps between two rows of the ledger."""
+        return max(STRIDE // self.unit, 1) * self.unit if isinstance(self.recipe, OffPolicyRecipe) else self.unit
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of the run: those asked for, rounded up."""
+        return -(-self.settings.steps // self.unit) * self.unit
+
+    def written(self) -> dict[str, Any]:
+        """The recipe as plain values, enough to run again."""
+        values = {
+            k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
+            for k, v in asdict(self.settings).items()
+            if k != "out"
+        }
+        return {"method": self.method, "knobs": self.knobs, **values}
+
+
+def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
+    """Resolve names and defaults; every error that can be known now is raised now."""
+    for path in settings.method_file:
+        catalogue.load_file(path)
+    m, given = catalogue.get(method, "controller"), dict(knobs or {})
+    for name in given:
+        if name not in m.knobs:
+            raise InputError(f"{method}.{name}", given[name], f"it has {', '.join(m.knobs)}", choices=m.knobs)
+    for name in ("steps", "envs", "eval_episodes", "threads"):
+        if (value := getattr(settings, name)) is not None and not value > 0:
+            raise InputError(name, value, "use a number above 0")
+    for name in ("seed", "eval_every", "checkpoint_every"):
+        if (value := getattr(settings, name)) is not None and value < 0:
+            raise InputError(name, value, "use 0 or more")
+    check_trackers(settings.trackers)
+    recipe: Recipe = m.build(**given)
+    task = load_environment(settings.task)
+    if settings.envs is not None:
+        recipe = replace(recipe, environments=settings.envs)
+    if recipe.needs_offline and settings.demos is None:
+        raise InputError("demos", None, f"{method} learns from demonstrations too: give a data set")
+    if settings.demos is not None and not recipe.needs_offline and not getattr(recipe, "offline_share", 0):
+        raise InputError("demos", settings.demos, f"{method} uses no demonstrations: leave it out")
+    every = {"eval_every": max(settings.steps // 10, 1), "checkpoint_every": max(settings.steps // 5, 1)}
+    s = replace(
+        settings,
+        **{k: v for k, v in every.items() if getattr(settings, k) is None},
+        threads=settings.threads or 1,
+        products=settings.products or choose_products(),
+    )
+    return ControlPlan(method, given, s, recipe, task)
+
+
+class World:
+    """Environments, learner and loop of a plan."""
+
+    def __init__(self, p: ControlPlan):
+        s = p.settings
+        assert s.threads is not None and s.products is not None
+        torch.set_num_threads(s.threads)
+        use_products(s.products)
+        self.plan = p
+        self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
+        self.learner = p.recipe.learner(p.task.space, number(s.seed, "weights") % 2**31)
+        self.demos = None if s.demos is None else offline(p, self.learner)
+        self.loop = loop_of(
+            p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon, offline=self.demos
+        )
+
+    def evaluate(self, step: int, episodes: int | None = None) -> tuple[dict[str, float], list[float]]:
+        """A fresh environment, the same episodes at every evaluation."""
+        seed = self.plan.settings.seed
+        environments = Environments(self.plan.task.vector(1), number(seed, "evaluation") % 2**31)
+        try:
+            rng = generator(seed, "evaluation", step)
+            return evaluate(self.learner, environments, episodes or self.plan.settings.eval_episodes, rng)
+        finally:
+            environments.close()
+
+
+def offline(p: ControlPlan, learner: Learner) -> Replay:
+    """The demonstrations as the learner stores observations, in transitions over as many steps as its own."""
+    assert p.settings.demos is not None
+    observe = getattr(learner, "observe", lambda x: x)
+    made: list[Transitions] = []
+    for e in load_demonstrations(p.settings.demos, p.task):
+        t = replace(e, observation=observe(e.observation)).transitions(p.recipe.discount)
+        made.append(join(t, getattr(p.recipe, "n_step", 1), p.recipe.discount))
+    replay = Replay(sum(map(len, made)), made[0].observation.shape[1], p.task.space.action_width)
+    for t in made:
+        replay.add(t)
+    return replay
+
+
+def train_controller(
+    method: str, *, task: str, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
+) -> ControlRun:
+    """Train a controller and return the run; the further settings are the fields of `ControlSettings`."""
+    known = [f.name for f in fields(ControlSettings)]
+    for name in settings:
+        if name not in known:
+            raise InputError(name, settings[name], f"it has the settings {', '.join(known)}", choices=known)
+    return start(plan(method, ControlSettings(task, **settings), knobs), quiet=quiet)
+
+
+def start(p: ControlPlan, *, quiet: bool = False) -> ControlRun:
+    """Run a plan from step 0 in a new directory."""
+    name = f"{p.method}-{p.settings.task}-{p.settings.seed}".replace("/", "-").replace(":", "-")
+    out = Path(p.settings.out or Path("runs") / name)
+    RunDirectory.check_free(out)
+    world = World(p)
+    with RunDirectory.create(out, p.written()) as run:
+        return go(p, run, world, quiet=quiet)
+
+
+def is_control_run(path: str | Path) -> bool:
+    """Whether a run directory is that of a controller."""
+    with RunDirectory.open(path, lock=False) as run:
+        return "eval_episodes" in run.recipe()
+
+
+def plan_from(written: dict[str, Any]) -> ControlPlan:
+    """The plan that a recipe.yaml describes."""
+    values = dict(written)
+    try:
+        method, knobs = values.pop("method"), values.pop("knobs")
+        knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()}
+        values["trackers"] = tuple(values["trackers"])
+        values["method_file"] = tuple(Path(x) for x in values["method_file"])
+        settings = ControlSettings(**values)
+    except (KeyError, TypeError) as error:
+        raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
+    return plan(method, settings, knobs)
+
+
+def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -> ControlRun:
+    """Go on with a run as if it had never stopped; `steps` makes it longer."""
+    with RunDirectory.open(path) as run:
+        written = dict(run.recipe())
+        if steps is not None:
+            written["steps"] = steps
+        p = plan_from(written)
+        return go(p, run, World(p), quiet=quiet)
+
+
+def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> ControlRun:
+    """The run itself; what was learnt is saved also when an environment fails in the middle."""
+    s, began, loop = p.settings, time.monotonic(), world.loop
+    first = restore(p, run, world)
+    if first == 0 and hasattr(world.learner, "prepare"):
+        world.learner.prepare(world.demos, generator(s.seed, "prepare"))  # type: ignore[attr-defined]
+
+    def save(step: int) -> None:
+        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": comparable(p.written())})
+
+    def evaluated(step: int) -> dict[str, Any]:
+        log, returns = world.evaluate(step)
+        run.write_samples(f"step-{step:06d}", [{"return": r} for r in returns])
+        return log
+
+    def learn(steps: int) -> dict[str, float]:
+        try:
+            return loop.run(steps)
+        except InputError:
+            raise
+        except Exception as error:
+            if type(error).__module__.startswith("torch"):
+                raise
+            told = f"{type(error).__name__}: {error}"
+            last = latest_checkpoint(run.path)
+            where = f"the checkpoint of step {int(last.name)}" if last else "the beginning"
+            raise InputError(
+                "task", s.task, f"it raised {told} near step {loop.steps}; `anypolicy resume` goes on from {where}"
+            ) from error
+
+    assert s.eval_every is not None and s.checkpoint_every is not None
+    drive(
+        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, p.stride), first, title=p.method,
+        trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=evaluated, save=save,
+    )  # fmt: skip
+    run.save_policy(lambda folder: save_controller(folder, p, world.learner))
+    world.environments.close()
+    return ControlRun(run.path, run.read(), world.learner, time.monotonic() - began)
+
+
+def comparable(written: dict[str, Any]) -> dict[str, Any]:
+    """The part of a recipe that must not change between stop and resume."""
+    return {k: v for k, v in written.items() if k not in ("steps", "trackers", "eval_every", "checkpoint_every",
+                                                          "eval_episodes")}  # fmt: skip
+
+
+def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
+    """Load the newest checkpoint, if there is one, and cut the ledger to it; the step to begin with."""
+    folder = latest_checkpoint(run.path)
+    if folder is None:
+        run.truncate_to(0)
+        return 0
+    saved, mine = load_checkpoint(folder), json.loads(json.dumps(comparable(p.written())))
+    if saved.state["recipe"] != mine:
+        changed = ", ".join(recipe_differences(saved.state["recipe"], mine))
+        raise InputError("recipe.yaml", changed, "these settings differ from the checkpoint's: put them back")
+    if p.steps < saved.step:
+        raise InputError("steps", p.settings.steps, f"the run has {saved.step} steps already: use at least as many")
+    exact = world.loop.restore(saved.state["loop"], saved.tensors)
+    run.truncate_to(saved.step)
+    if not exact:
+        why = "this environment's state cannot be saved: its episodes began anew"
+        run.append({"step": saved.step, "event": "restarted", "why": why})
+    if run.recipe() != p.written():
+        run.rewrite_recipe(p.written())
+    return saved.step
+
+
+def evaluate_run(path: str | Path, *, episodes: int | None = None, video: Path | None = None) -> dict[str, float]:
+    """Mean return of a run's newest checkpoint over fresh episodes. Writes samples/eval.jsonl, and the first episode
+    as a film if asked for."""
+    if episodes is not None and episodes < 1:
+        raise InputError("episodes", episodes, "use at least 1")
+    with RunDirectory.open(path, lock=False) as run:
+        world = trained(run)
+        if video is not None:
+            film(world.learner, world.plan.task, video, number(world.plan.settings.seed, "evaluation") % 2**31)
+        log, returns = world.evaluate(-1, episodes)
+        run.write_samples("eval", [{"return": r} for r in returns])
+        return log
+
+
+def trained(run: RunDirectory) -> World:
+    """The world of a run at its newest checkpoint."""
+    p = plan_from(run.recipe())
+    world = World(p)
+    if (folder := latest_checkpoint(run.path)) is None:
+        raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")
+    saved = load_checkpoint(folder)
+    world.loop.restore(saved.state["loop"], saved.tensors)
+    return world
+
+
+def explain(p: ControlPlan) -> str:
+    """What a run would do, without starting it."""
+    s, r, space = p.settings, p.recipe, p.task.space
+    acts = f"{space.actions} choices" if space.discrete else f"{space.actions} actions in [−1, 1]"
+    shown = [f"  {k:<16} {v}" for k, v in vars(r).items() if k != "learner"]
+    return "\n".join([
+        f"{p.method} in {s.task}: {space.observations} numbers seen, {acts}, episodes of "
+        f"{p.task.horizon or 'unlimited'} steps", "", f"  {'learner':<16} {r.learner}", *shown, "",
+        f"  the run: {p.steps:,} environment steps on {s.threads} thread(s), evaluated every {s.eval_every:,}",
+    ])  # fmt: skip
+
+
+def summary(run: ControlRun, where: Path) -> str:
+    """Before → after, and what to try next."""
+    first, last = run.evaluations()[0], run.evaluations()[-1]
+    lines = ["", f"mean return  {told(first)}  →  {told(last)}   ({last['eval/n']:.0f} episodes)"]
+    if "eval/success" in last:
+        lines.append(f"success      {first['eval/success']:.2f}  →  {last['eval/success']:.2f}")
+    lines += [
+        f"report {where}   ({run.seconds:.0f} s)",
+        f"next: anypolicy eval {run.path} --video {run.path.name}.mp4   # or: anypolicy resume {run.path} --steps "
+        f"{2 * last['step']}",
+    ]
+    return "\n".join(lines)
+
+
+def told(row: dict[str, Any]) -> str:
+    return f"{row['eval/return']:.1f} ± {row.get('eval/return_se', float('nan')):.1f}"
+
+
+def page(run: ControlRun) -> Path:
+    """report.html of a finished run: returns before and after, learning curves."""
+    rows, evaluations = [r for r in run.rows if "event" not in r], run.evaluations()
+    where = run.path / "report.html"
+    steps = [r["step"] for r in evaluations]
+    blocks: list[Block] = [Text(summary(run, where).strip().splitlines()[:2])]
+    names = [n for n in ("eval/return", "eval/success") if n in evaluations[-1]]
+    for name in names:
+        blocks.append(Figure(name, learning_curves([Curve("run", steps, [[r[name] for r in evaluations]])], y=name)))
+    for name in ("episode/return", *sorted(k for k in rows[-1] if k.startswith("loss/")), "alpha", "entropy"):
+        have = [r for r in rows if name in r]
+        if have:
+            curve = Curve("run", [r["step"] for r in have], [[r[name] for r in have]])
+            blocks.append(Figure(name, learning_curves([curve], y=name)))
+    write_report(where, run.path.name, blocks)
+    return where
+
+
+def save_controller(folder: Path, p: ControlPlan, learner: Learner) -> None:
+    """The learner's weights and what it takes to make it again."""
+    modules = {f"{m}.{k}": v.contiguous() for m, x in learner.modules.items() for k, v in x.state_dict().items()}
+    save_file(modules, folder / "controller.safetensors")
+    config = {"type": "controller", "method": p.method, "knobs": p.knobs, "task": p.settings.task}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
+    """The learner of a run's policy/ folder, ready to act, and its task."""
+    folder = Path(folder)
+    path = folder / "controller.safetensors"
+    if not path.is_file():
+        raise InputError("policy", str(folder), "it holds no controller: give the policy/ folder of a control run")
+    config = json.loads((folder / "config.json").read_text())
+    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
+    task = load_environment(config["task"])
+    learner: Learner = catalogue.get(config["method"], "controller").build(**knobs).learner(task.space, 0)
+    weights = load_file(path)
+    for m, module in learner.modules.items():
+        module.load_state_dict({k.removeprefix(f"{m}."): v for k, v in weights.items() if k.startswith(f"{m}.")})
+    return learner, task

@@ -1,0 +1,59 @@
+"""Demonstrations: whole episodes as transitions, from Minari data sets or from files of our own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from anypolicy.data.transitions import Transitions
+from anypolicy.errors import InputError
+
+FIELDS = ("observation", "action", "reward", "terminated", "truncated")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T steps as the environment gave it: T+1 observations, T actions in [−1, 1] (or indices)."""
+
+    observation: Float[Tensor, "steps+1 observations"]
+    action: Float[Tensor, "steps actions"]
+    reward: Float[Tensor, " steps"]
+    terminated: Float[Tensor, " steps"]
+    truncated: Float[Tensor, " steps"]
+
+    def transitions(self, discount: float) -> Transitions:
+        """One-step transitions. A last step that is neither terminated nor truncated counts as truncated: the
+        recording stopped there."""
+        truncated = self.truncated.clone()
+        if not self.terminated[-1]:
+            truncated[-1] = 1.0
+        o = self.observation
+        return Transitions(o[:-1], self.action, self.reward, o[1:], self.terminated, truncated,
+                           torch.full_like(self.reward, discount))  # fmt: skip
+
+
+def save_episodes(path: str | Path, episodes: list[Episode]) -> None:
+    """A .safetensors file: all steps one after the other, and the length of each episode."""
+    parts = {name: torch.cat([getattr(e, name) for e in episodes]) for name in FIELDS}
+    save_file(parts | {"length": torch.tensor([len(e.reward) for e in episodes])}, path)
+
+
+def load_episodes(path: str | Path) -> list[Episode]:
+    """The inverse of `save_episodes`."""
+    tensors = load_file(path)
+    missing = [n for n in (*FIELDS, "length") if n not in tensors]
+    if missing:
+        raise InputError("demos", str(path), f"it lacks {', '.join(missing)}: record it with `save_episodes`")
+    episodes: list[Episode] = []
+    lengths = tensors["length"].tolist()
+    steps, seen = 0, 0
+    for n in lengths:
+        fields = [tensors[name][steps : steps + n].float() for name in FIELDS[1:]]
+        episodes.append(Episode(tensors["observation"][seen : seen + n + 1].float(), *fields))
+        steps, seen = steps + n, seen + n + 1
+    return episodes

@@ -1,0 +1,164 @@
+"""Environments stepped together. What auto-reset does to observations is undone here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, VectorEnv
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from anypolicy.engines.snapshots import put_back, snapshot
+from anypolicy.errors import InputError
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One step of every environment. `next_observation` is what followed the action, also at an end; rows that are not
+    `real` only started a new episode (next-step auto-reset) and are no transitions."""
+
+    observation: Float[Tensor, "environments n"]
+    reward: Float[Tensor, " environments"]
+    next_observation: Float[Tensor, "environments n"]
+    terminated: Float[Tensor, " environments"]
+    truncated: Float[Tensor, " environments"]
+    real: Bool[Tensor, " environments"]
+
+
+@dataclass
+class Episodes:
+    """Returns, lengths and successes of episodes that ended since they were last taken."""
+
+    returns: list[float] = field(default_factory=list[float])
+    lengths: list[int] = field(default_factory=list[int])
+    successes: list[float] = field(default_factory=list[float])
+
+    def means(self) -> dict[str, float]:
+        """Means over them, by ledger name; nothing if there are none."""
+        out = {"episode/count": float(len(self.returns))}
+        for name, values in (("return", self.returns), ("length", self.lengths), ("success", self.successes)):
+            if values:
+                out[f"episode/{name}"] = float(np.mean(values))
+        return out
+
+
+class Environments:
+    """A Gymnasium vector environment behind one contract, whichever of the two auto-reset modes it has."""
+
+    def __init__(self, vector: VectorEnv[Any, Any, Any], seed: int):
+        mode = vector.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+            raise InputError(
+                "autoreset_mode", mode, "use a vector environment that resets in the same or the next step"
+            )
+        self.vector, self.same_step = vector, mode is AutoresetMode.SAME_STEP
+        space = vector.single_action_space
+        self.low, self.high = (space.low, space.high) if isinstance(space, Box) else (None, None)
+        self.started = np.zeros(vector.num_envs, np.bool_)
+        self.totals, self.counts = np.zeros(vector.num_envs), np.zeros(vector.num_envs, np.int64)
+        self.won = np.zeros(vector.num_envs)
+        self.ended = Episodes()
+        self.current = self.seen(vector.reset(seed=seed)[0])
+
+    def __len__(self) -> int:
+        return self.vector.num_envs
+
+    def seen(self, observation: Any) -> Float[Tensor, "environments n"]:
+        """Observations as float32; anything else than the promised shape is an error."""
+        space = self.vector.single_observation_space
+        try:
+            x = np.asarray(observation, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError("observation", type(observation).__name__, "it must be numbers of one shape") from error
+        if x.shape != (len(self), *(space.shape or ())):
+            raise InputError("observation", x.shape, f"the environment promised {space.shape} for each of {len(self)}")
+        if not np.isfinite(x).all():
+            raise InputError("observation", "NaN or infinite", "the environment must give finite numbers")
+        return torch.from_numpy(x)
+
+    def native(self, action: Float[Tensor, "environments actions"]) -> Any:
+        """Actions in [−1, 1] scaled to the box (clipped), or indices."""
+        if self.low is None:
+            return action[:, 0].long().numpy()
+        unit = action.clamp(-1, 1).numpy()
+        return (self.low + (unit + 1) / 2 * (self.high - self.low)).astype(self.low.dtype)
+
+    def step(self, action: Float[Tensor, "environments actions"]) -> Stepped:
+        """Act in every environment; those that have ended begin anew."""
+        before, starting = self.current, self.started.copy()
+        shown, reward, terminated, truncated, info = self.vector.step(self.native(action))
+        reward = np.asarray(reward, np.float64)
+        if reward.shape != (len(self),) or not np.isfinite(reward).all():
+            raise InputError("reward", reward, "the environment must give one finite number a step")
+        over = np.asarray(terminated) | np.asarray(truncated)
+        self.current = self.seen(shown)
+        after = self.current
+        if self.same_step and over.any():
+            after = after.clone()
+            for e in np.flatnonzero(over):
+                after[e] = torch.from_numpy(np.asarray(info["final_obs"][e], np.float32))
+            if not after.isfinite().all():
+                raise InputError("observation", "NaN or infinite", "the environment must give finite numbers")
+        real = ~starting
+        self.count(reward, over & real, real, info)
+        self.started = over & real if not self.same_step else np.zeros_like(over)
+        ended, cut = (torch.from_numpy(np.asarray(x, np.float32)) for x in (terminated, truncated))
+        return Stepped(before, torch.from_numpy(reward.astype(np.float32)), after, ended, cut, torch.from_numpy(real))
+
+    def count(self, reward: np.ndarray, over: np.ndarray, real: np.ndarray, info: dict[str, Any]) -> None:
+        """Keep the books of episodes."""
+        self.totals += np.where(real, reward, 0)
+        self.counts += real
+        wins = successes(info, len(self), self.same_step)
+        if wins is not None:
+            self.won = np.where(real, np.maximum(self.won, wins), self.won)
+        for e in np.flatnonzero(over):
+            self.ended.returns.append(float(self.totals[e]))
+            self.ended.lengths.append(int(self.counts[e]))
+            if wins is not None:
+                self.ended.successes.append(float(self.won[e]))
+            self.totals[e] = self.counts[e] = self.won[e] = 0
+
+    def take(self) -> Episodes:
+        """The episodes that ended since the last call."""
+        ended, self.ended = self.ended, Episodes()
+        return ended
+
+    def state(self) -> dict[str, Any] | None:
+        """Everything that decides what comes next, as plain values; None where an environment does not let us."""
+        copies = getattr(self.vector, "envs", None)
+        saved = [snapshot(e) for e in copies] if copies is not None else [None]
+        if any(s is None for s in saved):
+            return None
+        books = {"totals": self.totals.tolist(), "counts": self.counts.tolist(), "won": self.won.tolist(),
+                 "started": self.started.tolist()}  # fmt: skip
+        ended = [self.ended.returns, self.ended.lengths, self.ended.successes]
+        return {"environments": saved, "current": self.current.tolist(), "ended": ended, **books}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        for env, saved in zip(self.vector.envs, state["environments"], strict=True):  # type: ignore[attr-defined]
+            put_back(env, saved)
+        self.current = torch.tensor(state["current"], dtype=torch.float32)
+        self.totals, self.counts = np.array(state["totals"]), np.array(state["counts"])
+        self.won, self.started = np.array(state["won"]), np.array(state["started"])
+        self.ended = Episodes(*state["ended"])
+
+    def close(self) -> None:
+        self.vector.close()
+
+
+def successes(info: dict[str, Any], n: int, same_step: bool) -> np.ndarray | None:
+    """Which environments say in this step that the goal is reached, if they say so at all."""
+    out: np.ndarray | None = None
+    places = [info, info.get("final_info", {})] if same_step else [info]
+    for place in places:
+        for name in ("is_success", "success"):
+            if name in place:
+                told = np.asarray(place[name], np.float64).reshape(-1)
+                out = told if out is None else np.where(place.get(f"_{name}", np.ones(n, np.bool_)), told, out)
+    return out

@@ -1,0 +1,59 @@
+"""A film of one episode."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+
+from anypolicy.engines.environments import Environments
+from anypolicy.errors import InputError
+from anypolicy.loops.control import Learner
+from anypolicy.runs.files import disk_errors
+from anypolicy.runs.seeds import generator
+from anypolicy.tasks.environments import EnvironmentTask
+
+LONGEST = 5000
+"""Frames of a film of an episode without a time limit."""
+
+
+def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
+    """Write the first episode as .mp4 or .gif; the number of frames."""
+    if path.suffix not in (".mp4", ".gif"):
+        raise InputError("video", str(path), "name a .mp4 or .gif file")
+    for module in ("imageio", "imageio_ffmpeg") if path.suffix == ".mp4" else ("imageio",):
+        if importlib.util.find_spec(module) is None:
+            raise InputError("video", str(path), "install imageio: pip install 'anypolicy[control]'")
+    import imageio.v3 as imageio
+    from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        vector = SyncVectorEnv([lambda: task.make(render_mode="rgb_array")], autoreset_mode=AutoresetMode.SAME_STEP)
+    except Exception as error:
+        raise InputError("video", str(path), f"{task.name} cannot be filmed here: {error}") from error
+    frames: list[np.ndarray] = []
+    try:
+        environments = Environments(vector, seed)
+        rng, observe = generator(seed, "film"), getattr(learner, "observe", lambda x: x)
+        while not environments.take().returns and len(frames) < LONGEST:
+            frames.append(np.asarray(vector.envs[0].render()))
+            environments.step(learner.act(observe(environments.current), rng, explore=False).executed)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            "video", str(path), f"no renderer works here ({error}): set MUJOCO_GL=osmesa or egl"
+        ) from error
+    finally:
+        vector.close()
+    rate = int(vector.envs[0].metadata.get("render_fps") or 30)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".mp4":
+            imageio.imwrite(path, frames, fps=rate, macro_block_size=2)
+        else:
+            imageio.imwrite(path, frames, duration=1000 / rate, loop=0)
+    return len(frames)

@@ -1,0 +1,162 @@
+"""SAC: soft actor-critic with a learned temperature.
+
+Paper: arXiv 1812.05905, eq. 5–7 (critic), 9 (actor), 11 (entropy constraint), 17–18 (temperature), algorithm 1.
+Idea: maximise return and entropy; the weight of the entropy is the dual variable of a bound on the mean entropy, so one
+setting works across tasks and scales of the reward.
+Changes: nothing; it is the base of the off-policy methods.
+Silent: warm-up, the clip of the log-std. Here ten episodes of uniform actions (at most 5,000 steps) and [−20, 2].
+Differs: public implementations disagree on what SAC is; our choice comes first.
+  target entropy    −|A| (authors, SB3, CleanRL, Tianshou, d3rlpy, TorchRL) | −|A|/2 (RLPD, LeRobot): `target_entropy`
+  actor's Q         smaller of two (paper, most) | mean (RLPD, REDQ, the authors' later code): `actor_q`
+  entropy in y      always (most) | a switch (RLPD, LeRobot)
+  temperature loss  on ln α (SB3, Tianshou, skrl, REDQ) | on α (paper, authors, CleanRL, d3rlpy, RLPD): `alpha_form`
+  its sample        the actor's | a fresh one after the actor's step (authors)
+  critics' loss     ½ Σ_i mean (authors, SB3) | Σ_i mean (CleanRL) | mean over i (skrl): with Adam nearly the same
+  order             critics, actor, temperature, targets (authors) | temperature first (SB3)
+  ln(1 − a²)        by softplus | ln(1 − a² + 1e-6) (SB3, CleanRL, REDQ), which saturates at −13.8
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from anypolicy.catalogue import Card, method
+from anypolicy.data.transitions import Transitions
+from anypolicy.errors import InputError
+from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.parts.td import critic_loss, polyak, soft_target, temperature_loss
+from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
+from anypolicy.tasks.environments import Space
+
+
+@dataclass(frozen=True)
+class SoftActorCritic:
+    """The settings of a learner; called with spaces and a seed it makes one."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    lr: float = 3e-4
+    alpha_lr: float = 3e-4
+    tau: float = 0.005
+    target_entropy: float | None = None
+    alpha: float = 1.0
+    learn_alpha: bool = True
+    actor_q: Literal["min", "mean"] = "min"
+    alpha_form: Literal["log_alpha", "alpha"] = "log_alpha"
+    layer_norm: bool = False
+
+    def __call__(self, space: Space, seed: int) -> "SoftActorCriticLearner":
+        return SoftActorCriticLearner(self, space, seed)
+
+
+class SoftActorCriticLearner:
+    """Actor, two critics with their targets, ln α."""
+
+    def __init__(self, settings: SoftActorCritic, space: Space, seed: int):
+        if space.discrete:
+            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
+        s, rng = settings, torch.Generator().manual_seed(seed)
+        self.settings = s
+        self.entropy = -float(space.actions) if s.target_entropy is None else s.target_entropy
+        self.actor = SquashedGaussian(space.observations, space.actions, s.hidden, rng)
+        sizes = (space.observations, space.actions, s.hidden)
+        self.critics = critics(*sizes, rng, ensemble=2, layer_norm=s.layer_norm)
+        self.targets = critics(*sizes, rng, ensemble=2, layer_norm=s.layer_norm)
+        self.targets.load_state_dict(self.critics.state_dict())
+        self.targets.requires_grad_(False)
+        self.log_alpha = nn.Parameter(torch.tensor(s.alpha).log())
+        self.modules = {"actor": self.actor, "critics": self.critics, "targets": self.targets,
+                        "temperature": nn.ParameterList([self.log_alpha])}  # fmt: skip
+        self.optimisers = {
+            "actor_optimiser": adam(self.actor.parameters(), s.lr),
+            "critic_optimiser": adam(self.critics.parameters(), s.lr),
+            "alpha_optimiser": adam([self.log_alpha], s.alpha_lr),
+        }
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
+        action = self.actor.sample(observation, generator)[0] if explore else self.actor.mode(observation)
+        return Acted(action, action)
+
+    def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
+        log: dict[str, float] = {}
+        for batch in batches:
+            log = self.step(batch, generator)
+        return log
+
+    def step(self, batch: Transitions, generator: torch.Generator) -> dict[str, float]:
+        """Critics, actor, temperature, targets."""
+        s, alpha = self.settings, self.log_alpha.detach().exp()
+        with torch.no_grad():
+            action, logp = self.actor.sample(batch.next_observation, generator)
+            q_next = q_values(self.targets, batch.next_observation, action)
+            y = soft_target(batch.reward, batch.continues, q_next, logp, alpha)
+        q = q_values(self.critics, batch.observation, batch.action)
+        loss_q = critic_loss(q, y)
+        apply(self.optimisers["critic_optimiser"], loss_q)
+
+        self.critics.requires_grad_(False)
+        action, logp = self.actor.sample(batch.observation, generator)
+        q_mine = q_values(self.critics, batch.observation, action)
+        loss_actor = (alpha * logp - (q_mine.amin(0) if s.actor_q == "min" else q_mine.mean(0))).mean()
+        apply(self.optimisers["actor_optimiser"], loss_actor)
+        self.critics.requires_grad_(True)
+
+        if s.learn_alpha:
+            loss_alpha = temperature_loss(self.log_alpha, logp, self.entropy, s.alpha_form)
+            apply(self.optimisers["alpha_optimiser"], loss_alpha)
+        polyak(self.targets.parameters(), self.critics.parameters(), s.tau)
+        return {"loss/critic": float(loss_q.detach()), "loss/actor": float(loss_actor.detach()), "alpha": float(alpha),
+                "entropy": -float(logp.detach().mean()), "q/mean": float(q.detach().mean())}  # fmt: skip
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
+    """Adam with the update of all parameters in one kernel."""
+    return Adam(list(parameters), lr=lr, fused=True)
+
+
+def apply(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One optimiser step on a loss."""
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+@method(
+    Card(
+        title="Soft Actor-Critic Algorithms and Applications",
+        paper="arXiv 1812.05905",
+        year=2018,
+        family="control",
+        idea="maximise return and entropy, with a temperature that keeps the entropy at a target",
+        changes=(),
+        composes_with="any environment with a box of actions",
+        claim="a learned temperature does away with tuning it for every scale of the reward",
+    ),
+    trains="controller",
+)
+def sac(
+    hidden: tuple[int, ...] = (256, 256),
+    lr: float = 3e-4,
+    alpha_lr: float = 3e-4,
+    discount: float = 0.99,
+    tau: float = 0.005,
+    batch: int = 256,
+    updates: int = 1,
+    warmup: int | None = None,
+    capacity: int = 1_000_000,
+    target_entropy: float | None = None,
+    alpha: float = 1.0,
+    learn_alpha: bool = True,
+    actor_q: Literal["min", "mean"] = "min",
+    alpha_form: Literal["log_alpha", "alpha"] = "log_alpha",
+    layer_norm: bool = False,
+) -> OffPolicyRecipe:
+    """Two critics, one update for every environment step, H = −(number of actions)."""
+    learner = SoftActorCritic(
+        hidden, lr, alpha_lr, tau, target_entropy, alpha, learn_alpha, actor_q, alpha_form, layer_norm
+    )
+    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity)

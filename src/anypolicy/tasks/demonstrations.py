@@ -1,0 +1,64 @@
+"""Demonstrations by name: a file of recorded episodes, or a Minari data set (its id, or its folder)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anypolicy.data.demonstrations import Episode, load_episodes
+from anypolicy.errors import InputError
+from anypolicy.tasks.environments import UNSEEN, EnvironmentTask, Space
+
+
+def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
+    """Episodes whose shapes are those of the task."""
+    recorded = spec.endswith(".safetensors") and Path(spec).is_file()
+    episodes = load_episodes(spec) if recorded else minari(spec, task.space)
+    if not episodes:
+        raise InputError("demos", spec, "it holds no episode")
+    wanted = (task.space.observations, task.space.action_width)
+    for i, e in enumerate(episodes):
+        found = (e.observation.shape[1], e.action.shape[1])
+        if found != wanted:
+            raise InputError(
+                "demos", spec, f"episode {i} has {found[0]} observations and {found[1]} actions, the task has {wanted}"
+            )
+        if not all(getattr(e, name).isfinite().all() for name in ("observation", "action", "reward")):
+            raise InputError("demos", spec, f"episode {i} holds a number that is not finite")
+    return episodes
+
+
+def minari(spec: str, space: Space) -> list[Episode]:
+    """Episodes of a Minari data set, actions scaled to [−1, 1]."""
+    try:
+        import minari as library
+        from minari import MinariDataset
+    except ImportError as error:
+        raise InputError("demos", spec, "install Minari: pip install 'anypolicy[control]'") from error
+    try:
+        data = MinariDataset(Path(spec) / "data") if (Path(spec) / "data").is_dir() else library.load_dataset(spec)
+    except Exception as error:
+        raise InputError("demos", spec, f"it is no file of episodes and no Minari data set here ({error})") from error
+    return [episode(x, space) for x in data.iterate_episodes()]
+
+
+def episode(x: Any, space: Space) -> Episode:
+    """Minari's record of one episode."""
+    action = torch.from_numpy(np.asarray(x.actions)).float().reshape(len(x.rewards), -1)
+    if not space.discrete:
+        low, high = torch.tensor(space.low), torch.tensor(space.high)
+        action = (action - low) / (high - low) * 2 - 1
+    numbers = [torch.from_numpy(np.asarray(v)).float() for v in (x.rewards, x.terminations, x.truncations)]
+    return Episode(flat_observations(x.observations), action, *numbers)
+
+
+def flat_observations(x: Any) -> Tensor:
+    """(steps+1, n): parts of a goal observation by name, as Gymnasium flattens them."""
+    if isinstance(x, dict):
+        return torch.cat([flat_observations(x[k]) for k in sorted(x) if k != UNSEEN], 1)
+    value = torch.from_numpy(np.asarray(x)).float()
+    return value.reshape(len(value), -1)

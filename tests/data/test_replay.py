@@ -1,0 +1,125 @@
+"""Transitions, replay, n-step joining, symmetric sampling, demonstrations."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from anypolicy.data.demonstrations import Episode, load_episodes, save_episodes
+from anypolicy.data.replay import NStep, Replay, mixed
+from anypolicy.data.transitions import Transitions, concatenate
+from anypolicy.errors import InputError
+
+
+def numbered(start: int, n: int, **flags) -> Transitions:
+    """Transitions whose observations count up."""
+    t = torch.arange(start, start + n).float()
+    zeros = torch.zeros(n)
+    return Transitions(t[:, None].clone(), t[:, None] / 100, t, t[:, None] + 1, flags.get("terminated", zeros),
+                       flags.get("truncated", zeros), torch.full((n,), 0.9))  # fmt: skip
+
+
+def test_a_transition_needs_its_end_flags_and_next_observation():
+    for name in ("terminated", "truncated", "next_observation"):
+        fields = {f.name: torch.zeros(1, 1) for f in dataclasses.fields(Transitions)}
+        del fields[name]
+        with pytest.raises(TypeError, match=name):
+            Transitions(**fields)
+
+
+def test_only_termination_ends_the_return():
+    t = dataclasses.replace(numbered(0, 2), terminated=torch.tensor([1.0, 0.0]), truncated=torch.tensor([0.0, 1.0]))
+    assert t.continues.tolist() == pytest.approx([0.0, 0.9])
+
+
+def test_the_oldest_leave_and_every_field_comes_back():
+    replay = Replay(5, 1, 1)
+    replay.add(numbered(0, 4))
+    replay.add(numbered(4, 3))
+    assert replay.all().observation.squeeze(1).tolist() == [2, 3, 4, 5, 6]
+    drawn = replay.sample(1000, torch.Generator().manual_seed(0))
+    assert set(drawn.observation.squeeze(1).tolist()) == {2, 3, 4, 5, 6}
+    torch.testing.assert_close(drawn.next_observation, drawn.observation + 1)
+    torch.testing.assert_close(drawn.action, drawn.observation / 100)
+    torch.testing.assert_close(drawn.reward, drawn.observation.squeeze(1))
+
+
+def test_save_and_restore_give_the_same_batches():
+    one, two = Replay(6, 1, 1), Replay(6, 1, 1)
+    one.add(numbered(0, 8))
+    two.restore({k: v.clone() for k, v in one.tensors().items()})
+    for replay in (one, two):
+        replay.add(numbered(20, 1))
+    a, b = (r.sample(32, torch.Generator().manual_seed(1)) for r in (one, two))
+    assert torch.equal(a.observation, b.observation)
+    with pytest.raises(InputError, match="replay"):
+        Replay(3, 1, 1).restore(one.tensors())
+
+
+@pytest.mark.parametrize("field", ["observation", "action", "reward", "next_observation"])
+def test_what_is_not_finite_is_refused_and_nothing_is_lost(field):
+    replay, bad = Replay(10, 1, 1), numbered(0, 2)
+    replay.add(numbered(5, 3))
+    getattr(bad, field)[1] = float("nan")
+    with pytest.raises(InputError, match=field.replace("_", " ")):
+        replay.add(bad)
+    assert len(replay) == 3
+
+
+def test_an_empty_replay_gives_nothing():
+    with pytest.raises(InputError, match="empty"):
+        Replay(3, 1, 1).sample(2, torch.Generator())
+
+
+def test_symmetric_sampling_is_balanced_in_every_batch():
+    online, offline, rng = Replay(50, 1, 1), Replay(50, 1, 1), torch.Generator().manual_seed(0)
+    offline.add(numbered(1000, 20))
+    assert all((b.reward >= 1000).all() for b in mixed(online, offline, 2, 9, 0.5, rng))
+    online.add(numbered(0, 20))
+    batches = mixed(online, offline, 3, 9, 0.5, rng)
+    assert [int((b.reward >= 1000).sum()) for b in batches] == [4, 4, 4]
+    assert len({float(b.reward[-1]) for b in batches}) > 1
+    assert all((b.reward < 1000).all() for b in mixed(online, None, 2, 9, 0.5, rng))
+    assert all((b.reward < 1000).all() for b in mixed(online, offline, 2, 9, 0.0, rng))
+
+
+def test_n_steps_are_joined_inside_episodes_only():
+    windows = NStep(3, 0.9, 2)
+    ends = {3: "terminated", 5: "truncated"}
+    made = []
+    for t in range(8):
+        flag = {ends[t]: torch.tensor([1.0, 0.0])} if t in ends else {}
+        both = concatenate([numbered(t, 1), numbered(100 + t, 1)])
+        both = dataclasses.replace(both, **flag)
+        out = windows.add(both, torch.tensor([0, 1]))
+        if out is not None:
+            made += [out.select(torch.tensor([i])) for i in range(len(out))]
+    first = [(float(m.observation), float(m.reward), float(m.next_observation), float(m.discount)) for m in made
+             if m.observation < 100]  # fmt: skip
+    want = [
+        (0, 0 + 0.9 + 0.81 * 2, 3, 0.729), (1, 1 + 1.8 + 0.81 * 3, 4, 0.729), (2, 2 + 2.7, 4, 0.81), (3, 3, 4, 0.9),
+        (4, 4 + 4.5, 6, 0.81), (5, 5, 6, 0.9),
+    ]  # fmt: skip
+    np.testing.assert_allclose(first, want, rtol=1e-6)
+    assert [float(m.observation) for m in made if m.observation >= 100] == [100, 101, 102, 103, 104, 105]
+    again = NStep(3, 0.9, 2)
+    again.restore(windows.state(), 1, 1)
+    assert again.state() == windows.state()
+    assert NStep(1, 0.9, 1).add(numbered(0, 1), torch.tensor([0])) is not None
+
+
+def test_episodes_are_kept_in_a_file(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    made = [
+        Episode(torch.randn(n + 1, 3, generator=rng), torch.rand(n, 2, generator=rng), torch.rand(n, generator=rng),
+                torch.zeros(n), torch.zeros(n))
+        for n in (4, 1, 7)
+    ]  # fmt: skip
+    save_episodes(tmp_path / "demos.safetensors", made)
+    for a, b in zip(made, load_episodes(tmp_path / "demos.safetensors"), strict=True):
+        for f in dataclasses.fields(Episode):
+            assert torch.equal(getattr(a, f.name), getattr(b, f.name))
+    t = made[0].transitions(0.9)
+    assert t.truncated.tolist() == [0, 0, 0, 1]
+    assert torch.equal(t.next_observation[:-1], t.observation[1:])
