@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anypolicy import catalogue
+from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.replay import Replay, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
@@ -23,10 +24,11 @@ from anypolicy.loops.control import Learner, OffPolicyRecipe, Recipe, evaluate, 
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
+from anypolicy.runs.files import disk_errors
 from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.trackers import check_trackers
-from anypolicy.tasks.demonstrations import load_demonstrations
+from anypolicy.tasks.demonstrations import export_minari, load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
 
 STRIDE = 1000
@@ -318,6 +320,42 @@ def evaluate_run(path: str | Path, *, episodes: int | None = None, video: Path |
         log, returns = world.evaluate(-1, episodes)
         run.write_samples("eval", [{"return": r} for r in returns])
         return log
+
+
+def record(path: str | Path, *, episodes: int, out: str, explore: bool = False) -> int:
+    """Act in `episodes` fresh episodes and write them as demonstrations: to a .safetensors file, or as a Minari data
+    set if `out` is minari:NAME. The number of steps."""
+    if episodes < 1:
+        raise InputError("episodes", episodes, "use at least 1")
+    if not out.startswith("minari:") and not out.endswith(".safetensors"):
+        raise InputError("out", out, "name a .safetensors file, or minari:NAME")
+    with RunDirectory.open(path, lock=False) as run:
+        world = trained(run)
+        task, seed = world.plan.task, world.plan.settings.seed
+        environments = Environments(task.vector(1), number(seed, "recording") % 2**31)
+        made = [
+            recorded(world.learner, environments, generator(seed, "recording", i), explore) for i in range(episodes)
+        ]
+        environments.close()
+    if out.startswith("minari:"):
+        export_minari(out.removeprefix("minari:"), made, task)
+    else:
+        with disk_errors(Path(out)):
+            save_episodes(out, made)
+    return sum(len(e.reward) for e in made)
+
+
+def recorded(learner: Learner, environments: Environments, rng: torch.Generator, explore: bool) -> Episode:
+    """One episode from where the environment has just begun anew."""
+    observe = getattr(learner, "observe", lambda x: x)
+    seen, acted, steps = [environments.current[0]], [], []
+    while not steps or not (steps[-1].terminated[0] or steps[-1].truncated[0]):
+        action = learner.act(observe(environments.current), rng, explore=explore).executed
+        steps.append(environments.step(action))
+        acted.append(action[0])
+        seen.append(steps[-1].next_observation[0])
+    flags = (torch.cat([getattr(s, name) for s in steps]) for name in ("reward", "terminated", "truncated"))
+    return Episode(torch.stack(seen), torch.stack(acted), *flags)
 
 
 def trained(run: RunDirectory) -> World:
