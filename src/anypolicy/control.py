@@ -19,7 +19,7 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.control import Learner, OffPolicyRecipe, Recipe, evaluate, loop_of
+from anypolicy.loops.control import Learner, Recipe, evaluate, loop_of
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -30,7 +30,7 @@ from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
 
 STRIDE = 1000
-"""Environment steps between two rows of an off-policy run's ledger."""
+"""Environment steps between two rows of the ledger, rounded down to whole rollouts."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class ControlPlan:
     @property
     def stride(self) -> int:
         """Environment steps between two rows of the ledger."""
-        return max(STRIDE // self.unit, 1) * self.unit if isinstance(self.recipe, OffPolicyRecipe) else self.unit
+        return max(STRIDE // self.unit, 1) * self.unit
 
     @property
     def steps(self) -> int:
@@ -158,6 +158,8 @@ class World:
         self.plan = p
         self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
         self.learner = p.recipe.learner(p.task.space, number(s.seed, "weights") % 2**31)
+        if hasattr(self.learner, "budget"):
+            self.learner.budget(p.steps)  # type: ignore[attr-defined]
         self.demos = None if s.demos is None else offline(p, self.learner)
         self.loop = loop_of(
             p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon, offline=self.demos
