@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from anypolicy import catalogue
-from anypolicy.control import resume, train_controller
+from anypolicy.control import train_controller
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
 from anypolicy.loops.control import OnPolicyLoop
@@ -264,26 +263,8 @@ def test_normalisation_off_leaves_moments_aside():
 
 
 def test_it_learns_cart_pole(tmp_path):
-    knobs = {"horizon": 512, "minibatches": 8, "lr": 1e-3}
-    run = train_controller("ppo-control", task="gym/CartPole-v1", steps=10_240, eval_every=10_240, eval_episodes=5,
+    knobs = {"horizon": 128, "environments": 4, "minibatches": 4, "lr": 1e-3}
+    run = train_controller("ppo-control", task="gym/CartPole-v1", steps=10_240, eval_every=0, checkpoint_every=0, eval_episodes=5,
                            out=tmp_path / "run", knobs=knobs, quiet=True, trackers=())  # fmt: skip
     first, last = run.evaluations()[0]["eval/return"], run.evaluations()[-1]["eval/return"]
     assert first < 60 and last > 150
-
-
-def test_a_resumed_run_is_the_run(tmp_path):
-    settings = {"task": "gym/Pendulum-v1", "steps": 384, "eval_every": 0, "checkpoint_every": 128, "trackers": (),
-                "quiet": True, "envs": 2}  # fmt: skip
-    knobs = {"horizon": 64, "minibatches": 4, "epochs": 2, "anneal": False}
-    whole = train_controller("ppo-control", out=tmp_path / "whole", knobs=knobs, **settings)
-    train_controller("ppo-control", out=tmp_path / "part", knobs=knobs, **(settings | {"steps": 256}))
-    part = resume(tmp_path / "part", steps=384, quiet=True)
-    for m, module in whole.learner.modules.items():
-        for name, value in module.state_dict().items():
-            assert torch.equal(value, part.learner.modules[m].state_dict()[name]), (m, name)
-
-
-def test_card_and_header():
-    m = catalogue.get("ppo-control", "controller")
-    for word in ("Paper:", "Idea:", "Changes:", "Silent:", "Differs:"):
-        assert word in m.header
