@@ -19,7 +19,7 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.control import Learner, OffPolicyRecipe, Recipe, evaluate, loop_of
+from anypolicy.loops.control import Learner, OnPolicyRecipe, Recipe, evaluate, loop_of
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -30,7 +30,7 @@ from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
 
 STRIDE = 1000
-"""Environment steps between two rows of an off-policy run's ledger."""
+"""Environment steps between two rows of the ledger where no rollout of known length decides."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,20 @@ class ControlPlan:
     task: EnvironmentTask
 
     @property
+    def rollout(self) -> int | None:
+        """Steps that every copy makes between two updates, where they are known beforehand."""
+        return self.recipe.horizon if isinstance(self.recipe, OnPolicyRecipe) and not self.recipe.episodes else None
+
+    @property
     def unit(self) -> int:
-        """The run is a whole number of these many environment steps: a rollout, or one step of every copy."""
-        return getattr(self.recipe, "horizon", 1) * self.recipe.environments
+        """The run is a whole number of these many environment steps: a rollout of known length, or one step of every
+        copy."""
+        return (self.rollout or 1) * self.recipe.environments
 
     @property
     def stride(self) -> int:
         """Environment steps between two rows of the ledger."""
-        return max(STRIDE // self.unit, 1) * self.unit if isinstance(self.recipe, OffPolicyRecipe) else self.unit
+        return self.unit if self.rollout else max(STRIDE // self.unit, 1) * self.unit
 
     @property
     def steps(self) -> int:
