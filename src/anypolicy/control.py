@@ -30,7 +30,7 @@ from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
 
 STRIDE = 1000
-"""Environment steps between two rows of the ledger where no rollout of known length decides."""
+"""Environment steps between two rows of the ledger, rounded down to whole rollouts."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +90,16 @@ class ControlPlan:
     task: EnvironmentTask
 
     @property
-    def rollout(self) -> int | None:
-        """Steps that every copy makes between two updates, where they are known beforehand."""
-        return self.recipe.horizon if isinstance(self.recipe, OnPolicyRecipe) and not self.recipe.episodes else None
-
-    @property
     def unit(self) -> int:
         """The run is a whole number of these many environment steps: a rollout of known length, or one step of every
         copy."""
-        return (self.rollout or 1) * self.recipe.environments
+        known = isinstance(self.recipe, OnPolicyRecipe) and self.recipe.episodes is None
+        return (self.recipe.horizon if known else 1) * self.recipe.environments
 
     @property
     def stride(self) -> int:
         """Environment steps between two rows of the ledger."""
-        return self.unit if self.rollout else max(STRIDE // self.unit, 1) * self.unit
+        return max(STRIDE // self.unit, 1) * self.unit
 
     @property
     def steps(self) -> int:
@@ -164,6 +160,8 @@ class World:
         self.plan = p
         self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
         self.learner = p.recipe.learner(p.task.space, number(s.seed, "weights") % 2**31)
+        if hasattr(self.learner, "budget"):
+            self.learner.budget(p.steps)  # type: ignore[attr-defined]
         self.demos = None if s.demos is None else offline(p, self.learner)
         self.loop = loop_of(
             p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon, offline=self.demos
