@@ -19,7 +19,9 @@ from anypolicy.tasks.load import fit, parse
 
 PLUGINS = {"minigrid": "minigrid", "gymnasium-robotics": "gymnasium_robotics"}
 """Packages that register environments when they are imported."""
-TESTBEDS: dict[str, tuple[str, str]] = {}
+TESTBEDS: dict[str, tuple[str, str]] = {
+    "linear-quadratic": ("anypolicy.tasks.linear_quadratic", "LinearQuadratic"),
+}
 """Name → (module, function) of environments of our own."""
 UNSEEN = "achieved_goal"
 """The part of a goal observation that the rest of it already says."""
