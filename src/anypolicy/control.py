@@ -20,7 +20,7 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.control import Learner, Recipe, evaluate, loop_of
+from anypolicy.loops.control import Learner, OnPolicyRecipe, Recipe, evaluate, loop_of
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -93,8 +93,10 @@ class ControlPlan:
 
     @property
     def unit(self) -> int:
-        """The run is a whole number of these many environment steps: a rollout, or one step of every copy."""
-        return getattr(self.recipe, "horizon", 1) * self.recipe.environments
+        """The run is a whole number of these many environment steps: a rollout of known length, or one step of every
+        copy."""
+        known = isinstance(self.recipe, OnPolicyRecipe) and self.recipe.episodes is None
+        return (self.recipe.horizon if known else 1) * self.recipe.environments
 
     @property
     def steps(self) -> int:

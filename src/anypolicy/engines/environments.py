@@ -60,7 +60,7 @@ class Environments:
         self.low, self.high = (space.low, space.high) if isinstance(space, Box) else (None, None)
         self.started = np.zeros(vector.num_envs, np.bool_)
         self.totals, self.counts = np.zeros(vector.num_envs), np.zeros(vector.num_envs, np.int64)
-        self.won = np.zeros(vector.num_envs)
+        self.won, self.told = np.zeros(vector.num_envs), False
         self.ended = Episodes()
         self.current = self.seen(vector.reset(seed=seed)[0])
 
@@ -116,12 +116,28 @@ class Environments:
         wins = successes(info, len(self), self.same_step)
         if wins is not None:
             self.won = np.where(real, np.maximum(self.won, wins), self.won)
+        self.told = wins is not None
+        self.book(over)
+
+    def book(self, over: np.ndarray) -> None:
+        """Enter the episodes of these environments, which have just acted, as ended."""
         for e in np.flatnonzero(over):
             self.ended.returns.append(float(self.totals[e]))
             self.ended.lengths.append(int(self.counts[e]))
-            if wins is not None:
+            if self.told:
                 self.ended.successes.append(float(self.won[e]))
             self.totals[e] = self.counts[e] = self.won[e] = 0
+
+    def begin_anew(self, which: Bool[Tensor, " environments"], *, ended: bool) -> None:
+        """Reset these in the middle of their episodes; `ended` says whether what they did counts as an episode."""
+        if not which.any():
+            return
+        mask = which.numpy()
+        self.current = self.seen(self.vector.reset(options={"reset_mask": mask})[0])
+        self.started = self.started & ~mask
+        if ended:
+            self.book(mask)
+        self.totals[mask], self.counts[mask], self.won[mask] = 0, 0, 0
 
     def take(self) -> Episodes:
         """The episodes that ended since the last call."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -74,13 +74,16 @@ class OffPolicyRecipe:
 
 @dataclass(frozen=True)
 class OnPolicyRecipe:
-    """`learner(space, seed)` makes the learner; every update sees `horizon` steps of each environment."""
+    """`learner(space, seed)` makes the learner; every update sees `horizon` steps of each environment. With `episodes`
+    it sees that many whole episodes of each instead, one after the other as if of one environment; `horizon` is then
+    where a longer episode is cut."""
 
     learner: Callable[[Space, int], Learner]
     horizon: int = 2048
     discount: float = 0.99
     environments: int = 1
     needs_offline: bool = False
+    episodes: int | None = None
 
 
 Recipe = OffPolicyRecipe | OnPolicyRecipe
@@ -174,7 +177,8 @@ class OffPolicyLoop:
 
 
 class OnPolicyLoop:
-    """`run(n)` makes whole rollouts of at least n environment steps and updates on each."""
+    """`run(n)` makes whole rollouts of at least n environment steps and updates on each; what they go beyond n the next
+    call makes less."""
 
     def __init__(
         self, recipe: OnPolicyRecipe, learner: Learner, environments: Environments, space: Space, seed: int, *,
@@ -184,13 +188,14 @@ class OnPolicyLoop:
         self.observe: Callable[[Tensor], Tensor] = getattr(learner, "observe", lambda x: x)
         if not environments.same_step:
             raise InputError("autoreset_mode", "next step", "rollouts are made with environments that reset at once")
-        self.offline, self.steps, self.updates = offline, 0, 0
+        self.offline, self.steps, self.asked, self.updates = offline, 0, 0, 0
 
     def run(self, steps: int) -> dict[str, float]:
-        logs, target = defaultdict[str, list[float]](list), self.steps + steps
-        while self.steps < target:
-            rollout, begin = self.collect(), self.steps
-            self.steps += self.recipe.horizon * len(self.environments)
+        logs = defaultdict[str, list[float]](list)
+        self.asked += steps
+        while self.steps < self.asked:
+            begin = self.steps
+            rollout = self.collect() if self.recipe.episodes is None else self.collect_episodes(self.recipe.episodes)
             for name, value in self.learner.update([rollout], generator(self.seed, "update", begin)).items():
                 logs[name].append(value)
             self.updates += 1
@@ -204,17 +209,43 @@ class OnPolicyLoop:
             acted = self.learner.act(self.observe(self.environments.current), rng, explore=True)
             stepped = self.environments.step(acted.executed)
             made.append(transitions(stepped, acted.stored, self.observe, self.recipe.discount))
-        return Transitions(*(torch.stack([getattr(t, n) for t in made]) for n in Transitions.__dataclass_fields__))
+        self.steps += self.recipe.horizon * len(self.environments)
+        return stacked(made)
+
+    def collect_episodes(self, each: int) -> Transitions:
+        """`each` whole episodes of every environment from their first step on, cut at `horizon`; fields are
+        (steps, 1, …), the episodes of one environment after those of the other. All environments begin anew after."""
+        rng, made, n = generator(self.seed, "act", self.steps), list[Transitions](), len(self.environments)
+        age, count = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
+        last = torch.zeros(n, dtype=torch.int64)
+        while (count < each).any():
+            acted = self.learner.act(self.observe(self.environments.current), rng, explore=True)
+            t = transitions(self.environments.step(acted.executed), acted.stored, self.observe, self.recipe.discount)
+            over = (t.terminated + t.truncated) > 0
+            cut = (age + 1 >= self.recipe.horizon) & ~over
+            self.environments.begin_anew(cut, ended=True)
+            made.append(replace(t, truncated=torch.where(cut, 1.0, t.truncated)))
+            over = over | cut
+            age, count = torch.where(over, 0, age + 1), count + over
+            last = torch.where(over & (count == each), len(made), last)
+        self.environments.begin_anew(age > 0, ended=False)
+        self.steps += len(made) * n
+        rollout = stacked(made)
+        return Transitions(*(
+            torch.cat([value[: last[e], e : e + 1] for e in range(n)])
+            for value in (getattr(rollout, name) for name in Transitions.__dataclass_fields__)
+        ))  # fmt: skip
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"learner": tensors_of(self.learner)}
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "updates": self.updates, "environments": self.environments.state()}
+        return {"steps": self.steps, "asked": self.asked, "updates": self.updates,
+                "environments": self.environments.state()}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
         load_tensors(self.learner, tensors["learner"])
-        self.steps, self.updates = state["steps"], state["updates"]
+        self.steps, self.asked, self.updates = state["steps"], state["asked"], state["updates"]
         if state["environments"] is None:
             return False
         self.environments.restore(state["environments"])
@@ -225,6 +256,11 @@ def transitions(s: Stepped, stored: Tensor, observe: Callable[[Tensor], Tensor],
     """One step of every environment as one-step transitions."""
     return Transitions(observe(s.observation), stored, s.reward, observe(s.next_observation), s.terminated, s.truncated,
                        torch.full_like(s.reward, discount))  # fmt: skip
+
+
+def stacked(made: list[Transitions]) -> Transitions:
+    """Steps one after the other; fields are (steps, environments, …)."""
+    return Transitions(*(torch.stack([getattr(t, name) for t in made]) for name in Transitions.__dataclass_fields__))
 
 
 def tensors_of(learner: Learner) -> dict[str, Tensor]:

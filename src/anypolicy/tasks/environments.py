@@ -22,6 +22,7 @@ PLUGINS = {"minigrid": "minigrid", "gymnasium-robotics": "gymnasium_robotics"}
 TESTBEDS: dict[str, tuple[str, str]] = {
     "two-step-tree": ("anypolicy.tasks.sampling", "two_step_tree"),
     "grid": ("anypolicy.tasks.sampling", "grid"),
+    "linear-quadratic": ("anypolicy.tasks.linear_quadratic", "LinearQuadratic"),
 }
 """Name → (module, function) of environments of our own."""
 UNSEEN = "achieved_goal"

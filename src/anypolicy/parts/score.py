@@ -1,0 +1,54 @@
+"""Score-function gradients of whole trajectories and products with their Hessians.
+
+For trajectories i of n, Φ_i(θ) = Σ_t ψ_t ln π_θ(a_t|s_t) with weights ψ_t that carry no gradient, and
+ln p_i(θ) = Σ_t ln π_θ(a_t|s_t) up to what does not depend on θ. Steps of all trajectories lie in one row; `trajectory` says whose
+they are. Sums are over time, means over trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+LogProbabilities = Callable[[Tensor], Tensor]
+"""θ → ln π_θ(a_t|s_t) of every step, from states and actions that stay as they are"""
+
+
+def positions(ended: Bool[Tensor, " steps"]) -> tuple[Int[Tensor, " steps"], Int[Tensor, " steps"]]:
+    """Trajectory and time of every step, of trajectories one after the other; `ended` marks their last steps."""
+    trajectory = ended.long().cumsum(0) - ended.long()
+    steps = torch.arange(len(ended))
+    first = torch.cat([torch.zeros(1, dtype=torch.int64), steps[ended] + 1])
+    return trajectory, steps - first[trajectory]
+
+
+def score_gradient(
+    logp: LogProbabilities, theta: Float[Tensor, " parameters"], weight: Float[Tensor, " steps"], trajectories: int
+) -> Float[Tensor, " parameters"]:
+    """g = 1/n Σ_i ∇Φ_i(θ) (GPOMDP with ψ_t = Σ_{h≥t} γʰ r_h − b_t)."""
+    return torch.func.grad(lambda x: (weight.detach() * logp(x)).sum() / trajectories)(theta)
+
+
+def hessian_product(
+    logp: LogProbabilities, theta: Float[Tensor, " parameters"], vector: Float[Tensor, " parameters"],
+    weight: Float[Tensor, " steps"], trajectory: Int[Tensor, " steps"], trajectories: int, *,
+    curvature_only: bool = False,
+) -> Float[Tensor, " parameters"]:  # fmt: skip
+    """1/n Σ_i B_i v with B_i v = ∇Φ_i (∇ln p_iᵀ v) + ∇²Φ_i v, whose mean is ∇²J v (arXiv 2302.01734). The two
+    factors of the first term come from the same trajectory and are multiplied before anything is averaged.
+    `curvature_only` leaves that term out: biased, but of little variance.
+
+    One backward pass through ln π and its slope along v: the gradient of Σ_t ψ_t (∂_v ln π_t + s_i ln π_t) with
+    s_i = ∇ln p_iᵀ v held fixed."""
+
+    def along(x: Tensor) -> Tensor:
+        value, slope = torch.func.jvp(logp, (x,), (vector,))
+        if curvature_only:
+            return (weight.detach() * slope).sum() / trajectories
+        fixed = slope.detach()
+        whole = torch.zeros(trajectories, dtype=fixed.dtype).index_add(0, trajectory, fixed)
+        return (weight.detach() * (slope + whole[trajectory] * value)).sum() / trajectories
+
+    return torch.func.grad(along)(theta)
