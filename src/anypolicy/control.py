@@ -19,7 +19,15 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.control import Learner, OffPolicyRecipe, Recipe, evaluate, loop_of
+from anypolicy.loops.control import (
+    Learner,
+    OffPolicyRecipe,
+    OnPolicyRecipe,
+    Recipe,
+    evaluate,
+    loop_of,
+    whole_episodes,
+)
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -133,6 +141,8 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
     task = load_environment(settings.task)
     if settings.envs is not None:
         recipe = replace(recipe, environments=settings.envs)
+    if isinstance(recipe, OnPolicyRecipe):
+        recipe = whole_episodes(recipe, task.horizon)
     if recipe.needs_offline and settings.demos is None:
         raise InputError("demos", None, f"{method} learns from demonstrations too: give a data set")
     if settings.demos is not None and not recipe.needs_offline and not getattr(recipe, "offline_share", 0):

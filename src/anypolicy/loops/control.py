@@ -3,15 +3,16 @@
 A learner writes its paper's update out in full and calls parts. It has `modules` and `optimisers` (by name: all that a
 checkpoint holds of it), `act` and `update`. Where it needs to, it also has
 `observe(observation)`, what it stores in place of an observation (both loops call it on everything they see),
-`prepare(offline, generator)`, called once before the first step, and `warm(observation, generator)`, how it acts
-during warm-up instead of uniformly.
+`prepare(offline, generator)`, called once before the first step, `warm(observation, generator)`, how it acts
+during warm-up instead of uniformly, and an attribute `offline`: `loop_of` puts the replay of demonstrations there (None
+without), in a new run and in a resumed one.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -73,10 +74,11 @@ class OffPolicyRecipe:
 
 @dataclass(frozen=True)
 class OnPolicyRecipe:
-    """`learner(space, seed)` makes the learner; every update sees `horizon` steps of each environment."""
+    """`learner(space, seed)` makes the learner; every update sees `horizon` steps of each environment (None: as many
+    as the longest episode has)."""
 
     learner: Callable[[Space, int], Learner]
-    horizon: int = 2048
+    horizon: int | None = 2048
     discount: float = 0.99
     environments: int = 1
     needs_offline: bool = False
@@ -90,9 +92,19 @@ def loop_of(
     horizon: int | None = None, offline: Replay | None = None,
 ) -> OffPolicyLoop | OnPolicyLoop:  # fmt: skip
     """The loop of a recipe at step 0. `horizon` is the longest episode, `offline` the demonstrations."""
+    if hasattr(learner, "offline"):
+        learner.offline = offline  # type: ignore[attr-defined]
     if isinstance(recipe, OnPolicyRecipe):
+        recipe = whole_episodes(recipe, horizon)
         return OnPolicyLoop(recipe, learner, environments, space, seed, offline=offline)
     return OffPolicyLoop(recipe, learner, environments, space, seed, horizon=horizon, offline=offline)
+
+
+def whole_episodes(recipe: OnPolicyRecipe, horizon: int | None) -> OnPolicyRecipe:
+    """The recipe with the length of its rollouts filled in, where it is that of the longest episode."""
+    if recipe.horizon is None and horizon is None:
+        raise InputError("task", "no longest episode", "rollouts are whole episodes here: set max_steps of the task")
+    return replace(recipe, horizon=horizon) if recipe.horizon is None else recipe
 
 
 class OffPolicyLoop:
@@ -183,13 +195,15 @@ class OnPolicyLoop:
         self.observe: Callable[[Tensor], Tensor] = getattr(learner, "observe", lambda x: x)
         if not environments.same_step:
             raise InputError("autoreset_mode", "next step", "rollouts are made with environments that reset at once")
+        assert recipe.horizon is not None
+        self.horizon = recipe.horizon
         self.offline, self.steps, self.updates = offline, 0, 0
 
     def run(self, steps: int) -> dict[str, float]:
         logs, target = defaultdict[str, list[float]](list), self.steps + steps
         while self.steps < target:
             rollout, begin = self.collect(), self.steps
-            self.steps += self.recipe.horizon * len(self.environments)
+            self.steps += self.horizon * len(self.environments)
             for name, value in self.learner.update([rollout], generator(self.seed, "update", begin)).items():
                 logs[name].append(value)
             self.updates += 1
@@ -199,7 +213,7 @@ class OnPolicyLoop:
     def collect(self) -> Transitions:
         """`horizon` steps of every environment; fields are (steps, environments, …)."""
         rng, made = generator(self.seed, "act", self.steps), []
-        for _ in range(self.recipe.horizon):
+        for _ in range(self.horizon):
             acted = self.learner.act(self.observe(self.environments.current), rng, explore=True)
             stepped = self.environments.step(acted.executed)
             made.append(transitions(stepped, acted.stored, self.observe, self.recipe.discount))
