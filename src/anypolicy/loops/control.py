@@ -4,8 +4,8 @@ A learner writes its paper's update out in full and calls parts. It has `modules
 checkpoint holds of it), `act` and `update`. Where it needs to, it also has
 `observe(observation)`, what it stores in place of an observation (both loops call it on everything they see),
 `prepare(offline, generator)`, called once before the first step, `warm(observation, generator)`, how it acts
-during warm-up instead of uniformly, and an attribute `offline`: `loop_of` puts the replay of demonstrations there (None
-without), in a new run and in a resumed one.
+during warm-up instead of uniformly, and an attribute `offline`: `loop_of` puts the replay of demonstrations there, if
+there are any, in a new run and in a resumed one.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def loop_of(
     horizon: int | None = None, offline: Replay | None = None,
 ) -> OffPolicyLoop | OnPolicyLoop:  # fmt: skip
     """The loop of a recipe at step 0. `horizon` is the longest episode, `offline` the demonstrations."""
-    if hasattr(learner, "offline"):
+    if recipe.needs_offline and offline is None:
+        raise InputError("demos", None, "this method learns from demonstrations too: give a data set")
+    if offline is not None and hasattr(learner, "offline"):
         learner.offline = offline  # type: ignore[attr-defined]
     if isinstance(recipe, OnPolicyRecipe):
         recipe = whole_episodes(recipe, horizon)
