@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -136,7 +137,7 @@ def policy_update(
     """The step for L = −mean A π/π_old (TRPO). `policy` gives π(·|s) of the batch at the present parameters, actions
     independent of each other; densities and divergences are summed over them."""
     with torch.no_grad():
-        old = policy()
+        old = copy.deepcopy(policy())
         logp_old = old.log_prob(action).sum(-1)
     return trust_region_update(
         lambda: -(advantage * (policy().log_prob(action).sum(-1) - logp_old).exp()).mean(),
