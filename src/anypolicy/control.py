@@ -20,7 +20,7 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.control import Learner, OnPolicyRecipe, Recipe, evaluate, loop_of
+from anypolicy.loops.control import Learner, OnPolicyRecipe, Recipe, evaluate, loop_of, whole_episodes
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -96,7 +96,7 @@ class ControlPlan:
         """The run is a whole number of these many environment steps: a rollout of known length, or one step of every
         copy."""
         known = isinstance(self.recipe, OnPolicyRecipe) and self.recipe.episodes is None
-        return (self.recipe.horizon if known else 1) * self.recipe.environments
+        return ((self.recipe.horizon or 1) if known else 1) * self.recipe.environments
 
     @property
     def steps(self) -> int:
@@ -137,6 +137,8 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
     task = load_environment(settings.task)
     if settings.envs is not None:
         recipe = replace(recipe, environments=settings.envs)
+    if isinstance(recipe, OnPolicyRecipe):
+        recipe = whole_episodes(recipe, task.horizon)
     if recipe.needs_offline and settings.demos is None:
         raise InputError("demos", None, f"{method} learns from demonstrations too: give a data set")
     if settings.demos is not None and not recipe.needs_offline and not getattr(recipe, "offline_share", 0):

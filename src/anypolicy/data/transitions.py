@@ -49,6 +49,10 @@ class Transitions:
         """The given rows."""
         return Transitions(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
+    def drawn(self, n: int, generator: torch.Generator) -> Transitions:
+        """n rows, uniformly with replacement; none if there are none."""
+        return self.select(torch.randint(len(self), (n,), generator=generator)) if len(self) else self
+
 
 def width(observations: int, actions: int) -> int:
     """Columns of a packed row."""

@@ -4,8 +4,9 @@ A learner writes its paper's update out in full and calls parts. It has `modules
 checkpoint holds of it), `act` and `update`. Where it needs to, it also has
 `observe(observation)`, what it stores in place of an observation (both loops call it on everything they see),
 `budget(steps)`, told how many environment steps the whole run has before it starts or goes on (for schedules),
-`prepare(offline, generator)`, called once before the first step, and `warm(observation, generator)`, how it acts
-during warm-up instead of uniformly.
+`prepare(offline, generator)`, called once before the first step, `warm(observation, generator)`, how it acts
+during warm-up instead of uniformly, and an attribute `offline`: `loop_of` puts the replay of demonstrations there, if
+there are any, in a new run and in a resumed one.
 """
 
 from __future__ import annotations
@@ -74,12 +75,12 @@ class OffPolicyRecipe:
 
 @dataclass(frozen=True)
 class OnPolicyRecipe:
-    """`learner(space, seed)` makes the learner; every update sees `horizon` steps of each environment. With `episodes`
-    it sees that many whole episodes of each instead, one after the other as if of one environment; `horizon` is then
-    where a longer episode is cut."""
+    """`learner(space, seed)` makes the learner; every update sees `horizon` steps of each environment (None: as many
+    as the longest episode has). With `episodes` it sees that many whole episodes of each instead, one after the other
+    as if of one environment; `horizon` is then where a longer episode is cut."""
 
     learner: Callable[[Space, int], Learner]
-    horizon: int = 2048
+    horizon: int | None = 2048
     discount: float = 0.99
     environments: int = 1
     needs_offline: bool = False
@@ -94,9 +95,21 @@ def loop_of(
     horizon: int | None = None, offline: Replay | None = None,
 ) -> OffPolicyLoop | OnPolicyLoop:  # fmt: skip
     """The loop of a recipe at step 0. `horizon` is the longest episode, `offline` the demonstrations."""
+    if recipe.needs_offline and offline is None:
+        raise InputError("demos", None, "this method learns from demonstrations too: give a data set")
+    if offline is not None and hasattr(learner, "offline"):
+        learner.offline = offline  # type: ignore[attr-defined]
     if isinstance(recipe, OnPolicyRecipe):
+        recipe = whole_episodes(recipe, horizon)
         return OnPolicyLoop(recipe, learner, environments, space, seed, offline=offline)
     return OffPolicyLoop(recipe, learner, environments, space, seed, horizon=horizon, offline=offline)
+
+
+def whole_episodes(recipe: OnPolicyRecipe, horizon: int | None) -> OnPolicyRecipe:
+    """The recipe with the length of its rollouts filled in, where it is that of the longest episode."""
+    if recipe.horizon is None and horizon is None:
+        raise InputError("task", "no longest episode", "rollouts are whole episodes here: set max_steps of the task")
+    return replace(recipe, horizon=horizon) if recipe.horizon is None else recipe
 
 
 class OffPolicyLoop:
@@ -188,6 +201,8 @@ class OnPolicyLoop:
         self.observe: Callable[[Tensor], Tensor] = getattr(learner, "observe", lambda x: x)
         if not environments.same_step:
             raise InputError("autoreset_mode", "next step", "rollouts are made with environments that reset at once")
+        assert recipe.horizon is not None
+        self.horizon = recipe.horizon
         self.offline, self.steps, self.asked, self.updates = offline, 0, 0, 0
 
     def run(self, steps: int) -> dict[str, float]:
@@ -205,11 +220,11 @@ class OnPolicyLoop:
     def collect(self) -> Transitions:
         """`horizon` steps of every environment; fields are (steps, environments, …)."""
         rng, made = generator(self.seed, "act", self.steps), []
-        for _ in range(self.recipe.horizon):
+        for _ in range(self.horizon):
             acted = self.learner.act(self.observe(self.environments.current), rng, explore=True)
             stepped = self.environments.step(acted.executed)
             made.append(transitions(stepped, acted.stored, self.observe, self.recipe.discount))
-        self.steps += self.recipe.horizon * len(self.environments)
+        self.steps += self.horizon * len(self.environments)
         return stacked(made)
 
     def collect_episodes(self, each: int) -> Transitions:
@@ -222,7 +237,7 @@ class OnPolicyLoop:
             acted = self.learner.act(self.observe(self.environments.current), rng, explore=True)
             t = transitions(self.environments.step(acted.executed), acted.stored, self.observe, self.recipe.discount)
             over = (t.terminated + t.truncated) > 0
-            cut = (age + 1 >= self.recipe.horizon) & ~over
+            cut = (age + 1 >= self.horizon) & ~over
             self.environments.begin_anew(cut, ended=True)
             made.append(replace(t, truncated=torch.where(cut, 1.0, t.truncated)))
             over = over | cut

@@ -13,7 +13,9 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation, TransformObservation, TransformReward
+from torch import Tensor
 
+from anypolicy.engines.snapshots import layers
 from anypolicy.errors import InputError
 from anypolicy.tasks.load import fit, parse
 
@@ -23,6 +25,7 @@ TESTBEDS: dict[str, tuple[str, str]] = {
     "two-step-tree": ("anypolicy.tasks.sampling", "two_step_tree"),
     "grid": ("anypolicy.tasks.sampling", "grid"),
     "linear-quadratic": ("anypolicy.tasks.linear_quadratic", "LinearQuadratic"),
+    "combination-lock": ("anypolicy.tasks.combination_lock", "combination_lock"),
 }
 """Name → (module, function) of environments of our own."""
 UNSEEN = "achieved_goal"
@@ -32,18 +35,30 @@ UNSEEN = "achieved_goal"
 @dataclass(frozen=True)
 class Space:
     """Shapes that a controller needs: numbers in an observation, and in an action (a box, each in [−1, 1], which is
-    scaled to `low` … `high`) or, if `discrete`, choices."""
+    scaled to `low` … `high`) or, if `discrete`, choices. `steps` is the longest episode if observations end with the
+    number of the step (0 before the first action), else None."""
 
     observations: int
     actions: int
     discrete: bool
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    steps: int | None = None
 
     @property
     def action_width(self) -> int:
         """Columns of a stored action."""
         return 1 if self.discrete else self.actions
+
+    def native(self, unit: Tensor) -> Tensor:
+        """Actions in the environment's units, of [−1, 1] and beyond."""
+        low, high = unit.new_tensor(self.low), unit.new_tensor(self.high)
+        return low + (unit + 1) / 2 * (high - low)
+
+    def unit(self, native: Tensor) -> Tensor:
+        """The inverse of `native`."""
+        low, high = native.new_tensor(self.low), native.new_tensor(self.high)
+        return (native - low) / (high - low) * 2 - 1
 
 
 @dataclass(frozen=True)
@@ -62,8 +77,9 @@ class EnvironmentTask:
 
 
 def load_environment(spec: str) -> EnvironmentTask:
-    """`gym/HalfCheetah-v5`, `gym/Pendulum-v1:reward_scale=0.1`: settings of ours are `reward_scale`, `max_steps`; the
-    others go to the environment. Raises InputError for what no controller here can learn."""
+    """`gym/HalfCheetah-v5`, `gym/Pendulum-v1:reward_scale=0.1`: settings of ours are `reward_scale`, `max_steps` and
+    `time` (true appends the step of the episode to the observation); the others go to the environment. Raises
+    InputError for what no controller here can learn."""
     name, _, arguments = spec.partition(":")
     settings = parse(arguments)
     if name in TESTBEDS:
@@ -113,6 +129,7 @@ def registered(name: str, settings: dict[str, Any]) -> Callable[..., gymnasium.E
     scale, steps = own.pop("reward_scale", None), own.pop("max_steps", None)
     factor: float | None = None if scale is None else fit("task.reward_scale", scale, float)
     steps = None if steps is None else fit("task.max_steps", steps, int)
+    timed = fit("task.time", own.pop("time", False), bool)
     for module in PLUGINS.values():
         if name not in gymnasium.registry and importlib.util.find_spec(module) is not None:
             gymnasium.register_envs(importlib.import_module(module))
@@ -127,9 +144,33 @@ def registered(name: str, settings: dict[str, Any]) -> Callable[..., gymnasium.E
         env = gymnasium.make(name, disable_env_checker=True, **given, **own)
         if factor is not None:
             env = TransformReward(env, lambda r, factor=factor: factor * float(r))
-        return flat(env)
+        return WithStep(flat(env)) if timed else flat(env)
 
     return make
+
+
+class WithStep(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Appends the number of the step to an observation vector: what to do depends on it where episodes have an end."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]):
+        super().__init__(env)
+        box = env.observation_space
+        assert isinstance(box, Box)
+        low, high = np.append(box.low, 0).astype(np.float32), np.append(box.high, np.inf).astype(np.float32)
+        self.observation_space, self._elapsed_steps = Box(low, high, dtype=np.float32), 0
+
+    def reset(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**settings)
+        self._elapsed_steps = 0
+        return self.seen(observation), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._elapsed_steps += 1
+        return self.seen(observation), reward, terminated, truncated, info
+
+    def seen(self, observation: Any) -> np.ndarray:
+        return np.append(observation, self._elapsed_steps).astype(np.float32)
 
 
 def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
@@ -154,13 +195,14 @@ def space_of(env: gymnasium.Env[Any, Any], spec: str) -> Space:
     if not isinstance(seen, Box):
         raise InputError("task", spec, f"its observations are {seen}: they must flatten to a vector of numbers")
     width = int(np.prod(seen.shape))
+    steps = horizon_of(env) if any(isinstance(layer, WithStep) for layer in layers(env)) else None
     if isinstance(acts, Discrete):
-        return Space(width, int(acts.n), True)
+        return Space(width, int(acts.n), True, steps=steps)
     if not isinstance(acts, Box) or len(acts.shape) != 1:
         raise InputError("task", spec, f"its actions are {acts}: use an environment with one box or discrete action")
     if not (np.isfinite(acts.low).all() and np.isfinite(acts.high).all()):
         raise InputError("task", spec, f"its actions are {acts}: they must be bounded (wrap it in RescaleAction)")
-    return Space(width, int(acts.shape[0]), False, tuple(acts.low.tolist()), tuple(acts.high.tolist()))
+    return Space(width, int(acts.shape[0]), False, tuple(acts.low.tolist()), tuple(acts.high.tolist()), steps)
 
 
 def horizon_of(env: gymnasium.Env[Any, Any]) -> int | None:
