@@ -52,15 +52,17 @@ class MLP(nn.Module):
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(*lead, *(1,) * len(lead), m)) for m in hidden])
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(*lead, *(1,) * len(lead), m)) for m in hidden])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, members: Tensor | None = None) -> Tensor:
+        """With `members`, only those of the stack are computed, in that order."""
+        of: Callable[[Tensor], Tensor] = (lambda p: p) if members is None else (lambda p: p[members])
         if self.stack is not None and x.dim() == 2:
-            x = x.expand(self.stack, *x.shape)
+            x = x.expand(self.stack if members is None else len(members), *x.shape)
         for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.addmm(b, x, w) if self.stack is None else torch.baddbmm(b, x, w)
+            x = torch.addmm(b, x, w) if self.stack is None else torch.baddbmm(of(b), x, of(w))
             if i < len(self.weights) - 1:
                 if len(self.scales):
                     x = functional.layer_norm(x, x.shape[-1:])
-                    x = torch.addcmul(self.shifts[i], x, self.scales[i])
+                    x = torch.addcmul(of(self.shifts[i]), x, of(self.scales[i]))
                 x = self.activation(x)
         return x
 
@@ -116,7 +118,8 @@ def critics(
 
 
 def q_values(
-    net: MLP, observation: Float[Tensor, "batch observations"], action: Float[Tensor, "batch actions"]
-) -> Float[Tensor, "ensemble batch"]:
-    """Q_i(s, a)."""
-    return net(torch.cat([observation, action], -1)).squeeze(-1)
+    net: MLP, observation: Float[Tensor, "batch observations"], action: Float[Tensor, "batch actions"],
+    members: Tensor | None = None,
+) -> Float[Tensor, "ensemble batch"]:  # fmt: skip
+    """Q_i(s, a) of all critics, or of some."""
+    return net(torch.cat([observation, action], -1), members).squeeze(-1)
