@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from anypolicy import catalogue
+from anypolicy.data.demonstrations import Episode
 from anypolicy.data.replay import Replay, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
@@ -56,7 +59,8 @@ class ControlSettings:
     envs: int | None = None
     """copies of the environment; default as the method says"""
     demos: str | None = None
-    """demonstrations: a Minari data set or folder, or a .safetensors file of recorded transitions"""
+    """demonstrations: a Minari data set or folder, a .safetensors file of recorded episodes, or `scripted` (settings
+    follow as :key=value,…) where the task has a demonstrator"""
     eval_every: int | None = None
     """environment steps between evaluations; default a tenth of the run"""
     eval_episodes: int = 10
@@ -166,10 +170,17 @@ class World:
         self.plan = p
         self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
         self.learner = p.recipe.learner(p.task.space, number(s.seed, "weights") % 2**31)
-        self.demos = None if s.demos is None else offline(p, self.learner)
-        self.loop = loop_of(
-            p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon, offline=self.demos
-        )
+        self.demos = None if s.demos is None else load_demonstrations(s.demos, p.task)
+        self.loop = loop_of(p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon)
+
+    def begin(self, *, fresh: bool = True) -> None:
+        """What comes before the first step: a fresh learner is prepared on the demonstrations as they are recorded,
+        then the loop gets them as the learner sees them, which may depend on what it learnt."""
+        demos, observe = self.demos, getattr(self.learner, "observe", None)
+        raw = None if demos is None else offline(self.plan, demos)
+        if fresh and hasattr(self.learner, "prepare"):
+            self.learner.prepare(raw, generator(self.plan.settings.seed, "prepare"))  # type: ignore[attr-defined]
+        self.loop.offline = raw if demos is None or observe is None else offline(self.plan, demos, observe)
 
     def evaluate(self, step: int, episodes: int | None = None) -> tuple[dict[str, float], list[float]]:
         """A fresh environment, the same episodes at every evaluation."""
@@ -182,12 +193,10 @@ class World:
             environments.close()
 
 
-def offline(p: ControlPlan, learner: Learner) -> Replay:
-    """The demonstrations as the learner stores observations, in transitions over as many steps as its own."""
-    assert p.settings.demos is not None
-    observe = getattr(learner, "observe", lambda x: x)
+def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor], Tensor] = lambda x: x) -> Replay:
+    """Demonstrations in transitions over as many steps as the learner's own."""
     made: list[Transitions] = []
-    for e in load_demonstrations(p.settings.demos, p.task):
+    for e in episodes:
         t = replace(e, observation=observe(e.observation)).transitions(p.recipe.discount)
         made.append(join(t, getattr(p.recipe, "n_step", 1), p.recipe.discount))
     replay = Replay(sum(map(len, made)), made[0].observation.shape[1], p.task.space.action_width)
@@ -251,8 +260,7 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
     """The run itself; what was learnt is saved also when an environment fails in the middle."""
     s, began, loop = p.settings, time.monotonic(), world.loop
     first = restore(p, run, world)
-    if first == 0 and hasattr(world.learner, "prepare"):
-        world.learner.prepare(world.demos, generator(s.seed, "prepare"))  # type: ignore[attr-defined]
+    world.begin(fresh=first == 0)
 
     def save(step: int) -> None:
         save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": comparable(p.written())})

@@ -3,8 +3,8 @@
 A learner writes its paper's update out in full and calls parts. It has `modules` and `optimisers` (by name: all that a
 checkpoint holds of it), `act` and `update`. Where it needs to, it also has
 `observe(observation)`, what it stores in place of an observation (both loops call it on everything they see),
-`prepare(offline, generator)`, called once before the first step, and `warm(observation, generator)`, how it acts
-during warm-up instead of uniformly.
+`prepare(offline, generator)`, called once before the first step with the demonstrations as they were recorded (they are
+observed after it), and `warm(observation, generator)`, how it acts during warm-up instead of uniformly.
 """
 
 from __future__ import annotations
