@@ -91,4 +91,4 @@ def test_what_is_refused_before_any_work(demos, tmp_path):
     with pytest.raises(InputError, match="box"):
         train_controller("bc", **settings(demos, tmp_path, task="gym/CartPole-v1"))
     with pytest.raises(InputError, match="demos"):
-        OfflineLoop(plan("bc", ControlSettings(TASK, demos=str(demos))).recipe, None, 0, offline=None)
+        OfflineLoop(plan("bc", ControlSettings(TASK, demos=str(demos))).recipe, None, 0).run(1)

@@ -237,12 +237,12 @@ class OnPolicyLoop:
 class OfflineLoop:
     """`run(n)` makes n updates on the demonstrations; nothing acts."""
 
-    def __init__(self, recipe: OfflineRecipe, learner: Learner, seed: int, *, offline: Replay | None):
-        if not offline:
-            raise InputError("demos", None, "this method learns from demonstrations alone: give a data set")
+    def __init__(self, recipe: OfflineRecipe, learner: Learner, seed: int, *, offline: Replay | None = None):
         self.recipe, self.learner, self.seed, self.offline, self.steps = recipe, learner, seed, offline, 0
 
     def run(self, steps: int) -> dict[str, float]:
+        if not self.offline:
+            raise InputError("demos", None, "this method learns from demonstrations alone: give a data set")
         logs = defaultdict[str, list[float]](list)
         for _ in range(steps):
             rng = generator(self.seed, "update", self.steps)
