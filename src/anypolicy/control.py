@@ -22,7 +22,15 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.control import Learner, OffPolicyRecipe, Recipe, evaluate, loop_of
+from anypolicy.loops.control import (
+    Learner,
+    OfflineRecipe,
+    OnPolicyRecipe,
+    Recipe,
+    evaluate,
+    load_modules,
+    loop_of,
+)
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -33,7 +41,7 @@ from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
 
 STRIDE = 1000
-"""Environment steps between two rows of an off-policy run's ledger."""
+"""Environment steps (or updates on demonstrations) between two rows of a ledger that has no rollouts."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class ControlSettings:
     task: str
     """gym/ID of Gymnasium (settings follow as :key=value,…) or a test-bed"""
     steps: int = 100_000
-    """environment steps"""
+    """environment steps; updates, of a method that learns from demonstrations alone"""
     seed: int = 0
     """one number decides environments, exploration, sampling, initial weights"""
     out: Path | None = None
@@ -101,7 +109,7 @@ class ControlPlan:
     @property
     def stride(self) -> int:
         """Environment steps between two rows of the ledger."""
-        return max(STRIDE // self.unit, 1) * self.unit if isinstance(self.recipe, OffPolicyRecipe) else self.unit
+        return self.unit if isinstance(self.recipe, OnPolicyRecipe) else max(STRIDE // self.unit, 1) * self.unit
 
     @property
     def steps(self) -> int:
@@ -345,10 +353,11 @@ def explain(p: ControlPlan) -> str:
     s, r, space = p.settings, p.recipe, p.task.space
     acts = f"{space.actions} choices" if space.discrete else f"{space.actions} actions in [−1, 1]"
     shown = [f"  {k:<16} {v}" for k, v in vars(r).items() if k != "learner"]
+    unit = "updates on demonstrations" if isinstance(r, OfflineRecipe) else "environment steps"
     return "\n".join([
         f"{p.method} in {s.task}: {space.observations} numbers seen, {acts}, episodes of "
         f"{p.task.horizon or 'unlimited'} steps", "", f"  {'learner':<16} {r.learner}", *shown, "",
-        f"  the run: {p.steps:,} environment steps on {s.threads} thread(s), evaluated every {s.eval_every:,}",
+        f"  the run: {p.steps:,} {unit} on {s.threads} thread(s), evaluated every {s.eval_every:,}",
     ])  # fmt: skip
 
 
@@ -406,7 +415,5 @@ def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
     knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
     task = load_environment(config["task"])
     learner: Learner = catalogue.get(config["method"], "controller").build(**knobs).learner(task.space, 0)
-    weights = load_file(path)
-    for m, module in learner.modules.items():
-        module.load_state_dict({k.removeprefix(f"{m}."): v for k, v in weights.items() if k.startswith(f"{m}.")})
+    load_modules(learner, load_file(path))
     return learner, task
