@@ -4,9 +4,9 @@ A learner writes its paper's update out in full and calls parts. It has `modules
 checkpoint holds of it), `act` and `update`. Where it needs to, it also has
 `observe(observation)`, what it stores in place of an observation (both loops call it on everything they see),
 `budget(steps)`, told how many environment steps the whole run has before it starts or goes on (for schedules),
-`prepare(offline, generator)`, called once before the first step, `warm(observation, generator)`, how it acts
-during warm-up instead of uniformly, and an attribute `offline`: `loop_of` puts the replay of demonstrations there, if
-there are any, in a new run and in a resumed one.
+`prepare(offline, generator)`, called once before the first step with the demonstrations as they were recorded (they are
+observed after it), `warm(observation, generator)`, how it acts during warm-up instead of uniformly, and an attribute
+`offline`, where `give` puts the replay of demonstrations, if there are any, in a new run and in a resumed one.
 """
 
 from __future__ import annotations
@@ -87,22 +87,41 @@ class OnPolicyRecipe:
     episodes: int | None = None
 
 
-Recipe = OffPolicyRecipe | OnPolicyRecipe
+@dataclass(frozen=True)
+class OfflineRecipe:
+    """`learner(space, seed)` makes the learner; every step is one batch of the demonstrations. Environments are for
+    evaluation only."""
+
+    learner: Callable[[Space, int], Learner]
+    discount: float = 0.99
+    batch: int = 256
+    environments: int = 1
+    needs_offline: bool = True
+
+
+Recipe = OffPolicyRecipe | OnPolicyRecipe | OfflineRecipe
 
 
 def loop_of(
     recipe: Recipe, learner: Learner, environments: Environments, space: Space, seed: int, *,
     horizon: int | None = None, offline: Replay | None = None,
-) -> OffPolicyLoop | OnPolicyLoop:  # fmt: skip
+) -> OffPolicyLoop | OnPolicyLoop | OfflineLoop:  # fmt: skip
     """The loop of a recipe at step 0. `horizon` is the longest episode, `offline` the demonstrations."""
-    if recipe.needs_offline and offline is None:
-        raise InputError("demos", None, "this method learns from demonstrations too: give a data set")
+    if isinstance(recipe, OfflineRecipe):
+        loop = OfflineLoop(recipe, learner, seed)
+    elif isinstance(recipe, OnPolicyRecipe):
+        loop = OnPolicyLoop(whole_episodes(recipe, horizon), learner, environments, space, seed)
+    else:
+        loop = OffPolicyLoop(recipe, learner, environments, space, seed, horizon=horizon)
+    give(loop, learner, offline)
+    return loop
+
+
+def give(loop: OffPolicyLoop | OnPolicyLoop | OfflineLoop, learner: Learner, offline: Replay | None) -> None:
+    """Demonstrations, as the learner observes them, for the loop and for a learner that asks for them."""
+    loop.offline = offline
     if offline is not None and hasattr(learner, "offline"):
         learner.offline = offline  # type: ignore[attr-defined]
-    if isinstance(recipe, OnPolicyRecipe):
-        recipe = whole_episodes(recipe, horizon)
-        return OnPolicyLoop(recipe, learner, environments, space, seed, offline=offline)
-    return OffPolicyLoop(recipe, learner, environments, space, seed, horizon=horizon, offline=offline)
 
 
 def whole_episodes(recipe: OnPolicyRecipe, horizon: int | None) -> OnPolicyRecipe:
@@ -267,6 +286,35 @@ class OnPolicyLoop:
         return True
 
 
+class OfflineLoop:
+    """`run(n)` makes n updates on the demonstrations; nothing acts."""
+
+    def __init__(self, recipe: OfflineRecipe, learner: Learner, seed: int, *, offline: Replay | None = None):
+        self.recipe, self.learner, self.seed, self.offline, self.steps = recipe, learner, seed, offline, 0
+
+    def run(self, steps: int) -> dict[str, float]:
+        if not self.offline:
+            raise InputError("demos", None, "this method learns from demonstrations alone: give a data set")
+        logs = defaultdict[str, list[float]](list)
+        for _ in range(steps):
+            rng = generator(self.seed, "update", self.steps)
+            self.steps += 1
+            for name, value in self.learner.update([self.offline.sample(self.recipe.batch, rng)], rng).items():
+                logs[name].append(value)
+        return {k: sum(v) / len(v) for k, v in logs.items()} | {"updates": float(self.steps)}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {"learner": tensors_of(self.learner)}
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
+        load_tensors(self.learner, tensors["learner"])
+        self.steps = state["steps"]
+        return True
+
+
 def transitions(s: Stepped, stored: Tensor, observe: Callable[[Tensor], Tensor], discount: float) -> Transitions:
     """One step of every environment as one-step transitions."""
     return Transitions(observe(s.observation), stored, s.reward, observe(s.next_observation), s.terminated, s.truncated,
@@ -289,8 +337,7 @@ def tensors_of(learner: Learner) -> dict[str, Tensor]:
 
 def load_tensors(learner: Learner, tensors: dict[str, Tensor]) -> None:
     """The inverse of `tensors_of`."""
-    for m, module in learner.modules.items():
-        module.load_state_dict({k.removeprefix(f"{m}."): v for k, v in tensors.items() if k.startswith(f"{m}.")})
+    load_modules(learner, tensors)
     for o, optimiser in learner.optimisers.items():
         moments = defaultdict[int, dict[str, Tensor]](dict)
         for key, value in tensors.items():
@@ -298,6 +345,12 @@ def load_tensors(learner: Learner, tensors: dict[str, Tensor]) -> None:
                 _, i, name = key.split("/")
                 moments[int(i)][name] = value
         optimiser.load_state_dict({"state": dict(moments), "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def load_modules(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+    """The weights alone."""
+    for m, module in learner.modules.items():
+        module.load_state_dict({k.removeprefix(f"{m}."): v for k, v in tensors.items() if k.startswith(f"{m}.")})
 
 
 @torch.no_grad()

@@ -26,6 +26,9 @@ TESTBEDS: dict[str, tuple[str, str]] = {
     "grid": ("anypolicy.tasks.sampling", "grid"),
     "linear-quadratic": ("anypolicy.tasks.linear_quadratic", "LinearQuadratic"),
     "combination-lock": ("anypolicy.tasks.combination_lock", "combination_lock"),
+    "reacher-sparse": ("anypolicy.tasks.reacher_sparse", "reacher_sparse"),
+    "pointmaze-sparse": ("anypolicy.tasks.pointmaze_sparse", "pointmaze_sparse"),
+    "fetchreach-sparse": ("anypolicy.tasks.fetchreach_sparse", "fetchreach_sparse"),
 }
 """Name → (module, function) of environments of our own."""
 UNSEEN = "achieved_goal"
@@ -171,6 +174,14 @@ class WithStep(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def seen(self, observation: Any) -> np.ndarray:
         return np.append(observation, self._elapsed_steps).astype(np.float32)
+
+
+def plugin(package: str) -> None:
+    """Let a package register its environments."""
+    module = PLUGINS[package]
+    if importlib.util.find_spec(module) is None:
+        raise InputError("task", package, "install it: pip install 'anypolicy[control]'")
+    gymnasium.register_envs(importlib.import_module(module))
 
 
 def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
