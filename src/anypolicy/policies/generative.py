@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -30,22 +30,6 @@ Kind = Literal["flow", "ddim", "ddpm", "mean"]
 """Flow by Euler, diffusion by DDIM or by DDPM, or one action for every state (squared error)."""
 SCHEDULES: dict[str, tuple[Schedule, int]] = {"ddim": ("cosine", 20), "ddpm": ("vp", 10)}
 """Schedule and number of steps of the diffusion."""
-
-
-class Generative(Protocol):
-    """What learners ask of a policy of this module."""
-
-    actions: int
-    deterministic: bool
-    network: Averaged
-
-    def loss(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor: ...
-
-    def decode(self, observation: Tensor, noise: Tensor, *, averaged: bool = True) -> Tensor: ...
-
-    def sample(self, observation: Tensor, generator: torch.Generator, *, averaged: bool = True) -> Tensor: ...
-
-    def parameters(self) -> object: ...
 
 
 class Averaged(nn.Module):
@@ -255,6 +239,9 @@ class MeanPolicy(nn.Module):
         return self.decode(observation, observation, averaged=averaged)
 
 
+Generative = FlowPolicy | DiffusionPolicy | MeanPolicy
+
+
 def normal(observation: Tensor, actions: int, generator: torch.Generator) -> Float[Tensor, "batch actions"]:
     """Standard normal noise, a row for every observation."""
     return torch.randn(len(observation), actions, generator=generator)
@@ -262,7 +249,7 @@ def normal(observation: Tensor, actions: int, generator: torch.Generator) -> Flo
 
 def generative(
     kind: Kind, observations: int, actions: int, hidden: Sequence[int], generator: torch.Generator, *, steps: int = 10
-) -> FlowPolicy | DiffusionPolicy | MeanPolicy:
+) -> Generative:
     """A policy by the name of its kind; `steps` from noise to action."""
     sizes = (observations, actions, hidden, generator)
     if kind == "mean":

@@ -57,7 +57,7 @@ class CloningLearner:
             raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         s, rng = settings, torch.Generator().manual_seed(seed)
         self.settings = s
-        self.policy = generative(s.policy, space.observations, space.actions, s.hidden, rng, steps=s.denoising_steps)
+        self.policy = base_policy(s.policy, None, space, s.hidden, rng, s.denoising_steps)
         self.modules: dict[str, nn.Module] = {"policy": self.policy}
         self.optimisers: dict[str, Optimizer] = {
             "policy_optimiser": adam(self.policy.network.online.parameters(), s.lr)
@@ -78,17 +78,25 @@ class CloningLearner:
         return {"loss/clone": [imitate(self.policy, optimiser, b, generator, s.average) for b in batches][-1]}
 
 
+def base_policy(
+    kind: Kind, folder: str | None, space: Space, hidden: tuple[int, ...], rng: torch.Generator, steps: int
+) -> Generative:
+    """A new policy, or the one of a run's policy/ folder if there is a folder."""
+    made = generative(kind, space.observations, space.actions, hidden, rng, steps=steps)
+    return made if folder is None else saved_policy(folder, space)
+
+
 def saved_policy(folder: str | Path, space: Space) -> Generative:
     """The generative policy of a run's policy/ folder, for an environment of these sizes."""
     path = Path(folder)
     if not (path / "controller.safetensors").is_file() or not (path / "config.json").is_file():
-        raise InputError("base", str(folder), "it holds no controller: give the policy/ folder of a run of `bc`")
+        raise InputError("base", str(folder), "it holds no controller: give a run's policy/ folder")
     config: dict[str, Any] = json.loads((path / "config.json").read_text())
     knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
     learner = catalogue.get(config["method"], "controller").build(**knobs).learner(space, 0)
     policy = learner.modules.get("policy")
-    if not (hasattr(policy, "decode") and hasattr(policy, "network")):
-        raise InputError("base", str(folder), f"{config['method']} makes no actions from noise: give a run of `bc`")
+    if not isinstance(policy, Generative):
+        raise InputError("base", str(folder), f"{config['method']} makes no actions from noise: clone demonstrations")
     try:
         load_modules(learner, load_file(path / "controller.safetensors"))
     except RuntimeError as error:
