@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from anypolicy.methods.control import dsrl
 from anypolicy.methods.control.dsrl_sac import NoiseSpace
 from anypolicy.methods.control.sac import SoftActorCritic
 from anypolicy.parts.squashed import squashed
+from anypolicy.parts.td import n_step
+from anypolicy.policies.frozen import Cloned
 from anypolicy.policies.generative import MeanPolicy, generative
 from anypolicy.policies.mlp import MLP, q_values
 from anypolicy.policies.steered import Steered
@@ -23,6 +26,7 @@ from anypolicy.tasks.environments import Space
 
 SPACE = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SMALL = {"hidden": (16, 16), "base_hidden": (16, 16), "denoising_steps": 4}
+BASE = Cloned(hidden=(16, 16), denoising_steps=4)
 
 
 def rng(seed=0):
@@ -30,12 +34,11 @@ def rng(seed=0):
 
 
 def aliased(**more):
-    return dsrl.NoiseAliased(**(SMALL | {"updates": 3, "distillations": 2} | more))(SPACE, 0)
+    return dsrl.NoiseAliased(**({"base": BASE, "hidden": (16, 16), "updates": 3, "distillations": 2} | more))(SPACE, 0)
 
 
 def on_noise(**more):
-    return NoiseSpace(SoftActorCritic((16, 16), target_entropy=0.0, layer_norm=True), base_hidden=(16, 16),
-                      denoising_steps=4, **more)(SPACE, 0)  # fmt: skip
+    return NoiseSpace(SoftActorCritic((16, 16), target_entropy=0.0, layer_norm=True), BASE, **more)(SPACE, 0)
 
 
 def batch(n=32, terminated=0.0, truncated=0.0):
@@ -149,7 +152,11 @@ def test_no_noise_box_is_the_base_of_zero_noise_and_the_bases_noise_is_the_base(
 
 @pytest.mark.parametrize("base", ["flow", "ddim"])
 def test_the_same_noise_gives_the_same_bits(base):
-    it, seen, u = aliased(base=base), torch.randn(6, 3, generator=rng(1)), torch.rand(6, 2, generator=rng(2))
+    it, seen, u = (
+        aliased(base=replace(BASE, kind=base)),
+        torch.randn(6, 3, generator=rng(1)),
+        torch.rand(6, 2, generator=rng(2)),
+    )
     assert torch.equal(it.steered(seen, u), it.steered(seen, u))
 
 
@@ -168,9 +175,9 @@ class Shaking(nn.Module):
 
 def test_samplers_that_draw_and_bases_without_noise_are_refused():
     with pytest.raises(InputError, match="noise must decide"):
-        plan("dsrl", ControlSettings("gym/Pendulum-v1", demos="x"), {"base": "ddpm"})
+        plan("dsrl", ControlSettings("gym/Pendulum-v1", demos="x"), {"base_policy": "ddpm"})
     with pytest.raises(InputError, match="noise must decide"):
-        plan("dsrl-sac", ControlSettings("gym/Pendulum-v1", demos="x"), {"base": "mean"})
+        plan("dsrl-sac", ControlSettings("gym/Pendulum-v1", demos="x"), {"base_policy": "mean"})
     with pytest.raises(InputError, match="DDIM"):
         Steered(generative("ddpm", 3, 2, (16,), rng()), 1.5, 3)
     with pytest.raises(InputError, match="always give the same"):
@@ -183,7 +190,7 @@ def test_samplers_that_draw_and_bases_without_noise_are_refused():
     with pytest.raises(InputError, match="demos"):
         plan("dsrl", ControlSettings("gym/Pendulum-v1"))
     with pytest.raises(InputError, match="uses no demonstrations"):
-        plan("dsrl-sac", ControlSettings("gym/Pendulum-v1", demos="x"), {"base_from": "y"})
+        plan("dsrl-sac", ControlSettings("gym/Pendulum-v1", demos="x"), {"base": "y"})
 
 
 def test_what_is_stored():
@@ -333,8 +340,19 @@ def test_the_command_line_on_a_saved_base(tmp_path):
     assert main(base) == 0
     folder = str(tmp_path / "bc" / "policy")
     for slug in ("dsrl", "dsrl-sac"):
-        run = ["train", slug, *common, "--steps", "8", f"--{slug}.base-from", folder, f"--{slug}.warmup", "4",
+        run = ["train", slug, *common, "--steps", "8", f"--{slug}.base", folder, f"--{slug}.warmup", "4",
                f"--{slug}.hidden", "16", f"--{slug}.updates", "2", "--out", str(tmp_path / slug)]  # fmt: skip
         assert main(run) == 0
         assert main(["eval", str(tmp_path / slug), "--episodes", "1"]) == 0
         assert main(["show", slug]) == 0
+
+
+def test_rewards_of_a_chunk(f64):
+    """One step over a chunk of four rewards is a four-step return: discounted inside, γ⁴ after it; what the end of an
+    episode cuts off counts for nothing."""
+    reward, zero = f64(0.0, 0.0, 1.0, 1.0), f64(0.0, 0.0, 0.0, 0.0)
+    total, _, power = n_step(reward, zero, zero, 4, 0.99)
+    assert float(total[0]) == pytest.approx(1.950399) and float(power[0]) == pytest.approx(0.99**4)
+    assert float(n_step(reward, zero, zero, 4, 1.0)[0][0]) == 2
+    total, last, power = n_step(reward, f64(0.0, 0.0, 1.0, 0.0), zero, 4, 0.99)
+    assert float(total[0]) == pytest.approx(0.9801) and int(last[0]) == 2 and float(power[0]) == pytest.approx(0.99**3)

@@ -15,11 +15,13 @@ from anypolicy.errors import InputError
 from anypolicy.loops.control import tensors_of
 from anypolicy.methods.control import expo_expressive as expo
 from anypolicy.parts.td import soft_target
+from anypolicy.policies.frozen import Cloned
 from anypolicy.policies.mlp import q_values
 from anypolicy.tasks.environments import Space
 
 SPACE = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
-SMALL = {"hidden": (16, 16), "base_hidden": (16, 16), "denoising_steps": 4, "ensemble": 4, "samples": 3, "edits": 2}
+SMALL = {"hidden": (16, 16), "ensemble": 4, "samples": 3, "edits": 2}
+BASE = {"base_hidden": (16, 16), "denoising_steps": 4}
 
 
 def rng(seed=0):
@@ -27,7 +29,8 @@ def rng(seed=0):
 
 
 def learner(**more):
-    return expo.OnTheFly(**(SMALL | {"beta": 0.3} | more))(SPACE, 0)
+    base = Cloned(hidden=(16, 16), updates=0, denoising_steps=4)
+    return expo.OnTheFly(**(SMALL | {"beta": 0.3, "base": base} | more))(SPACE, 0)
 
 
 def batch(n=32, terminated=0.0, truncated=0.0):
@@ -267,13 +270,14 @@ def test_what_is_refused(knobs, match):
 
 def test_warm_up_depends_on_pre_training():
     assert expo.expo_expressive().warmup == 5000
-    assert expo.expo_expressive(pretrain=10).warmup == 0
-    assert expo.expo_expressive(pretrain=10, warmup=7).warmup == 7
+    assert expo.expo_expressive(base_updates=10).warmup == 0
+    assert expo.expo_expressive(base="folder").warmup == 0
+    assert expo.expo_expressive(base_updates=10, warmup=7).warmup == 7
     assert expo.expo_expressive(edits=0, beta=0.0).learner.edits == 0
 
 
 def test_the_command_line_and_an_exact_resume(tmp_path):
-    knobs = SMALL | {"pretrain": 10, "updates": 2, "batch": 16, "warmup": 5}
+    knobs = SMALL | BASE | {"base_updates": 10, "updates": 2, "batch": 16, "warmup": 5}
     common = {
         "task": "reacher-sparse",
         "demos": "scripted:episodes=2",
@@ -290,7 +294,7 @@ def test_the_command_line_and_an_exact_resume(tmp_path):
     assert losses and np.isfinite(losses).all()
     command = ["train", "expo-expressive", "--task", "reacher-sparse", "--demos", "scripted:episodes=2", "--steps", "10",
                "--expo-expressive.warmup", "4", "--expo-expressive.hidden", "16", "--expo-expressive.updates", "1",
-               "--expo-expressive.base", "ddpm", "--expo-expressive.base-hidden", "16", "--trackers", "--eval-episodes", "1",
+               "--expo-expressive.base-policy", "ddpm", "--expo-expressive.base-hidden", "16", "--trackers", "--eval-episodes", "1",
                "--out", str(tmp_path / "cli"), "--quiet"]  # fmt: skip
     assert main(command) == 0
     assert main(["show", "expo-expressive"]) == 0

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import Adam
 
-from anypolicy.data.replay import Replay
 from anypolicy.errors import InputError
-from anypolicy.policies.generative import Generative, Kind, clone
+from anypolicy.policies.generative import Generative, Kind
 
 STEERABLE: tuple[Kind, ...] = ("flow", "ddim")
 """Kinds whose noise decides the action."""
@@ -18,7 +16,7 @@ STEERABLE: tuple[Kind, ...] = ("flow", "ddim")
 def check_steering(kind: Kind, magnitude: float) -> None:
     """Refuses what cannot be steered."""
     if kind not in STEERABLE:
-        raise InputError("base", kind, "its noise must decide the action", choices=STEERABLE)
+        raise InputError("base_policy", kind, "its noise must decide the action", choices=STEERABLE)
     if not magnitude > 0:
         raise InputError("magnitude", magnitude, "use a number above 0")
 
@@ -42,13 +40,3 @@ class Steered:
     ) -> Float[Tensor, "batch actions"]:
         """The action of w = b u."""
         return self.policy.decode(observation, self.magnitude * u.detach())
-
-    def fit(self, data: Replay | None, updates: int, batch: int, lr: float, generator: torch.Generator) -> None:
-        """Behaviour cloning, once and before anything is steered; frozen again after it."""
-        if not data:
-            raise InputError("demos", None, "the base learns from demonstrations: give them, or a trained base")
-        network = self.policy.network
-        network.standardise(data.all().observation)
-        parameters = [*network.online.requires_grad_(True).parameters()]
-        clone(self.policy, Adam(parameters, lr=lr, fused=True), data, updates, batch, generator)
-        self.policy.requires_grad_(False)

@@ -30,6 +30,7 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OfflineRecipe, load_modules
 from anypolicy.methods.control.sac import adam
+from anypolicy.policies.frozen import Cloned
 from anypolicy.policies.generative import Generative, Kind, generative, imitate
 from anypolicy.tasks.environments import Space
 
@@ -57,7 +58,7 @@ class CloningLearner:
             raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         s, rng = settings, torch.Generator().manual_seed(seed)
         self.settings = s
-        self.policy = base_policy(s.policy, None, space, s.hidden, rng, s.denoising_steps)
+        self.policy = generative(s.policy, space.observations, space.actions, s.hidden, rng, steps=s.denoising_steps)
         self.modules: dict[str, nn.Module] = {"policy": self.policy}
         self.optimisers: dict[str, Optimizer] = {
             "policy_optimiser": adam(self.policy.network.online.parameters(), s.lr)
@@ -78,12 +79,11 @@ class CloningLearner:
         return {"loss/clone": [imitate(self.policy, optimiser, b, generator, s.average) for b in batches][-1]}
 
 
-def base_policy(
-    kind: Kind, folder: str | None, space: Space, hidden: tuple[int, ...], rng: torch.Generator, steps: int
-) -> Generative:
-    """A new policy, or the one of a run's policy/ folder if there is a folder."""
-    made = generative(kind, space.observations, space.actions, hidden, rng, steps=steps)
-    return made if folder is None else saved_policy(folder, space)
+def base_policy(base: str | Cloned, space: Space, rng: torch.Generator) -> Generative:
+    """The policy of a run's policy/ folder, or a new one."""
+    if isinstance(base, Cloned):
+        return base.make(space.observations, space.actions, rng)
+    return saved_policy(base, space)
 
 
 def saved_policy(folder: str | Path, space: Space) -> Generative:

@@ -32,6 +32,7 @@ from anypolicy.loops.control import Acted, OffPolicyRecipe
 from anypolicy.methods.control.bc import base_policy
 from anypolicy.methods.control.sac import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset, temperature_loss
+from anypolicy.policies.frozen import Cloned
 from anypolicy.policies.generative import Kind, normal
 from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
 from anypolicy.policies.steered import Steered, check_steering
@@ -54,16 +55,11 @@ def distillation_loss(noise: Float[Tensor, "ensemble batch"], action: Float[Tens
 class NoiseAliased:
     """The settings of a learner; called with spaces and a seed it makes one."""
 
-    base: Kind = "flow"
-    base_from: str | None = None
-    denoising_steps: int = 10
-    base_hidden: tuple[int, ...] = (256, 256, 256)
-    base_updates: int = 10_000
+    base: str | Cloned
     magnitude: float = 1.5
     hidden: tuple[int, ...] = (128, 128, 128)
     lr: float = 3e-4
     tau: float = 0.005
-    batch: int = 256
     updates: int = 20
     distillations: int = 10
     ensemble: int = 2
@@ -85,8 +81,7 @@ class NoiseAliasedLearner:
     def __init__(self, settings: NoiseAliased, space: Space, seed: int):
         s, rng, sizes = settings, torch.Generator().manual_seed(seed), (space.observations, space.actions)
         self.settings = s
-        base = base_policy(s.base, s.base_from, space, s.base_hidden, rng, s.denoising_steps)
-        self.steered = Steered(base, s.magnitude, space.observations)
+        self.steered = Steered(base_policy(s.base, space, rng), s.magnitude, space.observations)
         self.entropy = -float(space.actions) if s.target_entropy is None else s.target_entropy
         self.actor = SquashedGaussian(*sizes, s.hidden, rng, activation="tanh", layer_norm=True)
         made = (critics(*sizes, s.hidden, rng, ensemble=s.ensemble, layer_norm=True, activation="tanh") for _ in "aw")
@@ -104,10 +99,10 @@ class NoiseAliasedLearner:
             "alpha_optimiser": adam([self.log_alpha], s.lr),
         }
 
-    def prepare(self, offline: Replay | None, generator: torch.Generator) -> None:
+    def prepare(self, offline: Replay, generator: torch.Generator) -> None:
         """Behaviour cloning, unless the base came from a folder."""
-        if (s := self.settings).base_from is None:
-            self.steered.fit(offline, s.base_updates, s.batch, s.lr, generator)
+        if isinstance(self.settings.base, Cloned):
+            self.settings.base.fit(self.steered.policy, offline, generator)
 
     @torch.no_grad()
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
@@ -183,20 +178,22 @@ class NoiseAliasedLearner:
     trains="controller",
 )
 def dsrl(
-    base: Kind = "flow", base_from: str | None = None, denoising_steps: int = 10,
-    base_hidden: tuple[int, ...] = (256, 256, 256), base_updates: int = 10_000, magnitude: float = 1.5,
-    hidden: tuple[int, ...] = (128, 128, 128), lr: float = 3e-4, discount: float = 0.99, tau: float = 0.005,
-    batch: int = 256, updates: int = 20, distillations: int = 10, ensemble: int = 2, subset: int = 2,
-    reduction: Reduction = "min", target_entropy: float | None = 0.0, alpha: float = 1.0, learn_alpha: bool = True,
-    backup_entropy: bool = True, warmup: int | None = None, capacity: int = 1_000_000, offline_share: float = 0.0,
-    deterministic_eval: bool = False,
+    magnitude: float = 1.5, hidden: tuple[int, ...] = (128, 128, 128), lr: float = 3e-4, discount: float = 0.99,
+    tau: float = 0.005, batch: int = 256, updates: int = 20, distillations: int = 10, ensemble: int = 2,
+    subset: int = 2, reduction: Reduction = "min", target_entropy: float | None = 0.0, alpha: float = 1.0,
+    learn_alpha: bool = True, backup_entropy: bool = True, warmup: int | None = None, capacity: int = 1_000_000,
+    offline_share: float = 0.0, deterministic_eval: bool = False, base: str | None = None, base_policy: Kind = "flow",
+    base_hidden: tuple[int, ...] = (256, 256, 256), base_updates: int = 5000, base_lr: float = 3e-4,
+    denoising_steps: int = 10,
 ) -> OffPolicyRecipe:  # fmt: skip
-    """A box of ±1.5, twenty updates and ten distillations for every step, entropy target 0."""
-    check_steering(base, magnitude)
+    """A box of ±1.5, twenty updates and ten distillations for every step, entropy target 0; a flow cloned from the
+    demonstrations, or the policy/ folder of a run as `base`."""
+    check_steering(base_policy, magnitude)
     if not 1 <= subset <= ensemble:
         raise InputError("dsrl.subset", subset, f"use 1 to {ensemble}, the number of critics")
-    learner = NoiseAliased(base, base_from, denoising_steps, base_hidden, base_updates, magnitude, hidden, lr, tau,
-                           batch, updates, distillations, ensemble, subset, reduction, target_entropy, alpha,
-                           learn_alpha, backup_entropy, deterministic_eval)  # fmt: skip
+    cloned = Cloned(base_policy, base_hidden, base_updates, base_lr, denoising_steps)
+    learner = NoiseAliased(base or cloned, magnitude, hidden, lr, tau, updates, distillations, ensemble, subset,
+                           reduction, target_entropy, alpha, learn_alpha, backup_entropy,
+                           deterministic_eval)  # fmt: skip
     return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, offline_share=offline_share,
-                           needs_offline=base_from is None or offline_share > 0)  # fmt: skip
+                           needs_offline=base is None or offline_share > 0)  # fmt: skip

@@ -23,6 +23,7 @@ from anypolicy.data.replay import Replay
 from anypolicy.loops.control import Acted, OffPolicyRecipe
 from anypolicy.methods.control.bc import base_policy
 from anypolicy.methods.control.sac import SoftActorCritic
+from anypolicy.policies.frozen import Cloned
 from anypolicy.policies.generative import Kind, normal
 from anypolicy.policies.steered import Steered, check_steering
 from anypolicy.tasks.environments import Space
@@ -33,13 +34,8 @@ class NoiseSpace:
     """The settings of a learner; called with spaces and a seed it makes one."""
 
     sac: SoftActorCritic
-    base: Kind = "flow"
-    base_from: str | None = None
-    denoising_steps: int = 10
-    base_hidden: tuple[int, ...] = (256, 256, 256)
-    base_updates: int = 10_000
+    base: str | Cloned
     magnitude: float = 1.5
-    batch: int = 256
     deterministic_eval: bool = False
 
     def __call__(self, space: Space, seed: int) -> "NoiseSpaceLearner":
@@ -52,15 +48,14 @@ class NoiseSpaceLearner:
     def __init__(self, settings: NoiseSpace, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
         self.settings, self.sac = s, s.sac(space, seed)
-        base = base_policy(s.base, s.base_from, space, s.base_hidden, rng, s.denoising_steps)
-        self.steered = Steered(base, s.magnitude, space.observations)
+        self.steered = Steered(base_policy(s.base, space, rng), s.magnitude, space.observations)
         self.modules: dict[str, nn.Module] = {**self.sac.modules, "base": self.steered.policy}
         self.optimisers, self.update = self.sac.optimisers, self.sac.update
 
-    def prepare(self, offline: Replay | None, generator: torch.Generator) -> None:
+    def prepare(self, offline: Replay, generator: torch.Generator) -> None:
         """Behaviour cloning, unless the base came from a folder."""
-        if (s := self.settings).base_from is None:
-            self.steered.fit(offline, s.base_updates, s.batch, s.sac.lr, generator)
+        if isinstance(self.settings.base, Cloned):
+            self.settings.base.fit(self.steered.policy, offline, generator)
 
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
         drawn = explore or not self.settings.deterministic_eval
@@ -88,15 +83,16 @@ class NoiseSpaceLearner:
     trains="controller",
 )
 def dsrl_sac(
-    base: Kind = "flow", base_from: str | None = None, denoising_steps: int = 10,
-    base_hidden: tuple[int, ...] = (256, 256, 256), base_updates: int = 10_000, magnitude: float = 1.5,
-    hidden: tuple[int, ...] = (128, 128, 128), lr: float = 3e-4, discount: float = 0.99, tau: float = 0.005,
-    batch: int = 256, updates: int = 20, target_entropy: float | None = 0.0, alpha: float = 1.0,
+    magnitude: float = 1.5, hidden: tuple[int, ...] = (128, 128, 128), lr: float = 3e-4, discount: float = 0.99,
+    tau: float = 0.005, batch: int = 256, updates: int = 20, target_entropy: float | None = 0.0, alpha: float = 1.0,
     learn_alpha: bool = True, warmup: int | None = None, capacity: int = 1_000_000, deterministic_eval: bool = False,
+    base: str | None = None, base_policy: Kind = "flow", base_hidden: tuple[int, ...] = (256, 256, 256),
+    base_updates: int = 5000, base_lr: float = 3e-4, denoising_steps: int = 10,
 ) -> OffPolicyRecipe:  # fmt: skip
-    """A box of ±1.5, twenty updates for every step, entropy target 0."""
-    check_steering(base, magnitude)
+    """A box of ±1.5, twenty updates for every step, entropy target 0; a flow cloned from the demonstrations, or the
+    policy/ folder of a run as `base`."""
+    check_steering(base_policy, magnitude)
     sac = SoftActorCritic(hidden, lr, lr, tau, target_entropy, alpha, learn_alpha, layer_norm=True)
-    learner = NoiseSpace(sac, base, base_from, denoising_steps, base_hidden, base_updates, magnitude, batch,
-                         deterministic_eval)  # fmt: skip
-    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, needs_offline=base_from is None)
+    cloned = Cloned(base_policy, base_hidden, base_updates, base_lr, denoising_steps)
+    learner = NoiseSpace(sac, base or cloned, magnitude, deterministic_eval)
+    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, needs_offline=base is None)

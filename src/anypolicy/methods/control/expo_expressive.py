@@ -33,6 +33,7 @@ from anypolicy.loops.control import Acted, OffPolicyRecipe
 from anypolicy.methods.control.bc import base_policy
 from anypolicy.methods.control.sac import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset, temperature_loss
+from anypolicy.policies.frozen import Cloned
 from anypolicy.policies.generative import Kind, candidates, clone, imitate
 from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
 from anypolicy.tasks.environments import Space
@@ -62,14 +63,11 @@ def entropy_target(actions: int, beta: float, feasible: bool) -> float:
 class OnTheFly:
     """The settings of a learner; called with spaces and a seed it makes one."""
 
+    base: str | Cloned
     samples: int = 8
     edits: int = 8
     beta: float = 0.05
-    base: Kind = "flow"
-    base_from: str | None = None
-    denoising_steps: int = 10
-    base_hidden: tuple[int, ...] = (256, 256, 256)
-    pretrain: int = 0
+    base_lr: float = 3e-4
     average: float = 0.001
     hidden: tuple[int, ...] = (256, 256, 256)
     lr: float = 3e-4
@@ -78,7 +76,6 @@ class OnTheFly:
     subset: int = 2
     alpha: float = 1.0
     feasible_target: bool = True
-    batch: int = 256
 
     def __call__(self, space: Space, seed: int) -> "OnTheFlyLearner":
         return OnTheFlyLearner(self, space, seed)
@@ -92,7 +89,7 @@ class OnTheFlyLearner:
             raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         s, rng, sizes = settings, torch.Generator().manual_seed(seed), (space.observations, space.actions)
         self.settings, self.actions = s, space.actions
-        self.base = base_policy(s.base, s.base_from, space, s.base_hidden, rng, s.denoising_steps)
+        self.base = base_policy(s.base, space, rng)
         self.edit = SquashedGaussian(sum(sizes), space.actions, s.hidden, rng)
         self.critics = critics(*sizes, s.hidden, rng, ensemble=s.ensemble, layer_norm=True, init="xavier")
         self.targets = deepcopy(self.critics).requires_grad_(False)
@@ -100,16 +97,17 @@ class OnTheFlyLearner:
         self.modules = {"policy": self.base, "edit": self.edit, "critics": self.critics, "targets": self.targets,
                         "temperature": nn.ParameterList([self.log_alpha])}  # fmt: skip
         self.optimisers = {
-            "base_optimiser": adam(self.base.network.online.parameters(), s.lr),
+            "base_optimiser": adam(self.base.network.online.parameters(), s.base_lr),
             "edit_optimiser": adam(self.edit.parameters(), s.lr),
             "critic_optimiser": adam(self.critics.parameters(), s.lr),
             "alpha_optimiser": adam([self.log_alpha], s.lr),
         }
 
     def prepare(self, offline: Replay, generator: torch.Generator) -> None:
-        """Imitation alone, if wished."""
-        s, optimiser = self.settings, self.optimisers["base_optimiser"]
-        clone(self.base, optimiser, offline, s.pretrain, s.batch, generator, s.average)
+        """Imitation alone, if wished and unless the base was given."""
+        if isinstance(how := self.settings.base, Cloned):
+            optimiser = self.optimisers["base_optimiser"]
+            clone(self.base, optimiser, offline, how.updates, how.batch, generator, self.settings.average)
 
     @torch.no_grad()
     def on_the_fly(
@@ -184,22 +182,23 @@ class OnTheFlyLearner:
     trains="controller",
 )
 def expo_expressive(
-    samples: int = 8, edits: int = 8, beta: float = 0.05, base: Kind = "flow", base_from: str | None = None,
-    denoising_steps: int = 10, base_hidden: tuple[int, ...] = (256, 256, 256), pretrain: int = 0,
-    average: float = 0.001, hidden: tuple[int, ...] = (256, 256, 256), lr: float = 3e-4, discount: float = 0.99,
-    tau: float = 0.005, batch: int = 256, updates: int = 20, ensemble: int = 10, subset: int = 2,
-    warmup: int | None = None, capacity: int = 1_000_000, offline_share: float = 0.5, alpha: float = 1.0,
-    feasible_target: bool = True,
+    samples: int = 8, edits: int = 8, beta: float = 0.05, hidden: tuple[int, ...] = (256, 256, 256), lr: float = 3e-4,
+    discount: float = 0.99, tau: float = 0.005, batch: int = 256, updates: int = 20, ensemble: int = 10,
+    subset: int = 2, warmup: int | None = None, capacity: int = 1_000_000, offline_share: float = 0.5,
+    alpha: float = 1.0, feasible_target: bool = True, average: float = 0.001, base: str | None = None,
+    base_policy: Kind = "flow", base_hidden: tuple[int, ...] = (256, 256, 256), base_updates: int = 0,
+    base_lr: float = 3e-4, denoising_steps: int = 10,
 ) -> OffPolicyRecipe:  # fmt: skip
-    """Eight samples, eight edits of ±0.05, ten critics of which two are compared, 20 critic updates for every step."""
+    """Eight samples, eight edits of ±0.05, ten critics of which two are compared, 20 critic updates for every step. The
+    base is new (`base_updates` of pre-training) or the policy/ folder of a run; it goes on imitating."""
     if samples < 1 or not 0 <= edits <= samples:
         raise InputError("expo-expressive.edits", edits, f"use 0 to {samples}, the number of samples (at least 1)")
     if edits and not beta > 0:
         raise InputError("expo-expressive.beta", beta, "use a number above 0, or edits 0 for none")
     if not 1 <= subset <= ensemble:
         raise InputError("expo-expressive.subset", subset, f"use 1 to {ensemble}, the number of critics")
-    learner = OnTheFly(samples, edits, beta, base, base_from, denoising_steps, base_hidden, pretrain, average, hidden,
-                       lr, tau, ensemble, subset, alpha, feasible_target, batch)  # fmt: skip
-    warm = (0 if pretrain or base_from else 5000) if warmup is None else warmup
-    return OffPolicyRecipe(learner, discount, batch, updates, warm, capacity, offline_share=offline_share,
-                           needs_offline=True)  # fmt: skip
+    cloned = Cloned(base_policy, base_hidden, base_updates, base_lr, denoising_steps, batch)
+    learner = OnTheFly(base or cloned, samples, edits, beta, base_lr, average, hidden, lr, tau, ensemble, subset, alpha,
+                       feasible_target)  # fmt: skip
+    warm = (0 if base_updates or base else 5000) if warmup is None else warmup
+    return OffPolicyRecipe(learner, discount, batch, updates, warm, capacity, 1, offline_share, needs_offline=True)
