@@ -19,7 +19,10 @@ from anypolicy.tasks.load import fit, parse
 
 PLUGINS = {"minigrid": "minigrid", "gymnasium-robotics": "gymnasium_robotics"}
 """Packages that register environments when they are imported."""
-TESTBEDS: dict[str, tuple[str, str]] = {}
+TESTBEDS: dict[str, tuple[str, str]] = {
+    "tip": ("anypolicy.tasks.tip", "tip"),
+    "wall": ("anypolicy.tasks.wall", "wall"),
+}
 """Name → (module, function) of environments of our own."""
 UNSEEN = "achieved_goal"
 """The part of a goal observation that the rest of it already says."""
