@@ -19,7 +19,7 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.control import Learner, OffPolicyRecipe, Recipe, evaluate, loop_of
+from anypolicy.loops.control import Learner, OffPolicyRecipe, Recipe, evaluate, loop_of, pixels_of
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -182,7 +182,8 @@ def offline(p: ControlPlan, learner: Learner) -> Replay:
     for e in load_demonstrations(p.settings.demos, p.task):
         t = replace(e, observation=observe(e.observation)).transitions(p.recipe.discount)
         made.append(join(t, getattr(p.recipe, "n_step", 1), p.recipe.discount))
-    replay = Replay(sum(map(len, made)), made[0].observation.shape[1], p.task.space.action_width)
+    width, pixels = made[0].observation.shape[1], pixels_of(learner, p.task.space)
+    replay = Replay(sum(map(len, made)), width, p.task.space.action_width, pixels)
     for t in made:
         replay.add(t)
     return replay

@@ -105,7 +105,7 @@ class OffPolicyLoop:
         self.recipe, self.learner, self.environments, self.space, self.seed = recipe, learner, environments, space, seed
         self.observe: Callable[[Tensor], Tensor] = getattr(learner, "observe", lambda x: x)
         width = self.observe(environments.current).shape[1]
-        self.replay = Replay(recipe.capacity, width, space.action_width)
+        self.replay = Replay(recipe.capacity, width, space.action_width, pixels_of(learner, space))
         self.windows = NStep(recipe.n_step, recipe.discount, len(environments))
         self.offline = offline
         warm = min(10 * (horizon or 500), 5000) if recipe.warmup is None else recipe.warmup
@@ -218,6 +218,11 @@ class OnPolicyLoop:
             return False
         self.environments.restore(state["environments"])
         return True
+
+
+def pixels_of(learner: Learner, space: Space) -> int:
+    """How many numbers of what the learner stores are bytes."""
+    return 0 if hasattr(learner, "observe") else space.pixels
 
 
 def transitions(s: Stepped, stored: Tensor, observe: Callable[[Tensor], Tensor], discount: float) -> Transitions:
