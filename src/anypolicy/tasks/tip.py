@@ -10,6 +10,7 @@ import torch
 from gymnasium.spaces import Box, Dict
 from torch import Tensor
 
+from anypolicy.engines.snapshots import layers
 from anypolicy.errors import InputError
 from anypolicy.parts.frames import FrameMap, relative_pose, rotation_of, to_base, to_tip
 
@@ -172,3 +173,12 @@ def tip(
     """The tip and its target; every episode starts elsewhere, turned by up to ± `turned` about z."""
     env = Tip(images, turned, horizon, render_mode)
     return RelativeFrames(env, frame_map) if frames == "relative" else env
+
+
+def towards(env: gymnasium.Env[Any, Any]) -> np.ndarray:
+    """A demonstrator's action: straight to the target, in the frame that the environment takes actions in."""
+    inner: Any = env.unwrapped
+    away = inner.target - inner.position
+    move = inner.rotation.T @ away if any(isinstance(w, RelativeFrames) for w in layers(env)) else away
+    move = move / max(STEP, float(np.abs(move).max()))
+    return np.concatenate([move, np.zeros(3)]).astype(np.float32)
