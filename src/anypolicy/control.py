@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from anypolicy import catalogue
+from anypolicy.data.demonstrations import Episode
 from anypolicy.data.replay import Replay, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
@@ -19,7 +22,15 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.control import Learner, OffPolicyRecipe, Recipe, evaluate, loop_of, pixels_of
+from anypolicy.loops.control import (
+    Learner,
+    OfflineRecipe,
+    OnPolicyRecipe,
+    Recipe,
+    evaluate,
+    load_modules,
+    loop_of,
+)
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -30,7 +41,7 @@ from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
 
 STRIDE = 1000
-"""Environment steps between two rows of an off-policy run's ledger."""
+"""Environment steps (or updates on demonstrations) between two rows of a ledger that has no rollouts."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class ControlSettings:
     task: str
     """gym/ID of Gymnasium (settings follow as :key=value,…) or a test-bed"""
     steps: int = 100_000
-    """environment steps"""
+    """environment steps; updates, of a method that learns from demonstrations alone"""
     seed: int = 0
     """one number decides environments, exploration, sampling, initial weights"""
     out: Path | None = None
@@ -48,7 +59,8 @@ class ControlSettings:
     envs: int | None = None
     """copies of the environment; default as the method says"""
     demos: str | None = None
-    """demonstrations: a Minari data set or folder, or a .safetensors file of recorded transitions"""
+    """demonstrations: a Minari data set or folder, a .safetensors file of recorded episodes, or `scripted` (settings
+    follow as :key=value,…) where the task has a demonstrator"""
     eval_every: int | None = None
     """environment steps between evaluations; default a tenth of the run"""
     eval_episodes: int = 10
@@ -97,7 +109,7 @@ class ControlPlan:
     @property
     def stride(self) -> int:
         """Environment steps between two rows of the ledger."""
-        return max(STRIDE // self.unit, 1) * self.unit if isinstance(self.recipe, OffPolicyRecipe) else self.unit
+        return self.unit if isinstance(self.recipe, OnPolicyRecipe) else max(STRIDE // self.unit, 1) * self.unit
 
     @property
     def steps(self) -> int:
@@ -158,10 +170,17 @@ class World:
         self.plan = p
         self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
         self.learner = p.recipe.learner(p.task.space, number(s.seed, "weights") % 2**31)
-        self.demos = None if s.demos is None else offline(p, self.learner)
-        self.loop = loop_of(
-            p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon, offline=self.demos
-        )
+        self.demos = None if s.demos is None else load_demonstrations(s.demos, p.task)
+        self.loop = loop_of(p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon)
+
+    def begin(self, *, fresh: bool = True) -> None:
+        """What comes before the first step: a fresh learner is prepared on the demonstrations as they are recorded,
+        then the loop gets them as the learner sees them, which may depend on what it learnt."""
+        demos, observe = self.demos, getattr(self.learner, "observe", None)
+        raw = None if demos is None else offline(self.plan, demos)
+        if fresh and hasattr(self.learner, "prepare"):
+            self.learner.prepare(raw, generator(self.plan.settings.seed, "prepare"))  # type: ignore[attr-defined]
+        self.loop.offline = raw if demos is None or observe is None else offline(self.plan, demos, observe)
 
     def evaluate(self, step: int, episodes: int | None = None) -> tuple[dict[str, float], list[float]]:
         """A fresh environment, the same episodes at every evaluation."""
@@ -174,15 +193,14 @@ class World:
             environments.close()
 
 
-def offline(p: ControlPlan, learner: Learner) -> Replay:
-    """The demonstrations as the learner stores observations, in transitions over as many steps as its own."""
-    assert p.settings.demos is not None
-    observe = getattr(learner, "observe", lambda x: x)
+def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor], Tensor] | None = None) -> Replay:
+    """Demonstrations in transitions over as many steps as the learner's own; pixels are bytes unless something else is
+    observed."""
     made: list[Transitions] = []
-    for e in load_demonstrations(p.settings.demos, p.task):
-        t = replace(e, observation=observe(e.observation)).transitions(p.recipe.discount)
+    for e in episodes:
+        t = replace(e, observation=observe(e.observation) if observe else e.observation).transitions(p.recipe.discount)
         made.append(join(t, getattr(p.recipe, "n_step", 1), p.recipe.discount))
-    width, pixels = made[0].observation.shape[1], pixels_of(learner, p.task.space)
+    width, pixels = made[0].observation.shape[1], 0 if observe else p.task.space.pixels
     replay = Replay(sum(map(len, made)), width, p.task.space.action_width, pixels)
     for t in made:
         replay.add(t)
@@ -244,8 +262,7 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
     """The run itself; what was learnt is saved also when an environment fails in the middle."""
     s, began, loop = p.settings, time.monotonic(), world.loop
     first = restore(p, run, world)
-    if first == 0 and hasattr(world.learner, "prepare"):
-        world.learner.prepare(world.demos, generator(s.seed, "prepare"))  # type: ignore[attr-defined]
+    world.begin(fresh=first == 0)
 
     def save(step: int) -> None:
         save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": comparable(p.written())})
@@ -338,10 +355,11 @@ def explain(p: ControlPlan) -> str:
     s, r, space = p.settings, p.recipe, p.task.space
     acts = f"{space.actions} choices" if space.discrete else f"{space.actions} actions in [−1, 1]"
     shown = [f"  {k:<16} {v}" for k, v in vars(r).items() if k != "learner"]
+    unit = "updates on demonstrations" if isinstance(r, OfflineRecipe) else "environment steps"
     return "\n".join([
         f"{p.method} in {s.task}: {space.observations} numbers seen, {acts}, episodes of "
         f"{p.task.horizon or 'unlimited'} steps", "", f"  {'learner':<16} {r.learner}", *shown, "",
-        f"  the run: {p.steps:,} environment steps on {s.threads} thread(s), evaluated every {s.eval_every:,}",
+        f"  the run: {p.steps:,} {unit} on {s.threads} thread(s), evaluated every {s.eval_every:,}",
     ])  # fmt: skip
 
 
@@ -399,7 +417,5 @@ def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
     knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
     task = load_environment(config["task"])
     learner: Learner = catalogue.get(config["method"], "controller").build(**knobs).learner(task.space, 0)
-    weights = load_file(path)
-    for m, module in learner.modules.items():
-        module.load_state_dict({k.removeprefix(f"{m}."): v for k, v in weights.items() if k.startswith(f"{m}.")})
+    load_modules(learner, load_file(path))
     return learner, task

@@ -3,14 +3,12 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import softplus
 
 from anypolicy import catalogue
 from anypolicy.control import resume, train_controller
-from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.replay import Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
@@ -18,8 +16,7 @@ from anypolicy.loops.control import tensors_of
 from anypolicy.methods.control.serl import Agent, actor_loss, critic_loss, temperature_loss
 from anypolicy.parts.squashed import squashed
 from anypolicy.parts.td import soft_target
-from anypolicy.tasks.environments import Space, load_environment
-from anypolicy.tasks.tip import towards
+from anypolicy.tasks.environments import Space
 
 BOX = Space(4, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SEEING = Space(8 * 8 * 3 + 2, 2, False, (-1.0, -1.0), (1.0, 1.0), ((8, 8, 3),))
@@ -214,25 +211,6 @@ def test_without_an_end_in_success_there_is_no_classifier():
         SMALL(Space(4, 2, True), 0)
 
 
-def demonstrate(name: str, episodes: int, path) -> str:
-    """Straight to the target, with noise."""
-    env, rng, made = load_environment(name).make(), np.random.default_rng(0), []
-    for i in range(episodes):
-        seen, _ = env.reset(seed=1000 + i)
-        rows, over = [[], [], [], []], False
-        observations = [seen]
-        while not over:
-            action = np.clip(towards(env) + rng.normal(0, 0.2, 6), -1, 1).astype(np.float32)
-            seen, reward, terminated, truncated, _ = env.step(action)
-            over = terminated or truncated
-            observations.append(seen)
-            for row, value in zip(rows, (action, reward, float(terminated), float(truncated))):
-                row.append(value)
-        made.append(Episode(*(torch.tensor(np.array(x), dtype=torch.float32) for x in (observations, *rows))))
-    save_episodes(path, made)
-    return str(path)
-
-
 KNOBS = {
     "hidden": (32, 32),
     "ensemble": 3,
@@ -248,7 +226,8 @@ KNOBS = {
                          ("tip:images=true", "classifier"), ("wall", "environment")],
 )  # fmt: skip
 def test_a_run_stopped_and_resumed_has_the_same_bits(task, reward, tmp_path):
-    demos = None if task == "wall" else demonstrate(task, 3, tmp_path / "demos.safetensors")
+    shown = "scripted:episodes=3" + (",images=true" if "images" in task else "")
+    demos = None if task == "wall" else shown
     common = {"task": task, "knobs": KNOBS | {"reward": reward, "capacity": 500}, "demos": demos, "quiet": True,
               "eval_every": 0, "eval_episodes": 1, "checkpoint_every": 30, "trackers": ()}  # fmt: skip
     whole = train_controller("serl", steps=60, out=tmp_path / "whole", **common)

@@ -3,8 +3,8 @@
 A learner writes its paper's update out in full and calls parts. It has `modules` and `optimisers` (by name: all that a
 checkpoint holds of it), `act` and `update`. Where it needs to, it also has
 `observe(observation)`, what it stores in place of an observation (both loops call it on everything they see),
-`prepare(offline, generator)`, called once before the first step, and `warm(observation, generator)`, how it acts
-during warm-up instead of uniformly.
+`prepare(offline, generator)`, called once before the first step with the demonstrations as they were recorded (they are
+observed after it), and `warm(observation, generator)`, how it acts during warm-up instead of uniformly.
 """
 
 from __future__ import annotations
@@ -82,14 +82,28 @@ class OnPolicyRecipe:
     needs_offline: bool = False
 
 
-Recipe = OffPolicyRecipe | OnPolicyRecipe
+@dataclass(frozen=True)
+class OfflineRecipe:
+    """`learner(space, seed)` makes the learner; every step is one batch of the demonstrations. Environments are for
+    evaluation only."""
+
+    learner: Callable[[Space, int], Learner]
+    discount: float = 0.99
+    batch: int = 256
+    environments: int = 1
+    needs_offline: bool = True
+
+
+Recipe = OffPolicyRecipe | OnPolicyRecipe | OfflineRecipe
 
 
 def loop_of(
     recipe: Recipe, learner: Learner, environments: Environments, space: Space, seed: int, *,
     horizon: int | None = None, offline: Replay | None = None,
-) -> OffPolicyLoop | OnPolicyLoop:  # fmt: skip
+) -> OffPolicyLoop | OnPolicyLoop | OfflineLoop:  # fmt: skip
     """The loop of a recipe at step 0. `horizon` is the longest episode, `offline` the demonstrations."""
+    if isinstance(recipe, OfflineRecipe):
+        return OfflineLoop(recipe, learner, seed, offline=offline)
     if isinstance(recipe, OnPolicyRecipe):
         return OnPolicyLoop(recipe, learner, environments, space, seed, offline=offline)
     return OffPolicyLoop(recipe, learner, environments, space, seed, horizon=horizon, offline=offline)
@@ -225,6 +239,35 @@ def pixels_of(learner: Learner, space: Space) -> int:
     return 0 if hasattr(learner, "observe") else space.pixels
 
 
+class OfflineLoop:
+    """`run(n)` makes n updates on the demonstrations; nothing acts."""
+
+    def __init__(self, recipe: OfflineRecipe, learner: Learner, seed: int, *, offline: Replay | None = None):
+        self.recipe, self.learner, self.seed, self.offline, self.steps = recipe, learner, seed, offline, 0
+
+    def run(self, steps: int) -> dict[str, float]:
+        if not self.offline:
+            raise InputError("demos", None, "this method learns from demonstrations alone: give a data set")
+        logs = defaultdict[str, list[float]](list)
+        for _ in range(steps):
+            rng = generator(self.seed, "update", self.steps)
+            self.steps += 1
+            for name, value in self.learner.update([self.offline.sample(self.recipe.batch, rng)], rng).items():
+                logs[name].append(value)
+        return {k: sum(v) / len(v) for k, v in logs.items()} | {"updates": float(self.steps)}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {"learner": tensors_of(self.learner)}
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
+        load_tensors(self.learner, tensors["learner"])
+        self.steps = state["steps"]
+        return True
+
+
 def transitions(s: Stepped, stored: Tensor, observe: Callable[[Tensor], Tensor], discount: float) -> Transitions:
     """One step of every environment as one-step transitions."""
     return Transitions(observe(s.observation), stored, s.reward, observe(s.next_observation), s.terminated, s.truncated,
@@ -242,8 +285,7 @@ def tensors_of(learner: Learner) -> dict[str, Tensor]:
 
 def load_tensors(learner: Learner, tensors: dict[str, Tensor]) -> None:
     """The inverse of `tensors_of`."""
-    for m, module in learner.modules.items():
-        module.load_state_dict({k.removeprefix(f"{m}."): v for k, v in tensors.items() if k.startswith(f"{m}.")})
+    load_modules(learner, tensors)
     for o, optimiser in learner.optimisers.items():
         moments = defaultdict[int, dict[str, Tensor]](dict)
         for key, value in tensors.items():
@@ -251,6 +293,12 @@ def load_tensors(learner: Learner, tensors: dict[str, Tensor]) -> None:
                 _, i, name = key.split("/")
                 moments[int(i)][name] = value
         optimiser.load_state_dict({"state": dict(moments), "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def load_modules(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+    """The weights alone."""
+    for m, module in learner.modules.items():
+        module.load_state_dict({k.removeprefix(f"{m}."): v for k, v in tensors.items() if k.startswith(f"{m}.")})
 
 
 @torch.no_grad()

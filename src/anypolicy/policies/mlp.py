@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 class MLP(nn.Module):
     """Linear → (LayerNorm) → activation, …, Linear. With `stack` E networks of independent weights are one batched
-    product: input (batch, n) or (E, batch, n), output (E, batch, m).
+    product: input (batch, n) or (E, batch, n), output (E, batch, m); with `members` only those networks are computed.
 
     Initial weights: "torch" is that of nn.Linear, uniform ± 1/√n with biases alike; "xavier" uniform, "orthogonal" with
     gain √2, both with zero biases. `last_gain` multiplies (for "orthogonal": is the gain of) the last layer.
@@ -52,15 +52,16 @@ class MLP(nn.Module):
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(*lead, *(1,) * len(lead), m)) for m in hidden])
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(*lead, *(1,) * len(lead), m)) for m in hidden])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, members: Tensor | None = None) -> Tensor:
+        pick: Callable[[Tensor], Tensor] = (lambda p: p) if members is None else (lambda p: p[members])
         if self.stack is not None and x.dim() == 2:
-            x = x.expand(self.stack, *x.shape)
-        for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = x.expand(self.stack if members is None else len(members), *x.shape)
+        for i, (w, b) in enumerate(zip(map(pick, self.weights), map(pick, self.biases), strict=True)):
             x = torch.addmm(b, x, w) if self.stack is None else torch.baddbmm(b, x, w)
             if i < len(self.weights) - 1:
                 if len(self.scales):
                     x = functional.layer_norm(x, x.shape[-1:])
-                    x = torch.addcmul(self.shifts[i], x, self.scales[i])
+                    x = torch.addcmul(pick(self.shifts[i]), x, pick(self.scales[i]))
                 x = self.activation(x)
         return x
 
@@ -116,7 +117,8 @@ def critics(
 
 
 def q_values(
-    net: MLP, observation: Float[Tensor, "batch observations"], action: Float[Tensor, "batch actions"]
-) -> Float[Tensor, "ensemble batch"]:
-    """Q_i(s, a)."""
-    return net(torch.cat([observation, action], -1)).squeeze(-1)
+    net: MLP, observation: Float[Tensor, "batch observations"], action: Float[Tensor, "batch actions"],
+    members: Int[Tensor, " ensemble"] | None = None,
+) -> Float[Tensor, "ensemble batch"]:  # fmt: skip
+    """Q_i(s, a), of all critics or of some."""
+    return net(torch.cat([observation, action], -1), members).squeeze(-1)

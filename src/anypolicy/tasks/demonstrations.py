@@ -1,4 +1,5 @@
-"""Demonstrations by name: a file of recorded episodes, or a Minari data set (its id, or its folder)."""
+"""Demonstrations by name: a file of recorded episodes, a Minari data set (its id, or its folder), or `scripted` where
+the task has a demonstrator of its own."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ from torch import Tensor
 from anypolicy.data.demonstrations import Episode, load_episodes
 from anypolicy.errors import InputError
 from anypolicy.tasks.environments import UNSEEN, EnvironmentTask, Space
+from anypolicy.tasks.scripted import scripted
 
 
 def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes whose shapes are those of the task."""
     recorded = spec.endswith(".safetensors") and Path(spec).is_file()
-    episodes = load_episodes(spec) if recorded else minari(spec, task.space)
+    own = spec.partition(":")[0] == "scripted"
+    episodes = scripted(spec, task.name) if own else load_episodes(spec) if recorded else minari(spec, task.space)
     if not episodes:
         raise InputError("demos", spec, "it holds no episode")
     wanted = (task.space.observations, task.space.action_width)

@@ -22,6 +22,9 @@ PLUGINS = {"minigrid": "minigrid", "gymnasium-robotics": "gymnasium_robotics"}
 TESTBEDS: dict[str, tuple[str, str]] = {
     "tip": ("anypolicy.tasks.tip", "tip"),
     "wall": ("anypolicy.tasks.wall", "wall"),
+    "reacher-sparse": ("anypolicy.tasks.reacher_sparse", "reacher_sparse"),
+    "pointmaze-sparse": ("anypolicy.tasks.pointmaze_sparse", "pointmaze_sparse"),
+    "fetchreach-sparse": ("anypolicy.tasks.fetchreach_sparse", "fetchreach_sparse"),
 }
 """Name → (module, function) of environments of our own."""
 UNSEEN = "achieved_goal"
@@ -136,6 +139,14 @@ def registered(name: str, settings: dict[str, Any]) -> Callable[..., gymnasium.E
         return flat(env)
 
     return make
+
+
+def plugin(package: str) -> None:
+    """Let a package register its environments."""
+    module = PLUGINS[package]
+    if importlib.util.find_spec(module) is None:
+        raise InputError("task", package, "install it: pip install 'anypolicy[control]'")
+    gymnasium.register_envs(importlib.import_module(module))
 
 
 def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:

@@ -10,9 +10,12 @@ import torch
 from gymnasium.spaces import Box, Dict
 from torch import Tensor
 
-from anypolicy.engines.snapshots import layers
+from anypolicy.data.demonstrations import Episode
 from anypolicy.errors import InputError
 from anypolicy.parts.frames import FrameMap, relative_pose, rotation_of, to_base, to_tip
+from anypolicy.runs.seeds import number, numpy_generator
+from anypolicy.tasks.environments import flat
+from anypolicy.tasks.scripted import record
 
 STEP, TURN = 0.01, 0.1
 """m and rad that one action moves at most, on each axis."""
@@ -175,10 +178,17 @@ def tip(
     return RelativeFrames(env, frame_map) if frames == "relative" else env
 
 
-def towards(env: gymnasium.Env[Any, Any]) -> np.ndarray:
-    """A demonstrator's action: straight to the target, in the frame that the environment takes actions in."""
-    inner: Any = env.unwrapped
-    away = inner.target - inner.position
-    move = inner.rotation.T @ away if any(isinstance(w, RelativeFrames) for w in layers(env)) else away
-    move = move / max(STEP, float(np.abs(move).max()))
-    return np.concatenate([move, np.zeros(3)]).astype(np.float32)
+def demonstrations(episodes: int = 20, seed: int = 0, noise: float = 0.2, images: bool = False) -> list[Episode]:
+    """Straight to the target in the tip's frame, with noise on the action."""
+    env, made = flat(tip(images=images)), list[Episode]()
+    for i in range(episodes):
+        rng = numpy_generator(seed, "demonstrator", i)
+
+        def controller(_: np.ndarray, rng: np.random.Generator = rng) -> np.ndarray:
+            inner: Any = env.unwrapped
+            move = inner.rotation.T @ (inner.target - inner.position)
+            move = np.append(move / max(STEP, float(np.abs(move).max())), np.zeros(3))
+            return np.clip(move + rng.normal(0, noise, 6), -1, 1)
+
+        made.append(record(env, controller, number(seed, "demonstration", i) % 2**31))
+    return made

@@ -118,10 +118,12 @@ def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
     return Adam(list(parameters), lr=lr, fused=True)
 
 
-def apply(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One optimiser step on a loss."""
+def apply(optimiser: torch.optim.Optimizer, loss: Tensor, *, max_norm: float | None = None) -> None:
+    """One optimiser step on a loss, the gradient scaled to a norm of at most `max_norm`."""
     optimiser.zero_grad()
     loss.backward()
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], max_norm)
     optimiser.step()
 
 

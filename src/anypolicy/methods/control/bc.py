@@ -1,0 +1,126 @@
+"""BC: behaviour cloning by a flow, by diffusion, or by one mean action.
+
+Paper: arXiv 2303.04137 (actions by denoising, DDPM and DDIM), arXiv 2209.03003 and 2210.02747 (flow matching); the mean
+action is regression as in ALVINN (1988).
+Idea: imitate what demonstrators did by fitting the distribution of their actions, so that two ways of solving a task
+stay two ways instead of their average, which may solve nothing.
+Changes: nothing; it is the base that other methods improve.
+Silent: the network for vectors of numbers (three layers of 256, SiLU), the learning rate, the average of weights (rate
+0.005, faster at the beginning); observations are standardised as the demonstrations' are, deviations taken as ≥ 0.1.
+Differs: one action at a time here; the first paper predicts and executes chunks.
+  diffusion   ε-loss summed over actions and the VP process of 10 steps (IDQL, EXPO): "ddpm" | DDIM over 20 steps of the
+              cosine schedule with x₀ clipped (DPPO, DSRL): "ddim"; its loss is summed here too, a constant factor
+  flow        Euler, clipped once at the end (QC): "flow"
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from anypolicy import catalogue
+from anypolicy.catalogue import Card, method
+from anypolicy.data.replay import Replay
+from anypolicy.data.transitions import Transitions
+from anypolicy.errors import InputError
+from anypolicy.loops.control import Acted, OfflineRecipe, load_modules
+from anypolicy.methods.control.sac import adam
+from anypolicy.policies.generative import Generative, Kind, generative, imitate
+from anypolicy.tasks.environments import Space
+
+
+@dataclass(frozen=True)
+class Cloning:
+    """The settings of a learner; called with spaces and a seed it makes one."""
+
+    policy: Kind = "flow"
+    hidden: tuple[int, ...] = (256, 256, 256)
+    denoising_steps: int = 10
+    lr: float = 3e-4
+    average: float = 0.005
+    standardise: bool = True
+
+    def __call__(self, space: Space, seed: int) -> "CloningLearner":
+        return CloningLearner(self, space, seed)
+
+
+class CloningLearner:
+    """A policy made from noise, and the average of its weights, with which it acts."""
+
+    def __init__(self, settings: Cloning, space: Space, seed: int):
+        if space.discrete:
+            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
+        s, rng = settings, torch.Generator().manual_seed(seed)
+        self.settings = s
+        self.policy = generative(s.policy, space.observations, space.actions, s.hidden, rng, steps=s.denoising_steps)
+        self.modules: dict[str, nn.Module] = {"policy": self.policy}
+        self.optimisers: dict[str, Optimizer] = {
+            "policy_optimiser": adam(self.policy.network.online.parameters(), s.lr)
+        }
+
+    def prepare(self, offline: Replay, generator: torch.Generator) -> None:
+        """Scales of the observations."""
+        if self.settings.standardise:
+            self.policy.network.standardise(offline.all().observation)
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
+        action = self.policy.sample(observation, generator)
+        return Acted(action, action)
+
+    def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
+        optimiser, s = self.optimisers["policy_optimiser"], self.settings
+        return {"loss/clone": [imitate(self.policy, optimiser, b, generator, s.average) for b in batches][-1]}
+
+
+def saved_policy(folder: str | Path, space: Space) -> Generative:
+    """The generative policy of a run's policy/ folder, for an environment of these sizes."""
+    path = Path(folder)
+    if not (path / "controller.safetensors").is_file() or not (path / "config.json").is_file():
+        raise InputError("base", str(folder), "it holds no controller: give the policy/ folder of a run of `bc`")
+    config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
+    learner = catalogue.get(config["method"], "controller").build(**knobs).learner(space, 0)
+    policy = learner.modules.get("policy")
+    if not (hasattr(policy, "decode") and hasattr(policy, "network")):
+        raise InputError("base", str(folder), f"{config['method']} makes no actions from noise: give a run of `bc`")
+    try:
+        load_modules(learner, load_file(path / "controller.safetensors"))
+    except RuntimeError as error:
+        raise InputError("base", str(folder), f"it acts in another space ({config['task']})") from error
+    return policy
+
+
+@method(
+    Card(
+        title="Diffusion Policy: visuomotor policy learning via action diffusion",
+        paper="arXiv 2303.04137",
+        year=2023,
+        family="control",
+        idea="imitate demonstrations by a policy that turns noise into actions",
+        changes=(),
+        composes_with="any demonstrations with a box of actions; a base for methods that improve one",
+        claim="actions with several modes are imitated without averaging them",
+        metrics={"loss/clone": "loss of the flow, of the noise, or squared error of the mean action"},
+    ),
+    trains="controller",
+)
+def bc(
+    policy: Kind = "flow",
+    hidden: tuple[int, ...] = (256, 256, 256),
+    denoising_steps: int = 10,
+    lr: float = 3e-4,
+    batch: int = 256,
+    average: float = 0.005,
+    standardise: bool = True,
+) -> OfflineRecipe:
+    """A flow of ten Euler steps on the demonstrations; `--steps` are updates."""
+    if not 0 < average <= 1:
+        raise InputError("bc.average", average, "use a rate above 0, at most 1 (no averaging)")
+    generative(policy, 1, 1, hidden, torch.Generator(), steps=denoising_steps)
+    return OfflineRecipe(Cloning(policy, hidden, denoising_steps, lr, average, standardise), batch=batch)

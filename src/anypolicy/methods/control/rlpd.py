@@ -1,0 +1,195 @@
+"""RLPD: soft actor-critic on half demonstrations, half experience, with many normalised critics and many updates.
+
+Paper: arXiv 2302.02948 (RLPD), algorithm 1; arXiv 2401.16013 (SERL), section 4.1 and its released agent, which is this
+with other details (knobs below).
+Idea: plain off-policy learning profits from prior data if every batch is half of it, LayerNorm keeps the critics from
+diverging on actions they never saw, and an ensemble with a random pair's minimum allows twenty updates a step.
+Changes: nothing; a learner of its own.
+Silent: what happens without demonstrations. Here every batch is all experience. How a batch is halved when it is odd:
+the demonstrations get the smaller half.
+Differs: our choice (RLPD's released code) first.
+  next action's entropy in y   on; off for sparse rewards (`backup_entropy`) | always off (SERL)
+  subset of target critics     distinct | drawn with replacement (SERL): `replacement`
+  temperature                  e^λ on the actor's own sample | softplus(λ) on actions at s′ (SERL): `temperature`,
+                               `temperature_at`; both descend on α itself, not on ln α as REDQ does
+  entropy backed up in SERL    its code subtracts α ln π undiscounted and also at terminations; here as in the equation
+  networks                     ReLU, LayerNorm in critics | tanh, LayerNorm also in the actor (SERL): `activation`,
+                               `actor_layer_norm`
+  critics' loss                mean over critics and batch (both codes) | sum over critics (REDQ): with Adam the same
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from anypolicy.catalogue import Card, method
+from anypolicy.data.transitions import Transitions
+from anypolicy.errors import InputError
+from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.methods.control.sac import adam, apply
+from anypolicy.parts.td import critic_loss, polyak, soft_target, subset
+from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
+from anypolicy.tasks.environments import Space
+
+Temperature = Literal["exp", "softplus"]
+
+
+def temperature_of(raw: Tensor, form: Temperature) -> Tensor:
+    """α = e^λ or softplus(λ)."""
+    return softplus(raw) if form == "softplus" else raw.exp()
+
+
+def raw_of(alpha: float, form: Temperature) -> Tensor:
+    """λ, the inverse of `temperature_of`."""
+    value = torch.tensor(alpha)
+    return value.expm1().log() if form == "softplus" else value.log()
+
+
+def dual_loss(raw: Tensor, logp: Tensor, target_entropy: float, form: Temperature) -> Tensor:
+    """α (H − H̄) with H = −mean ln π, which carries no gradient: α falls where the entropy is above H̄."""
+    return -temperature_of(raw, form) * (logp.detach().mean() + target_entropy)
+
+
+def actor_loss(q: Tensor, logp: Tensor, alpha: Tensor | float) -> Tensor:
+    """mean_B [α ln π(ã|s) − mean_k Q_k(s, ã)], over all critics."""
+    return (alpha * logp - q.mean(0)).mean()
+
+
+@dataclass(frozen=True)
+class PriorDataActorCritic:
+    """The settings of a learner; called with spaces and a seed it makes one."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    ensemble: int = 10
+    subset: int = 2
+    layer_norm: bool = True
+    lr: float = 3e-4
+    tau: float = 0.005
+    alpha: float = 1.0
+    target_entropy: float | None = None
+    backup_entropy: bool = True
+    replacement: bool = False
+    temperature: Temperature = "exp"
+    temperature_at: Literal["observation", "next_observation"] = "observation"
+    activation: Literal["relu", "tanh"] = "relu"
+    actor_layer_norm: bool = False
+
+    def __call__(self, space: Space, seed: int) -> "PriorDataLearner":
+        return PriorDataLearner(self, space, seed)
+
+
+class PriorDataLearner:
+    """Actor, E critics with their targets, λ."""
+
+    def __init__(self, settings: PriorDataActorCritic, space: Space, seed: int):
+        s, rng = settings, torch.Generator().manual_seed(seed)
+        if space.discrete:
+            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
+        if not 1 <= s.subset <= s.ensemble:
+            raise InputError("subset", s.subset, f"use 1 to {s.ensemble}, the number of critics")
+        self.settings = s
+        self.entropy = -space.actions / 2 if s.target_entropy is None else s.target_entropy
+        sizes = (space.observations, space.actions, s.hidden, rng)
+        self.actor = SquashedGaussian(*sizes, activation=s.activation, layer_norm=s.actor_layer_norm, init="xavier")
+        self.critics, self.targets = (
+            critics(*sizes, ensemble=s.ensemble, layer_norm=s.layer_norm, activation=s.activation, init="xavier")
+            for _ in range(2)
+        )
+        self.targets.load_state_dict(self.critics.state_dict())
+        self.targets.requires_grad_(False)
+        self.raw = nn.Parameter(raw_of(s.alpha, s.temperature))
+        self.modules = {"actor": self.actor, "critics": self.critics, "targets": self.targets,
+                        "temperature": nn.ParameterList([self.raw])}  # fmt: skip
+        self.optimisers = {
+            "actor_optimiser": adam(self.actor.parameters(), s.lr),
+            "critic_optimiser": adam(self.critics.parameters(), s.lr),
+            "alpha_optimiser": adam([self.raw], s.lr),
+        }
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
+        action = self.actor.sample(observation, generator)[0] if explore else self.actor.mode(observation)
+        return Acted(action, action)
+
+    def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
+        """The critics on every batch, actor and temperature once, on the last."""
+        log: dict[str, float] = {}
+        for batch in batches:
+            log = self.update_critics(batch, generator)
+        return log | self.update_actor(batches[-1], generator)
+
+    def update_critics(self, batch: Transitions, generator: torch.Generator) -> dict[str, float]:
+        """One step of all critics towards y, then their targets."""
+        s = self.settings
+        with torch.no_grad():
+            action, logp = self.actor.sample(batch.next_observation, generator)
+            whole = s.subset == s.ensemble and not s.replacement
+            members = None if whole else subset(s.ensemble, s.subset, generator, replacement=s.replacement)
+            q_next = q_values(self.targets, batch.next_observation, action, members)
+            alpha = temperature_of(self.raw, s.temperature)
+            y = soft_target(batch.reward, batch.continues, q_next, logp if s.backup_entropy else None, alpha)
+        q = q_values(self.critics, batch.observation, batch.action)
+        loss = critic_loss(q, y) * (2 / s.ensemble)
+        apply(self.optimisers["critic_optimiser"], loss)
+        polyak(self.targets.parameters(), self.critics.parameters(), s.tau)
+        return {"loss/critic": float(loss.detach()), "q/mean": float(q.detach().mean())}
+
+    def update_actor(self, batch: Transitions, generator: torch.Generator) -> dict[str, float]:
+        """One step of the actor, one of the temperature."""
+        s, alpha = self.settings, temperature_of(self.raw.detach(), self.settings.temperature)
+        self.critics.requires_grad_(False)
+        action, logp = self.actor.sample(batch.observation, generator)
+        loss = actor_loss(q_values(self.critics, batch.observation, action), logp, alpha)
+        apply(self.optimisers["actor_optimiser"], loss)
+        self.critics.requires_grad_(True)
+        if s.temperature_at == "next_observation":
+            with torch.no_grad():
+                logp = self.actor.sample(batch.next_observation, generator)[1]
+        apply(self.optimisers["alpha_optimiser"], dual_loss(self.raw, logp, self.entropy, s.temperature))
+        return {"loss/actor": float(loss.detach()), "alpha": float(alpha), "entropy": -float(logp.detach().mean())}
+
+
+@method(
+    Card(
+        title="Efficient Online Reinforcement Learning with Offline Data",
+        paper="arXiv 2302.02948",
+        year=2023,
+        family="control",
+        idea="every batch half demonstrations, normalised critics, a large ensemble, many updates a step",
+        changes=(),
+        composes_with="any environment with a box of actions; demonstrations of any origin",
+        claim="twenty demonstrations and sparse rewards are enough where cloning and learning without them fail",
+    ),
+    trains="controller",
+)
+def rlpd(
+    hidden: tuple[int, ...] = (256, 256),
+    ensemble: int = 10,
+    subset: int = 2,
+    layer_norm: bool = True,
+    lr: float = 3e-4,
+    discount: float = 0.99,
+    tau: float = 0.005,
+    batch: int = 256,
+    updates: int = 20,
+    offline_share: float = 0.5,
+    warmup: int | None = 5000,
+    capacity: int = 1_000_000,
+    alpha: float = 1.0,
+    target_entropy: float | None = None,
+    backup_entropy: bool = True,
+    replacement: bool = False,
+    temperature: Temperature = "exp",
+    temperature_at: Literal["observation", "next_observation"] = "observation",
+    activation: Literal["relu", "tanh"] = "relu",
+    actor_layer_norm: bool = False,
+) -> OffPolicyRecipe:
+    """Ten critics, the minimum of two, twenty updates for every environment step, H̄ = −(number of actions)/2."""
+    learner = PriorDataActorCritic(
+        hidden, ensemble, subset, layer_norm, lr, tau, alpha, target_entropy, backup_entropy, replacement, temperature,
+        temperature_at, activation, actor_layer_norm,
+    )  # fmt: skip
+    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, offline_share=offline_share)

@@ -1,0 +1,94 @@
+"""Behaviour cloning from the command line: train, stop and go on, evaluate; what it refuses."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from anypolicy.cli import main
+from anypolicy.control import ControlSettings, evaluate_run, plan, resume, train_controller
+from anypolicy.data.demonstrations import Episode, save_episodes
+from anypolicy.errors import InputError
+from anypolicy.loops.control import OfflineLoop, tensors_of
+from anypolicy.methods.control.bc import saved_policy
+from anypolicy.tasks.environments import load_environment
+
+TASK = "gym/Pendulum-v1:max_steps=20"
+SMALL = {"hidden": (16, 16), "batch": 16}
+
+
+@pytest.fixture
+def demos(tmp_path):
+    """Episodes whose action is a function of the state."""
+    rng, path = torch.Generator().manual_seed(0), tmp_path / "demos.safetensors"
+    made = []
+    for _ in range(8):
+        seen = torch.randn(21, 3, generator=rng)
+        made.append(Episode(seen, seen[:-1, 2:].tanh(), torch.zeros(20), torch.zeros(20), torch.zeros(20)))
+    save_episodes(path, made)
+    return path
+
+
+def settings(demos, tmp_path, name="run", **more):
+    return {"task": TASK, "demos": str(demos), "steps": 40, "trackers": (), "eval_episodes": 2,
+            "out": tmp_path / name, "quiet": True} | more  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", ["flow", "ddim", "ddpm", "mean"])
+def test_a_run_learns_and_goes_on_to_the_same_bits(demos, tmp_path, policy):
+    knobs = SMALL | {"policy": policy, "denoising_steps": 10}
+    whole = train_controller("bc", knobs=knobs, **settings(demos, tmp_path, "whole"))
+    train_controller("bc", knobs=knobs, **settings(demos, tmp_path, "half", steps=16, checkpoint_every=8, eval_every=4))
+    again = resume(tmp_path / "half", steps=40, quiet=True)
+    for name, value in tensors_of(whole.learner).items():
+        assert torch.equal(value, tensors_of(again.learner)[name]), name
+    losses = [r["loss/clone"] for r in whole.rows if "loss/clone" in r]
+    assert len(losses) >= 1 and all(torch.tensor(losses).isfinite())
+    assert {"eval/return", "eval/length"} <= evaluate_run(tmp_path / "whole", episodes=1).keys()
+
+
+def test_cloning_finds_the_demonstrators_function(demos, tmp_path):
+    knobs = {"policy": "mean", "hidden": (32, 32), "lr": 3e-3, "average": 0.05}
+    run = train_controller("bc", knobs=knobs, **settings(demos, tmp_path, steps=600))
+    seen = torch.randn(100, 3, generator=torch.Generator().manual_seed(5))
+    acted = run.learner.act(seen, torch.Generator(), explore=False).executed
+    assert (acted - seen[:, 2:].tanh()).abs().mean() < 0.1
+    assert (run.learner.policy.network.spread > 0.8).all()
+
+
+def test_the_command_line(demos, tmp_path, capsys):
+    out = tmp_path / "cli"
+    command = ["train", "bc", "--task", TASK, "--demos", str(demos), "--steps", "20", "--bc.hidden", "16", "16", "--trackers",
+               "--eval-episodes", "1", "--bc.policy", "ddim", "--bc.denoising-steps", "5", "--out", str(out), "--quiet"]  # fmt: skip
+    assert main(command) == 0
+    assert json.loads((out / "policy" / "config.json").read_text())["method"] == "bc"
+    assert main(["eval", str(out), "--episodes", "1"]) == 0
+    assert main(["explain", "bc", "--task", TASK, "--demos", str(demos)]) == 0
+    assert "updates on demonstrations" in capsys.readouterr().out
+    assert main(["show", "bc"]) == 0
+
+
+def test_a_saved_policy_comes_back(demos, tmp_path):
+    run = train_controller("bc", knobs=SMALL, **settings(demos, tmp_path))
+    space = load_environment(TASK).space
+    policy = saved_policy(tmp_path / "run" / "policy", space)
+    seen, w = torch.randn(4, 3), torch.randn(4, 1)
+    assert torch.equal(policy.decode(seen, w), run.learner.policy.decode(seen, w))
+    with pytest.raises(InputError, match="another space"):
+        saved_policy(tmp_path / "run" / "policy", replace(space, observations=5))
+    with pytest.raises(InputError, match="no controller"):
+        saved_policy(tmp_path, space)
+
+
+def test_what_is_refused_before_any_work(demos, tmp_path):
+    with pytest.raises(InputError, match="demonstrations"):
+        plan("bc", ControlSettings(TASK))
+    with pytest.raises(InputError, match="denoising_steps"):
+        plan("bc", ControlSettings(TASK, demos=str(demos)), {"denoising_steps": 0})
+    with pytest.raises(InputError, match="average"):
+        plan("bc", ControlSettings(TASK, demos=str(demos)), {"average": 0.0})
+    with pytest.raises(InputError, match="box"):
+        train_controller("bc", **settings(demos, tmp_path, task="gym/CartPole-v1"))
+    with pytest.raises(InputError, match="demos"):
+        OfflineLoop(plan("bc", ControlSettings(TASK, demos=str(demos))).recipe, None, 0).run(1)
