@@ -109,7 +109,7 @@ class ControlPlan:
     @property
     def stride(self) -> int:
         """Environment steps between two rows of the ledger."""
-        return self.unit if isinstance(self.recipe, OnPolicyRecipe) else max(STRIDE // self.unit, 1) * self.unit
+        return self.unit if isinstance(self.recipe, OnPolicyRecipe) else STRIDE
 
     @property
     def steps(self) -> int:
@@ -124,6 +124,11 @@ class ControlPlan:
             if k != "out"
         }
         return {"method": self.method, "knobs": self.knobs, **values}
+
+    def comparable(self) -> dict[str, Any]:
+        """The part of the recipe that must not change between stop and resume."""
+        ignored = ("steps", "trackers", "eval_every", "eval_episodes", "checkpoint_every")
+        return json.loads(json.dumps({k: v for k, v in self.written().items() if k not in ignored}))
 
 
 def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
@@ -265,7 +270,7 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
     world.begin(fresh=first == 0)
 
     def save(step: int) -> None:
-        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": comparable(p.written())})
+        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": p.comparable()})
 
     def evaluated(step: int) -> dict[str, Any]:
         log, returns = world.evaluate(step)
@@ -289,18 +294,12 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
-        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, p.stride), first, title=p.method,
+        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, p.stride, p.unit), first, title=p.method,
         trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=evaluated, save=save,
     )  # fmt: skip
     run.save_policy(lambda folder: save_controller(folder, p, world.learner))
     world.environments.close()
     return ControlRun(run.path, run.read(), world.learner, time.monotonic() - began)
-
-
-def comparable(written: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that must not change between stop and resume."""
-    return {k: v for k, v in written.items() if k not in ("steps", "trackers", "eval_every", "checkpoint_every",
-                                                          "eval_episodes")}  # fmt: skip
 
 
 def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
@@ -309,7 +308,7 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
     if folder is None:
         run.truncate_to(0)
         return 0
-    saved, mine = load_checkpoint(folder), json.loads(json.dumps(comparable(p.written())))
+    saved, mine = load_checkpoint(folder), p.comparable()
     if saved.state["recipe"] != mine:
         changed = ", ".join(recipe_differences(saved.state["recipe"], mine))
         raise InputError("recipe.yaml", changed, "these settings differ from the checkpoint's: put them back")
