@@ -25,12 +25,14 @@ from anypolicy.evidence.report import Block, Figure, Text, write_report
 from anypolicy.loops.control import (
     Learner,
     OfflineRecipe,
+    OffPolicyRecipe,
     OnPolicyRecipe,
     Recipe,
     evaluate,
     load_modules,
     loop_of,
 )
+from anypolicy.loops.reset_free import Agents, ResetFreeLoop, learner_of
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -174,9 +176,13 @@ class World:
         use_products(s.products)
         self.plan = p
         self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
-        self.learner = p.recipe.learner(p.task.space, number(s.seed, "weights") % 2**31)
+        self.learner = learner_of(p.recipe, p.task.space, number(s.seed, "weights") % 2**31)
         self.demos = None if s.demos is None else load_demonstrations(s.demos, p.task)
-        self.loop = loop_of(p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon)
+        rest = (self.learner, self.environments, p.task.space, s.seed)
+        if isinstance(self.learner, Agents) and isinstance(p.recipe, OffPolicyRecipe):
+            self.loop = ResetFreeLoop(p.recipe, self.learner, *rest[1:], horizon=p.task.horizon)
+        else:
+            self.loop = loop_of(p.recipe, *rest, horizon=p.task.horizon)
 
     def begin(self, *, fresh: bool = True) -> None:
         """What comes before the first step: a fresh learner is prepared on the demonstrations as they are recorded,
@@ -415,6 +421,6 @@ def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
     config = json.loads((folder / "config.json").read_text())
     knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
     task = load_environment(config["task"])
-    learner: Learner = catalogue.get(config["method"], "controller").build(**knobs).learner(task.space, 0)
+    learner = learner_of(catalogue.get(config["method"], "controller").build(**knobs), task.space, 0)
     load_modules(learner, load_file(path))
     return learner, task

@@ -153,11 +153,7 @@ class OffPolicyLoop:
         """Uniform actions, or the learner's own way."""
         if hasattr(self.learner, "warm"):
             return self.learner.warm(seen, rng)  # type: ignore[attr-defined]
-        if self.space.discrete:
-            action = torch.randint(self.space.actions, (len(seen), 1), generator=rng).float()
-        else:
-            action = torch.rand(len(seen), self.space.actions, generator=rng) * 2 - 1
-        return Acted(action, action)
+        return warm_up(self.space, len(seen), rng)
 
     def store(self, s: Stepped, stored: Tensor) -> None:
         """Put what happened into the replay."""
@@ -232,6 +228,15 @@ class OnPolicyLoop:
             return False
         self.environments.restore(state["environments"])
         return True
+
+
+def warm_up(space: Space, n: int, rng: torch.Generator) -> Acted:
+    """n uniform actions."""
+    if space.discrete:
+        action = torch.randint(space.actions, (n, 1), generator=rng).float()
+    else:
+        action = torch.rand(n, space.actions, generator=rng) * 2 - 1
+    return Acted(action, action)
 
 
 def pixels_of(learner: Learner, space: Space) -> int:

@@ -20,6 +20,7 @@ from anypolicy.tasks.load import fit, parse
 PLUGINS = {"minigrid": "minigrid", "gymnasium-robotics": "gymnasium_robotics"}
 """Packages that register environments when they are imported."""
 TESTBEDS: dict[str, tuple[str, str]] = {
+    "back-and-forth": ("anypolicy.tasks.back_and_forth", "back_and_forth"),
     "tip": ("anypolicy.tasks.tip", "tip"),
     "wall": ("anypolicy.tasks.wall", "wall"),
     "reacher-sparse": ("anypolicy.tasks.reacher_sparse", "reacher_sparse"),
@@ -43,6 +44,8 @@ class Space:
     high: tuple[float, ...] = ()
     images: tuple[tuple[int, int, int], ...] = ()
     """Height, width and channels of pictures: they come first in an observation, as numbers from 0 to 255."""
+    tasks: int = 1
+    """How many tasks take turns in a world without resets: the last number of an observation says which."""
 
     @property
     def pixels(self) -> int:
@@ -201,14 +204,15 @@ def space_of(env: gymnasium.Env[Any, Any], spec: str) -> Space:
     seen, acts = env.observation_space, env.action_space
     if not isinstance(seen, Box):
         raise InputError("task", spec, f"its observations are {seen}: they must flatten to a vector of numbers")
-    width, images = int(np.prod(seen.shape)), getattr(env, "images", ())
+    width = int(np.prod(seen.shape))
+    more: dict[str, Any] = {"images": getattr(env, "images", ()), "tasks": getattr(env, "tasks", 1)}
     if isinstance(acts, Discrete):
-        return Space(width, int(acts.n), True, images=images)
+        return Space(width, int(acts.n), True, **more)
     if not isinstance(acts, Box) or len(acts.shape) != 1:
         raise InputError("task", spec, f"its actions are {acts}: use an environment with one box or discrete action")
     if not (np.isfinite(acts.low).all() and np.isfinite(acts.high).all()):
         raise InputError("task", spec, f"its actions are {acts}: they must be bounded (wrap it in RescaleAction)")
-    return Space(width, int(acts.shape[0]), False, tuple(acts.low.tolist()), tuple(acts.high.tolist()), images)
+    return Space(width, int(acts.shape[0]), False, tuple(acts.low.tolist()), tuple(acts.high.tolist()), **more)
 
 
 def horizon_of(env: gymnasium.Env[Any, Any]) -> int | None:
