@@ -25,6 +25,7 @@ from anypolicy.evidence.report import Block, Figure, Text, write_report
 from anypolicy.loops.control import (
     Learner,
     OfflineRecipe,
+    OffPolicyRecipe,
     OnPolicyRecipe,
     Recipe,
     evaluate,
@@ -32,6 +33,7 @@ from anypolicy.loops.control import (
     loop_of,
     whole_episodes,
 )
+from anypolicy.loops.reset_free import Agents, ResetFreeLoop, learner_of
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -107,8 +109,9 @@ class ControlPlan:
     def unit(self) -> int:
         """The run is a whole number of these many environment steps: a rollout of known length, or one step of every
         copy."""
-        known = isinstance(self.recipe, OnPolicyRecipe) and self.recipe.episodes is None
-        return ((self.recipe.horizon or 1) if known else 1) * self.recipe.environments
+        r = self.recipe
+        rollout = r.horizon if isinstance(r, OnPolicyRecipe) and r.episodes is None else None
+        return (rollout or 1) * r.environments
 
     @property
     def steps(self) -> int:
@@ -175,11 +178,15 @@ class World:
         use_products(s.products)
         self.plan = p
         self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
-        self.learner = p.recipe.learner(p.task.space, number(s.seed, "weights") % 2**31)
+        self.learner = learner_of(p.recipe, p.task.space, number(s.seed, "weights") % 2**31)
         if hasattr(self.learner, "budget"):
             self.learner.budget(p.steps)  # type: ignore[attr-defined]
         self.demos = None if s.demos is None else load_demonstrations(s.demos, p.task)
-        self.loop = loop_of(p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon)
+        rest = (self.learner, self.environments, p.task.space, s.seed)
+        if isinstance(self.learner, Agents) and isinstance(p.recipe, OffPolicyRecipe):
+            self.loop = ResetFreeLoop(p.recipe, self.learner, *rest[1:], horizon=p.task.horizon)
+        else:
+            self.loop = loop_of(p.recipe, *rest, horizon=p.task.horizon)
 
     def begin(self, *, fresh: bool = True) -> None:
         """What comes before the first step: a fresh learner is prepared on the demonstrations as they are recorded,
@@ -202,13 +209,15 @@ class World:
             environments.close()
 
 
-def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor], Tensor] = lambda x: x) -> Replay:
-    """Demonstrations in transitions over as many steps as the learner's own."""
+def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor], Tensor] | None = None) -> Replay:
+    """Demonstrations in transitions over as many steps as the learner's own; pixels are bytes unless something else is
+    observed."""
     made: list[Transitions] = []
     for e in episodes:
-        t = replace(e, observation=observe(e.observation)).transitions(p.recipe.discount)
+        t = replace(e, observation=observe(e.observation) if observe else e.observation).transitions(p.recipe.discount)
         made.append(join(t, getattr(p.recipe, "n_step", 1), p.recipe.discount))
-    replay = Replay(sum(map(len, made)), made[0].observation.shape[1], p.task.space.action_width)
+    width, pixels = made[0].observation.shape[1], 0 if observe else p.task.space.pixels
+    replay = Replay(sum(map(len, made)), width, p.task.space.action_width, pixels)
     for t in made:
         replay.add(t)
     return replay
@@ -453,6 +462,6 @@ def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
     config = json.loads((folder / "config.json").read_text())
     knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
     task = load_environment(config["task"])
-    learner: Learner = catalogue.get(config["method"], "controller").build(**knobs).learner(task.space, 0)
+    learner = learner_of(catalogue.get(config["method"], "controller").build(**knobs), task.space, 0)
     load_modules(learner, load_file(path))
     return learner, task

@@ -123,3 +123,46 @@ def test_episodes_are_kept_in_a_file(tmp_path):
     t = made[0].transitions(0.9)
     assert t.truncated.tolist() == [0, 0, 0, 1]
     assert torch.equal(t.next_observation[:-1], t.observation[1:])
+
+
+def pictured(n: int, pixels: int = 5, numbers: int = 2, seed: int = 0) -> Transitions:
+    """Transitions whose observations begin with bytes."""
+    rng = torch.Generator().manual_seed(seed)
+    seen = [
+        torch.cat([torch.randint(256, (n, pixels), generator=rng).float(), torch.randn(n, numbers, generator=rng)], 1)
+        for _ in range(2)
+    ]
+    zeros = torch.zeros(n)
+    return Transitions(seen[0], torch.rand(n, 3, generator=rng), torch.randn(n, generator=rng), seen[1], zeros, zeros,
+                       torch.full((n,), 0.96))  # fmt: skip
+
+
+def test_pictures_take_a_byte_a_number_and_come_back_exactly():
+    replay, made = Replay(7, 7, 3, pixels=5), pictured(6)
+    assert replay.matrix.dtype is torch.uint8
+    assert replay.matrix.shape[1] == 4 * (2 * 2 + 3 + 4) + 12
+    replay.add(made)
+    for f in dataclasses.fields(Transitions):
+        assert torch.equal(getattr(replay.all(), f.name), getattr(made, f.name)), f.name
+    plain = Replay(7, 7, 3)
+    plain.add(made)
+    drawn, same = (r.sample(20, torch.Generator().manual_seed(2)) for r in (replay, plain))
+    for f in dataclasses.fields(Transitions):
+        assert torch.equal(getattr(drawn, f.name), getattr(same, f.name))
+    again = Replay(7, 7, 3, pixels=5)
+    again.restore(replay.tensors())
+    assert torch.equal(again.all().observation, made.observation)
+    offline = Replay(4, 7, 3, pixels=5)
+    offline.add(pictured(4, seed=1))
+    batch = mixed(replay, offline, 2, 8, 0.5, torch.Generator().manual_seed(0))[0]
+    theirs = {tuple(x) for x in offline.all().observation.tolist()}
+    assert [tuple(x) in theirs for x in batch.observation.tolist()] == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 256.0])
+def test_a_pixel_that_is_no_byte_is_refused(value):
+    replay, bad = Replay(7, 7, 3, pixels=5), pictured(2)
+    bad.next_observation[1, 4] = value
+    with pytest.raises(InputError, match="whole numbers"):
+        replay.add(bad)
+    assert len(replay) == 0

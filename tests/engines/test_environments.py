@@ -162,3 +162,15 @@ def test_goals_are_part_of_the_observation_and_reached_ones_are_not():
     assert grid.space.observations == 147 and grid.space.discrete
     lake = load_environment("gym/FrozenLake-v1")
     assert lake.space.observations == 16
+
+
+def test_pictures_come_first_and_the_space_says_so():
+    task = load_environment("tip:images=true")
+    assert task.space.images == ((32, 32, 3),)
+    assert (task.space.pixels, task.space.observations) == (3072, 3072 + 18)
+    env = task.make()
+    seen, _ = env.reset(seed=0)
+    inner = env.unwrapped
+    np.testing.assert_array_equal(seen[:3072], inner.picture().ravel())
+    assert seen.dtype == np.float32 and env.observation_space.contains(seen)
+    assert load_environment("tip").space.images == ()

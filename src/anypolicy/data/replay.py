@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
-from anypolicy.data.transitions import Transitions, concatenate, unpack, width
+from anypolicy.data.packed import Packing
+from anypolicy.data.transitions import Transitions, concatenate, unpack
 from anypolicy.errors import InputError
 from anypolicy.parts.td import n_step
 
 
 class Replay:
-    """The newest `capacity` transitions. Memory is taken as they come."""
+    """The newest `capacity` transitions. Memory is taken as they come; the first `pixels` numbers of an observation
+    take a byte each."""
 
-    def __init__(self, capacity: int, observations: int, actions: int):
+    def __init__(self, capacity: int, observations: int, actions: int, pixels: int = 0):
         if capacity < 1:
             raise InputError("capacity", capacity, "use at least 1")
-        self.observations, self.actions = observations, actions
-        self.matrix = torch.empty(capacity, width(observations, actions))
+        self.observations, self.actions, self.packing = observations, actions, Packing(observations, actions, pixels)
+        self.matrix = self.packing.empty(capacity)
         self.size = self.next = 0
 
     def __len__(self) -> int:
@@ -32,13 +34,13 @@ class Replay:
 
     def add(self, transitions: Transitions) -> None:
         """Append; the oldest are overwritten when it is full."""
-        rows = transitions.rows().to(self.matrix.dtype)
+        rows = self.packing.rows(transitions)
         place = (self.next + torch.arange(len(rows))) % self.capacity
         self.matrix[place] = rows
         self.next = (self.next + len(rows)) % self.capacity
         self.size = min(self.size + len(rows), self.capacity)
 
-    def rows(self, n: int, generator: torch.Generator) -> Float[Tensor, "batch width"]:
+    def rows(self, n: int, generator: torch.Generator) -> Shaped[Tensor, "batch width"]:
         """n packed rows, uniformly with replacement."""
         if not self.size:
             raise InputError("replay", "empty", "nothing can be drawn from it: add transitions first")
@@ -46,12 +48,12 @@ class Replay:
 
     def sample(self, n: int, generator: torch.Generator) -> Transitions:
         """n transitions, uniformly with replacement."""
-        return unpack(self.rows(n, generator), self.observations, self.actions)
+        return self.packing.unpack(self.rows(n, generator))
 
     def all(self) -> Transitions:
         """Everything it holds, oldest first."""
         order = (torch.arange(self.size) + (self.next if self.size == self.capacity else 0)) % self.capacity
-        return unpack(self.matrix[order], self.observations, self.actions)
+        return self.packing.unpack(self.matrix[order])
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""
@@ -69,8 +71,8 @@ class Replay:
 def mixed(
     online: Replay, offline: Replay | None, batches: int, size: int, share: float, generator: torch.Generator
 ) -> list[Transitions]:
-    """`batches` batches of `size` transitions, floor(share · size) of each from `offline` (symmetric sampling: 0.5);
-    all from the one that is not empty if the other is."""
+    """`batches` batches of `size` transitions, the first floor(share · size) rows of each from `offline` (symmetric
+    sampling: 0.5); all from the one that is not empty if the other is."""
     k = int(share * size) if offline is not None and len(offline) else 0
     if not len(online):
         k = size
@@ -81,7 +83,7 @@ def mixed(
     if k < size:
         parts.append(online.rows(batches * (size - k), generator).view(batches, size - k, -1))
     rows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    return [unpack(x, online.observations, online.actions) for x in rows]
+    return [online.packing.unpack(x) for x in rows]
 
 
 class NStep:

@@ -1,7 +1,8 @@
 """The state of an environment as plain values, so that a resumed run goes on in the middle of an episode.
 
 Known are MuJoCo environments, Gymnasium's classic control and toy text, and whatever has `get_state()` and
-`set_state(value)` of its own. For all others `snapshot` gives None and the caller begins a new episode.
+`set_state(value)` of its own; wrappers may have both too. For all others `snapshot` gives None and the caller begins a
+new episode.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def put_back(env: gymnasium.Env[Any, Any], saved: dict[str, Any]) -> None:
     inner.np_random.bit_generator.state = saved["random"]
     for wrapper, values in zip(layers(env), saved["wrappers"], strict=True):
         for name, value in values.items():
-            setattr(wrapper, name, value)
+            wrapper.set_state(value) if name == "own" else setattr(wrapper, name, value)
     if "own" in saved:
         inner.set_state(saved["own"])
     if "mujoco" in saved:
@@ -60,8 +61,12 @@ def layers(env: gymnasium.Env[Any, Any]) -> list[Any]:
 
 
 def counters(env: gymnasium.Env[Any, Any]) -> list[dict[str, Any]]:
-    """Step counts and flags of every wrapper."""
-    return [{k: v for k, v in vars(w).items() if k in COUNTERS} for w in layers(env)]
+    """Step counts and flags of every wrapper, and what it says of itself with `get_state()`."""
+    return [
+        {k: v for k, v in vars(w).items() if k in COUNTERS}
+        | ({"own": w.get_state()} if hasattr(type(w), "get_state") else {})
+        for w in layers(env)
+    ]
 
 
 def arrays(data: Any) -> dict[str, str]:

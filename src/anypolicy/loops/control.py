@@ -141,7 +141,7 @@ class OffPolicyLoop:
         self.recipe, self.learner, self.environments, self.space, self.seed = recipe, learner, environments, space, seed
         self.observe: Callable[[Tensor], Tensor] = getattr(learner, "observe", lambda x: x)
         width = self.observe(environments.current).shape[1]
-        self.replay = Replay(recipe.capacity, width, space.action_width)
+        self.replay = Replay(recipe.capacity, width, space.action_width, pixels_of(learner, space))
         self.windows = NStep(recipe.n_step, recipe.discount, len(environments))
         self.offline = offline
         warm = min(10 * (horizon or 500), 5000) if recipe.warmup is None else recipe.warmup
@@ -175,11 +175,7 @@ class OffPolicyLoop:
         """Uniform actions, or the learner's own way."""
         if hasattr(self.learner, "warm"):
             return self.learner.warm(seen, rng)  # type: ignore[attr-defined]
-        if self.space.discrete:
-            action = torch.randint(self.space.actions, (len(seen), 1), generator=rng).float()
-        else:
-            action = torch.rand(len(seen), self.space.actions, generator=rng) * 2 - 1
-        return Acted(action, action)
+        return warm_up(self.space, len(seen), rng)
 
     def store(self, s: Stepped, stored: Tensor) -> None:
         """Put what happened into the replay."""
@@ -284,6 +280,20 @@ class OnPolicyLoop:
             return False
         self.environments.restore(state["environments"])
         return True
+
+
+def warm_up(space: Space, n: int, rng: torch.Generator) -> Acted:
+    """n uniform actions."""
+    if space.discrete:
+        action = torch.randint(space.actions, (n, 1), generator=rng).float()
+    else:
+        action = torch.rand(n, space.actions, generator=rng) * 2 - 1
+    return Acted(action, action)
+
+
+def pixels_of(learner: Learner, space: Space) -> int:
+    """How many numbers of what the learner stores are bytes."""
+    return 0 if hasattr(learner, "observe") else space.pixels
 
 
 class OfflineLoop:

@@ -67,6 +67,8 @@ NAMES: dict[str, str] = {
     "episode/length": "mean steps of these episodes",
     "episode/success": "share of them that reached the goal, where the environment says so",
     "episode/count": "how many they are",
+    "success/<task>": "share of the episodes of one task that reached its goal, where several take turns",
+    "resets/forced": "of a world that is not reset between episodes: resets per 1,000 steps all the same",
     "replay/size": "transitions in the replay",
     "q/mean": "mean of the critics' values on the replay's actions",
     "alpha": "temperature of the entropy term",

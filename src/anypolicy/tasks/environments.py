@@ -10,7 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, flatdim, flatten
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation, TransformObservation, TransformReward
 from torch import Tensor
@@ -26,6 +26,9 @@ TESTBEDS: dict[str, tuple[str, str]] = {
     "grid": ("anypolicy.tasks.sampling", "grid"),
     "linear-quadratic": ("anypolicy.tasks.linear_quadratic", "LinearQuadratic"),
     "combination-lock": ("anypolicy.tasks.combination_lock", "combination_lock"),
+    "back-and-forth": ("anypolicy.tasks.back_and_forth", "back_and_forth"),
+    "tip": ("anypolicy.tasks.tip", "tip"),
+    "wall": ("anypolicy.tasks.wall", "wall"),
     "reacher-sparse": ("anypolicy.tasks.reacher_sparse", "reacher_sparse"),
     "pointmaze-sparse": ("anypolicy.tasks.pointmaze_sparse", "pointmaze_sparse"),
     "fetchreach-sparse": ("anypolicy.tasks.fetchreach_sparse", "fetchreach_sparse"),
@@ -47,6 +50,16 @@ class Space:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     steps: int | None = None
+    """Steps of the longest episode, where the last number of an observation is the step."""
+    images: tuple[tuple[int, int, int], ...] = ()
+    """Height, width and channels of pictures: they come first in an observation, as numbers from 0 to 255."""
+    tasks: int = 1
+    """How many tasks take turns in a world without resets: the last number of an observation says which."""
+
+    @property
+    def pixels(self) -> int:
+        """How many numbers of an observation are those of pictures."""
+        return sum(h * w * c for h, w, c in self.images)
 
     @property
     def action_width(self) -> int:
@@ -185,8 +198,12 @@ def plugin(package: str) -> None:
 
 
 def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Observations as one vector: a goal environment's observation and desired goal, Minigrid's picture of codes."""
+    """Observations as one vector: pictures and what is seen beside them, a goal environment's observation and desired
+    goal, Minigrid's picture of codes."""
     space = env.observation_space
+    parts = space.spaces if isinstance(space, Dict) else {"": space}
+    if "mission" not in parts and any(is_picture(s) for s in parts.values()):
+        return Pictures(env)
     if isinstance(space, Dict):
         if "mission" in space.spaces:
             image = space["image"]
@@ -200,20 +217,49 @@ def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return env
 
 
+def is_picture(space: gymnasium.Space[Any]) -> bool:
+    """Bytes of height × width × 1, 3 or 4 channels (or a few such pictures one behind the other)."""
+    return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[2] <= 12
+
+
+class Pictures(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Pictures first, then all other parts in the order of their names. `images` are their shapes."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]):
+        super().__init__(env)
+        space = env.observation_space
+        self.parts: dict[str, gymnasium.Space[Any]] = dict(space.spaces) if isinstance(space, Dict) else {"": space}
+        self.order = sorted(self.parts, key=lambda k: (not is_picture(self.parts[k]), k))
+        shapes = [self.parts[k].shape for k in self.order if is_picture(self.parts[k])]
+        self.images: tuple[tuple[int, ...], ...] = tuple(tuple(x or ()) for x in shapes)
+        sizes = [flatdim(self.parts[k]) for k in self.order]
+        low, high = np.full(sum(sizes), -np.inf, np.float32), np.full(sum(sizes), np.inf, np.float32)
+        pixels = sum(sizes[: len(self.images)])
+        low[:pixels], high[:pixels] = 0, 255
+        self.observation_space = Box(low, high, dtype=np.float32)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        parts = observation if isinstance(observation, dict) else {"": observation}
+        flattened = [np.asarray(flatten(self.parts[k], parts[k]), np.float32) for k in self.order]
+        return np.concatenate(flattened)
+
+
 def space_of(env: gymnasium.Env[Any, Any], spec: str) -> Space:
     """The sizes; refuses action and observation spaces that no controller here knows."""
     seen, acts = env.observation_space, env.action_space
     if not isinstance(seen, Box):
         raise InputError("task", spec, f"its observations are {seen}: they must flatten to a vector of numbers")
     width = int(np.prod(seen.shape))
-    steps = horizon_of(env) if any(isinstance(layer, WithStep) for layer in layers(env)) else None
+    timed = any(isinstance(layer, WithStep) for layer in layers(env))
+    more: dict[str, Any] = {"images": getattr(env, "images", ()), "tasks": getattr(env, "tasks", 1),
+                            "steps": horizon_of(env) if timed else None}  # fmt: skip
     if isinstance(acts, Discrete):
-        return Space(width, int(acts.n), True, steps=steps)
+        return Space(width, int(acts.n), True, **more)
     if not isinstance(acts, Box) or len(acts.shape) != 1:
         raise InputError("task", spec, f"its actions are {acts}: use an environment with one box or discrete action")
     if not (np.isfinite(acts.low).all() and np.isfinite(acts.high).all()):
         raise InputError("task", spec, f"its actions are {acts}: they must be bounded (wrap it in RescaleAction)")
-    return Space(width, int(acts.shape[0]), False, tuple(acts.low.tolist()), tuple(acts.high.tolist()), steps)
+    return Space(width, int(acts.shape[0]), False, tuple(acts.low.tolist()), tuple(acts.high.tolist()), **more)
 
 
 def horizon_of(env: gymnasium.Env[Any, Any]) -> int | None:

@@ -18,7 +18,9 @@ from anypolicy.tasks.load import fit, parse
 DEMONSTRATORS: dict[str, tuple[str, str]] = {
     "reacher-sparse": ("anypolicy.tasks.reacher_sparse", "demonstrations"),
     "pointmaze-sparse": ("anypolicy.tasks.pointmaze_sparse", "demonstrations"),
+    "back-and-forth": ("anypolicy.tasks.back_and_forth", "demonstrations"),
     "fetchreach-sparse": ("anypolicy.tasks.fetchreach_sparse", "demonstrations"),
+    "tip": ("anypolicy.tasks.tip", "demonstrations"),
 }
 """Test-bed → (module, function) of what shows how it is done."""
 
@@ -40,7 +42,7 @@ def scripted(spec: str, task: str) -> list[Episode]:
     return make(**given)
 
 
-def record(env: gymnasium.Env[Any, Any], controller: Callable[[np.ndarray], np.ndarray], seed: int) -> Episode:
+def record(env: gymnasium.Env[Any, Any], controller: Callable[[np.ndarray], np.ndarray], seed: int | None) -> Episode:
     """One whole episode of a controller whose actions are in [−1, 1], as the environment's own are."""
     seen, actions, flags = [env.reset(seed=seed)[0]], list[np.ndarray](), list[tuple[float, float, float]]()
     over = False
