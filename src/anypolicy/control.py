@@ -29,6 +29,7 @@ from anypolicy.loops.control import (
     OnPolicyRecipe,
     Recipe,
     evaluate,
+    give,
     load_modules,
     loop_of,
     whole_episodes,
