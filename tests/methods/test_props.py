@@ -167,7 +167,7 @@ def test_ros_is_a_setting():
 
 
 def test_weights_by_the_advantage():
-    runs = [loop(props(**SMALL, weigh_advantage=w)) for w in (False, True)]
+    runs = [loop(props(**SMALL | {"collect": 1}, weigh_advantage=w)) for w in (False, True)]
     for one in runs:
         one.run(16)
     a, b = (one.learner.behaviour.net.weights[0] for one in runs)
@@ -209,9 +209,14 @@ def test_only_the_last_layer_is_fitted():
     assert actor.net.weights[1].requires_grad
 
 
-def test_m_must_divide_n():
-    with pytest.raises(InputError, match="divisor"):
-        props(horizon=2048, collect=1000)
+@pytest.mark.parametrize(
+    ("knobs", "match"),
+    [({"collect": 1000}, "divisor"), ({"collect": 0}, "at least 1"), ({"buffer": 0}, "at least 1"),
+     ({"horizon": 1}, "at least 2"), ({"minibatches": 0}, "at least 1")],
+)  # fmt: skip
+def test_settings_that_make_no_sense(knobs, match):
+    with pytest.raises(InputError, match=match):
+        props(**knobs)
 
 
 def play(env, actions):

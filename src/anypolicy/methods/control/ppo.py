@@ -33,6 +33,7 @@ from torch.optim import Adam, Optimizer
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
+from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OnPolicyRecipe
 from anypolicy.loops.passes import means, passes
 from anypolicy.parts.kl import kl
@@ -174,6 +175,13 @@ def fit(
     return out
 
 
+def at_least(least: int, **settings: int) -> None:
+    """Refuse smaller settings."""
+    for name, value in settings.items():
+        if value < least:
+            raise InputError(name, value, f"use at least {least}")
+
+
 @method(
     Card(
         title="Proximal Policy Optimization Algorithms",
@@ -196,6 +204,8 @@ def ppo_control(
     normalise_observation: bool = True, normalise_reward: bool = True,
 ) -> OnPolicyRecipe:  # fmt: skip
     """Ten epochs of 32 mini-batches over 2,048 steps, everything normalised."""
+    at_least(2, horizon=horizon)
+    at_least(1, environments=environments, minibatches=minibatches)
     learner = ProximalPolicy(
         hidden, lr, anneal, discount, lam, minibatches, epochs, clip, clip_value, value_weight, entropy_weight,
         grad_clip, target_kl, normalise_advantage, normalise_observation, normalise_reward,

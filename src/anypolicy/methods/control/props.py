@@ -15,6 +15,7 @@ Differs: our choice comes first; "code" is the authors' for the paper's MuJoCo r
   settings         n 2048, b 2, m 1024, rates as in the code's arguments; clip, λ, bound from its tuned
                    ranges. Discrete tasks, later code: m 16, b 1, rate 1e-3, 16 epochs of 4, λ 0, bound 0.01
   PPO's target_kl  after an epoch, as in PPO here | before every step (code)
+  weights by |A|   `weigh_advantage`: divided by the std over the update's rows | over the mini-batch's (code)
   Adam's moments   of the behaviour are kept while its weights begin anew (both codes)
 ROS (arXiv 2111.14552) is `collect` 1, `behaviour_epochs` 1, `behaviour_minibatches` 1, `behaviour_clip` None,
 `kl_weight` 0, `kl_bound` None: a step down mean ρ after every environment step. The code has −mean ln ρ there,
@@ -26,7 +27,7 @@ from math import ceil
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from anypolicy.catalogue import Card, method
@@ -34,7 +35,7 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OnPolicyRecipe
 from anypolicy.loops.passes import passes
-from anypolicy.methods.control.ppo import ProximalPolicy, ProximalPolicyLearner, Samples, anneal, credit, fit
+from anypolicy.methods.control.ppo import ProximalPolicy, ProximalPolicyLearner, Samples, anneal, at_least, credit, fit
 from anypolicy.parts.kl import kl
 from anypolicy.policies.actors import Actor, actor_for, likeliest_head
 from anypolicy.policies.running import Rollouts
@@ -96,8 +97,7 @@ class RobustSamplingLearner:
         self.behaviour = actor_for(space.observations, space.actions, space.discrete, s.ppo.hidden, rng)
         self.behaviour.load_state_dict(self.target.actor.state_dict())
         self.rollouts = Rollouts(s.buffer * s.horizon, space.observations, space.action_width)
-        more: dict[str, nn.Module] = {"behaviour": self.behaviour, "rollouts": self.rollouts}
-        self.modules = self.target.modules | more
+        self.modules = self.target.modules | {"behaviour": self.behaviour, "rollouts": self.rollouts}
         adam = Adam(self.behaviour.parameters(), lr=s.lr, eps=1e-5, fused=True)
         self.optimisers = self.target.optimisers | {"behaviour_optimiser": adam}
 
@@ -146,20 +146,19 @@ def avoid(
     with torch.no_grad():
         policy = actor(data.observation)
         reference = policy.logp(data.action)
+        weight = torch.ones_like(reference)
+        if s.weigh and len(reference) > 1:
+            weight = data.advantage.abs() / (data.advantage.std() + 1e-8)
 
     def loss(rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         pi = behaviour(data.observation[rows])
         logp = pi.logp(data.action[rows])
-        value = avoidance((logp - reference[rows]).exp(), s.clip)
-        if s.weigh:
-            value = value * data.advantage[rows].abs() / (data.advantage[rows].std() + 1e-8)
+        value = weight[rows] * avoidance((logp - reference[rows]).exp(), s.clip)
         divergence = pi.divergence(policy.select(rows)).mean()
         return value.mean() + s.kl_weight * divergence, {"k3": kl(reference[rows], logp, "k3").mean()}
 
-    log, steps = passes(
-        loss, len(data.value), optimiser, generator, epochs=s.epochs, parts=parts, grad_clip=s.ppo.grad_clip,
-        before=("k3", s.kl_bound),
-    )  # fmt: skip
+    log, steps = passes(loss, len(data.value), optimiser, generator, epochs=s.epochs, parts=parts,
+                        grad_clip=s.ppo.grad_clip, before=("k3", s.kl_bound))  # fmt: skip
     return {"behaviour/steps": steps} | ({"behaviour/kl": float(log["k3"][-1])} if log else {})
 
 
@@ -191,7 +190,9 @@ def props(
     normalise_reward: bool = True, measure_error: bool = False,
 ) -> OnPolicyRecipe:  # fmt: skip
     """PPO every `horizon` steps on `buffer` such batches; the behaviour policy begins anew every `collect` steps."""
-    if collect < 1 or horizon % collect:
+    at_least(2, horizon=horizon)
+    at_least(1, buffer=buffer, collect=collect, minibatches=minibatches, behaviour_minibatches=behaviour_minibatches)
+    if horizon % collect:
         raise InputError("props.collect", collect, f"use a divisor of horizon, {horizon}")
     ppo = ProximalPolicy(
         hidden, lr, anneal, discount, lam, minibatches, epochs, clip, entropy_weight=entropy_weight,
