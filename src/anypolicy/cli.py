@@ -24,6 +24,7 @@ EXAMPLES = """Any policy learns by any published method.
   anypolicy compare grpo ngrpo --task tabular-lock --seeds 5
   anypolicy reproduce ngrpo
   anypolicy train sac --task gym/HalfCheetah-v5 --steps 100000
+  anypolicy record runs/sac-gym-HalfCheetah-v5-0 --out demos.safetensors
   anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
   anypolicy train pf-ppo --task my_prompts.jsonl --reward-model rm --reward-scale unit
   anypolicy scores pf-ppo --task my_prompts.jsonl --reward-model rm | filtration scores.jsonl
@@ -195,6 +196,23 @@ def evaluate(
     print(json.dumps(studies.evaluate(run, prompts=prompts, temperature=temperature), indent=2))
 
 
+def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = False) -> None:
+    """Write what a trained controller does as demonstrations for other methods (--demos).
+
+      anypolicy record runs/sac-gym-Pendulum-v1-0 --episodes 40 --out pendulum.safetensors
+      anypolicy record runs/sac-gym-Pendulum-v1-0 --out minari:pendulum/sac-v0
+
+    Args:
+        run: the run directory
+        out: a .safetensors file, or minari:NAME for a Minari data set
+        episodes: how many
+        explore: act as while learning instead of as evaluated
+    """
+    from anypolicy import control
+
+    print(f"{control.record(run, episodes=episodes, out=out, explore=explore)} steps in {out}")
+
+
 def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
     def compare(
         methods: Positional[tuple[str, ...]],
@@ -244,7 +262,8 @@ def reward_model_command(Knobs: type, Settings: type) -> Callable[..., None]:
     ) -> None:
         """Train a reward model on preference pairs.
 
-              anypolicy train sac --task gym/HalfCheetah-v5 --steps 100000
+                    anypolicy train sac --task gym/HalfCheetah-v5 --steps 100000
+              anypolicy record runs/sac-gym-HalfCheetah-v5-0 --out demos.safetensors
         anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
         """
         from anypolicy import reward_models
@@ -426,7 +445,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     """The commands; those that train get the settings of the methods that the arguments name."""
     plain: dict[str, Callable[..., Any]] = {
         "resume": resume, "eval": evaluate, "reproduce": reproduce, "methods": methods, "show": show, "open": open_page,
-        "filtration": filtration,
+        "filtration": filtration, "record": record,
     }  # fmt: skip
     Knobs: type = NoKnobs
     Settings: type = NoKnobs

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anypolicy import catalogue
+from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.replay import Replay, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
@@ -31,10 +32,11 @@ from anypolicy.loops.control import (
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
+from anypolicy.runs.files import disk_errors
 from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.trackers import check_trackers
-from anypolicy.tasks.demonstrations import load_demonstrations
+from anypolicy.tasks.demonstrations import export_minari, load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
 
 STRIDE = 1000
@@ -105,7 +107,7 @@ class ControlPlan:
     @property
     def stride(self) -> int:
         """Environment steps between two rows of the ledger."""
-        return max(STRIDE // self.unit, 1) * self.unit if isinstance(self.recipe, OffPolicyRecipe) else self.unit
+        return STRIDE if isinstance(self.recipe, OffPolicyRecipe) else self.unit
 
     @property
     def steps(self) -> int:
@@ -120,6 +122,11 @@ class ControlPlan:
             if k != "out"
         }
         return {"method": self.method, "knobs": self.knobs, **values}
+
+    def comparable(self) -> dict[str, Any]:
+        """The part of the recipe that must not change between stop and resume."""
+        ignored = ("steps", "trackers", "eval_every", "eval_episodes", "checkpoint_every")
+        return json.loads(json.dumps({k: v for k, v in self.written().items() if k not in ignored}))
 
 
 def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
@@ -257,7 +264,7 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
         world.learner.prepare(world.demos, generator(s.seed, "prepare"))  # type: ignore[attr-defined]
 
     def save(step: int) -> None:
-        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": comparable(p.written())})
+        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": p.comparable()})
 
     def evaluated(step: int) -> dict[str, Any]:
         log, returns = world.evaluate(step)
@@ -281,18 +288,12 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
-        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, p.stride), first, title=p.method,
+        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, p.stride, p.unit), first, title=p.method,
         trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=evaluated, save=save,
     )  # fmt: skip
     run.save_policy(lambda folder: save_controller(folder, p, world.learner))
     world.environments.close()
     return ControlRun(run.path, run.read(), world.learner, time.monotonic() - began)
-
-
-def comparable(written: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that must not change between stop and resume."""
-    return {k: v for k, v in written.items() if k not in ("steps", "trackers", "eval_every", "checkpoint_every",
-                                                          "eval_episodes")}  # fmt: skip
 
 
 def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
@@ -301,7 +302,7 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
     if folder is None:
         run.truncate_to(0)
         return 0
-    saved, mine = load_checkpoint(folder), json.loads(json.dumps(comparable(p.written())))
+    saved, mine = load_checkpoint(folder), p.comparable()
     if saved.state["recipe"] != mine:
         changed = ", ".join(recipe_differences(saved.state["recipe"], mine))
         raise InputError("recipe.yaml", changed, "these settings differ from the checkpoint's: put them back")
@@ -329,6 +330,42 @@ def evaluate_run(path: str | Path, *, episodes: int | None = None, video: Path |
         log, returns = world.evaluate(-1, episodes)
         run.write_samples("eval", [{"return": r} for r in returns])
         return log
+
+
+def record(path: str | Path, *, episodes: int, out: str, explore: bool = False) -> int:
+    """Act in `episodes` fresh episodes and write them as demonstrations: to a .safetensors file, or as a Minari data
+    set if `out` is minari:NAME. The number of steps."""
+    if episodes < 1:
+        raise InputError("episodes", episodes, "use at least 1")
+    if not out.startswith("minari:") and not out.endswith(".safetensors"):
+        raise InputError("out", out, "name a .safetensors file, or minari:NAME")
+    with RunDirectory.open(path, lock=False) as run:
+        world = trained(run)
+        task, seed = world.plan.task, world.plan.settings.seed
+        environments = Environments(task.vector(1), number(seed, "recording") % 2**31)
+        made = [
+            recorded(world.learner, environments, generator(seed, "recording", i), explore) for i in range(episodes)
+        ]
+        environments.close()
+    if out.startswith("minari:"):
+        export_minari(out.removeprefix("minari:"), made, task)
+    else:
+        with disk_errors(Path(out)):
+            save_episodes(out, made)
+    return sum(len(e.reward) for e in made)
+
+
+def recorded(learner: Learner, environments: Environments, rng: torch.Generator, explore: bool) -> Episode:
+    """One episode from where the environment has just begun anew."""
+    observe = getattr(learner, "observe", lambda x: x)
+    seen, acted, steps = [environments.current[0]], [], []
+    while not steps or not (steps[-1].terminated[0] or steps[-1].truncated[0]):
+        action = learner.act(observe(environments.current), rng, explore=explore).executed
+        steps.append(environments.step(action))
+        acted.append(action[0])
+        seen.append(steps[-1].next_observation[0])
+    flags = (torch.cat([getattr(s, name) for s in steps]) for name in ("reward", "terminated", "truncated"))
+    return Episode(torch.stack(seen), torch.stack(acted), *flags)
 
 
 def trained(run: RunDirectory) -> World:

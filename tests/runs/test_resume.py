@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,71 +12,57 @@ from safetensors.torch import load_file
 
 from anypolicy import training
 from anypolicy.errors import InputError
+from tests.forks import CommandLine
 
 LOCK = ["train", "ngrpo+vade", "--task", "tabular-lock", "--steps", "16", "--checkpoint-every", "3", "--trackers"]
 ADD = ["train", "grpo", "--task", "tiny-add:base_accuracy=0.02", "--steps", "7", "--checkpoint-every", "2", "--prompts",
        "6", "--epochs", "2", "--trackers"]  # fmt: skip
 
-KILLER = """
-import os, signal, sys
-place, count = sys.argv[1], int(sys.argv[2])
-sys.argv = ["anypolicy", *sys.argv[3:]]
-import anypolicy.engines.native, anypolicy.loops.optimise, anypolicy.runs.files, anypolicy.runs.checkpoint
-owner, name = {
-    "generation": (anypolicy.engines.native, "draw"),
-    "update": (anypolicy.loops.optimise.Updater, "step"),
-    "checkpoint": (anypolicy.runs.checkpoint, "save_file"),
-    "rename": (anypolicy.runs.checkpoint, "digest"),
-}[place]
-original, calls = getattr(owner, name), 0
-def counted(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == count:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **kwargs)
-setattr(owner, name, counted)
-from anypolicy.cli import main
-sys.exit(main())
-"""
+PENDULUM = ["train", "sac", "--task", "gym/Pendulum-v1", "--steps", "90", "--sac.hidden", "16", "16", "--sac.warmup", "20",
+            "--sac.batch", "8", "--checkpoint-every", "30", "--eval-every", "30", "--eval-episodes", "1",
+            "--trackers"]  # fmt: skip
 
 
-def anypolicy(*args):
-    return subprocess.run([sys.executable, "-m", "anypolicy", *args], capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def anypolicy(tmp_path_factory):
+    """The command line, each time in a process of its own."""
+    line = CommandLine(tmp_path_factory.mktemp("command-line"))
+    yield line.run
+    line.close()
 
 
 def result(run: Path):
     rows = (run / "metrics.jsonl").read_text().splitlines()
     final = sorted((run / "checkpoints").iterdir())[-1]
-    return rows, {k: v.numpy().tobytes() for k, v in load_file(final / "optimiser.safetensors").items()}
+    return rows, {
+        f"{f.name}/{k}": v.numpy().tobytes() for f in final.glob("*.safetensors") for k, v in load_file(f).items()
+    }
 
 
-@pytest.mark.parametrize("command", [LOCK, ADD], ids=["tabular-lock", "tiny-add"])
-def test_killed_anywhere_and_resumed(tmp_path, command):
+PLACES = (("generation", 23), ("update", 5), ("checkpoint", 2), ("rename", 3))
+
+
+@pytest.mark.parametrize(
+    ("command", "places"),
+    [(LOCK, PLACES), (ADD, PLACES), (PENDULUM, (("environment", 47), ("checkpoint", 3), ("rename", 5)))],
+    ids=["tabular-lock", "tiny-add", "pendulum"],
+)
+def test_killed_anywhere_and_resumed(anypolicy, tmp_path, command, places):
     assert anypolicy(*command, "--out", str(tmp_path / "whole")).returncode == 0
     want = result(tmp_path / "whole")
-    for place, count in (("generation", 23), ("update", 5), ("checkpoint", 2), ("rename", 3)):
+    for place, count in places:
         run = tmp_path / place
-        died = subprocess.run(
-            [sys.executable, "-c", KILLER, place, str(count), *command, "--out", str(run)],
-            check=False,
-            capture_output=True,
-        )
-        assert died.returncode == -9, place
+        died = anypolicy(*command, "--out", str(run), kill=(place, count))
+        assert died.returncode == -9, (place, died.stderr)
         went_on = anypolicy("resume", str(run))
         assert went_on.returncode == 0, went_on.stderr
         assert result(run) == want, place
         assert not list(run.glob("**/.writing-*"))
 
 
-def test_a_full_disk_ends_with_one_error_and_a_run_that_goes_on(tmp_path):
+def test_a_full_disk_ends_with_one_error_and_a_run_that_goes_on(anypolicy, tmp_path):
     assert anypolicy(*LOCK, "--out", str(tmp_path / "whole")).returncode == 0
-    command = [sys.executable, "-m", "anypolicy", *LOCK, "--out", str(tmp_path / "run")]
-
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
-
-    died = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=small_files)
+    died = anypolicy(*LOCK, "--out", str(tmp_path / "run"), largest_file=6000)
     assert died.returncode == 2
     assert "disk is full" in died.stderr
     assert "Traceback" not in died.stderr

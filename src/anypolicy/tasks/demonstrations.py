@@ -46,6 +46,38 @@ def minari(spec: str, space: Space) -> list[Episode]:
     return [episode(x, space) for x in data.iterate_episodes()]
 
 
+def export_minari(name: str, episodes: list[Episode], task: EnvironmentTask) -> None:
+    """Write episodes as a Minari data set, actions in the environment's own numbers."""
+    try:
+        import minari as library
+        from minari.data_collector import EpisodeBuffer
+    except ImportError as error:
+        raise InputError("out", name, "install Minari: pip install 'anypolicy[control]'") from error
+    env, low, high = task.make(), np.array(task.space.low), np.array(task.space.high)
+    buffers: list[Any] = []
+    for i, e in enumerate(episodes):
+        action: Any = e.action[:, 0].long().numpy() if task.space.discrete else scaled(e.action.numpy(), low, high)
+        buffers.append(
+            EpisodeBuffer(
+                id=i, observations=list(e.observation.numpy()), actions=list(action), rewards=e.reward.tolist(),
+                terminations=e.terminated.bool().tolist(), truncations=e.truncated.bool().tolist(),
+            )
+        )  # fmt: skip
+    try:
+        library.create_dataset_from_buffers(
+            name, buffers, action_space=env.action_space, observation_space=env.observation_space
+        )
+    except ValueError as error:
+        raise InputError("out", f"minari:{name}", f"Minari refuses it: {error}") from error
+    finally:
+        env.close()
+
+
+def scaled(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """[−1, 1] to the box."""
+    return (low + (action + 1) / 2 * (high - low)).astype(np.float32)
+
+
 def episode(x: Any, space: Space) -> Episode:
     """Minari's record of one episode."""
     action = torch.from_numpy(np.asarray(x.actions)).float().reshape(len(x.rewards), -1)
