@@ -54,9 +54,9 @@ def settings_of(slug, demonstrations):
                    **({"demos": demonstrations} if needs else {})}  # fmt: skip
 
 
-TASKS: dict[str, str] = {}
+TASKS: dict[str, str] = {"hnpg": "gym/Pendulum-v1:time=true,max_steps=8"}
 """A method's own test-bed, where it cannot learn in Pendulum."""
-SMALL_KNOBS: dict[str, dict] = {}
+SMALL_KNOBS: dict[str, dict] = {"hnpg": {"offline": False, "environments": 2, "critic_steps": 2}}
 """Further settings that make a method small."""
 
 

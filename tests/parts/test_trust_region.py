@@ -1,6 +1,7 @@
 """Natural gradient, step length and line search: worked numbers, identities, degenerate cases."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_conjugate_gradient_solves_in_as_many_iterations_as_unknowns():
     torch.testing.assert_close(conjugate_gradient(lambda v: matrix @ v, b, 12, 1e-20), exact)
     gaps = [float((conjugate_gradient(lambda v: matrix @ v, b, n, 0.0) - exact) @ matrix @
                   (conjugate_gradient(lambda v: matrix @ v, b, n, 0.0) - exact)) for n in range(6)]  # fmt: skip
-    assert all(after < before for before, after in zip(gaps, gaps[1:], strict=False))
+    assert all(after < before for before, after in pairwise(gaps))
 
 
 def test_no_gradient_makes_no_step_and_a_singular_fisher_matrix_a_finite_one(f64):
@@ -93,7 +94,7 @@ def test_the_first_order_rise_is_that_of_the_policy_gradient(f64):
     kl, taken = policy_update(
         lambda: Normal(mean.expand(3, 1), 1.0), action, action.squeeze(1) - 0.5, [mean], 0.01, 0.1
     )
-    assert taken and 0 < float(mean) and kl == pytest.approx(float(mean.detach()) ** 2 / 2)
+    assert taken and float(mean) > 0 and kl == pytest.approx(float(mean.detach()) ** 2 / 2)
     assert kl == pytest.approx(0.01 / 1.1)
     before = mean.detach().clone()
     assert policy_update(lambda: Normal(mean.expand(3, 1), 1.0), action, 0 * action.squeeze(1), [mean], 0.01, 0.1) == (

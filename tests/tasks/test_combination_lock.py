@@ -129,6 +129,16 @@ def test_sure_actions_open_it():
     assert env.take().means() == {"episode/count": 20, "episode/return": 1, "episode/length": 3, "episode/success": 1}
 
 
+def test_a_film_shows_where_it_is():
+    env = load_environment("combination-lock:horizon=3").make("rgb_array")
+    env.reset(seed=0)
+    for step in range(3):
+        bright = np.argwhere((env.render() == (250, 220, 80)).all(2)) // 32
+        assert set(map(tuple, bright)) == {(env.unwrapped.state[0], step)}
+        env.step(np.zeros(10, np.float32))
+    assert env.render().shape == (96, 128, 3)
+
+
 def test_the_step_is_appended_where_asked_for():
     plain, timed = (load_environment(f"gym/Pendulum-v1:max_steps=7{more}") for more in ("", ",time=true"))
     assert plain.space.steps is None and timed.space.steps == 7

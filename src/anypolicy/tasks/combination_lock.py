@@ -105,10 +105,10 @@ def choose(probabilities: np.ndarray, uniform: np.ndarray) -> np.ndarray:
 class CombinationLock(gymnasium.Env[np.ndarray, np.ndarray]):
     """The lock as an environment; `info["is_success"]` says at the end whether it opened."""
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 2}
 
-    def __init__(self, lock: Lock):
-        self.lock, self.horizon = lock, lock.horizon
+    def __init__(self, lock: Lock, render_mode: str | None = None):
+        self.lock, self.horizon, self.render_mode = lock, lock.horizon, render_mode
         self.observation_space = Box(-np.inf, np.inf, (lock.width,), np.float32)
         self.action_space = Box(-LIMIT, LIMIT, (CHOICES,), np.float32)
         self.state, self.at = np.zeros(1, np.int64), 0
@@ -125,6 +125,13 @@ class CombinationLock(gymnasium.Env[np.ndarray, np.ndarray]):
         seen = self.lock.observe(self.state, self.at, self.np_random)[0]
         return seen, float(reward[0]), over, False, {"is_success": float(good[0])} if over else {}
 
+    def render(self) -> np.ndarray:
+        """The chain from left to right: two good rows and the bad one, the present state bright."""
+        picture = np.empty((3, self.horizon + 1, 3), np.uint8)
+        picture[:2], picture[BAD] = (40, 90, 60), (90, 45, 45)
+        picture[self.state[0], self.at] = (250, 220, 80)
+        return picture.repeat(32, 0).repeat(32, 1)
+
     def get_state(self) -> list[int]:
         """State and step: with the random generator, all that decides what comes next."""
         return [int(self.state[0]), self.at]
@@ -133,9 +140,11 @@ class CombinationLock(gymnasium.Env[np.ndarray, np.ndarray]):
         self.state, self.at = np.array(value[:1], np.int64), int(value[1])
 
 
-def combination_lock(horizon: int = 5, combination: int = 0, noise: float = 0.1) -> gymnasium.Env[Any, Any]:
+def combination_lock(
+    horizon: int = 5, combination: int = 0, noise: float = 0.1, render_mode: str | None = None
+) -> gymnasium.Env[Any, Any]:
     """The environment, its observation followed by the step."""
-    return WithStep(CombinationLock(Lock(horizon, combination, noise)))
+    return WithStep(CombinationLock(Lock(horizon, combination, noise), render_mode))
 
 
 def behaviour_data(lock: Lock, episodes: int, seed: int, behaviour: Behaviour = "behaviour") -> Iterator[Episode]:
