@@ -93,8 +93,9 @@ class ControlPlan:
     def unit(self) -> int:
         """The run is a whole number of these many environment steps: a rollout of known length, or one step of every
         copy."""
-        known = isinstance(self.recipe, OnPolicyRecipe) and self.recipe.episodes is None
-        return (self.recipe.horizon if known else 1) * self.recipe.environments
+        r = self.recipe
+        known = r.horizon if isinstance(r, OnPolicyRecipe) and r.episodes is None else 1
+        return known * r.environments
 
     @property
     def stride(self) -> int:
