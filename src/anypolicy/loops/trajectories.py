@@ -77,8 +77,8 @@ class ByTrajectoriesLearner:
                 fill(self.sampler, middle)
                 return {"grad_norm": float(gradient.norm())}
             return self.finish(trail, gradient, None) | {"grad_norm": float(gradient.norm())}
-        product = hessian_product(seen.logp, here, trail.theta - trail.before, seen.weight, seen.trajectory, seen.trajectories,
-                                  curvature_only=s.curvature_only)  # fmt: skip
+        product = hessian_product(seen.logp, here, trail.theta - trail.before, seen.weight, seen.trajectory,
+                                  seen.trajectories, curvature_only=s.curvature_only)  # fmt: skip
         return self.finish(trail, self.ascent.gradient, product) | {"product/norm": float(product.norm())}
 
     def finish(self, trail: Trail, gradient: Tensor, product: Tensor | None) -> dict[str, float]:
