@@ -30,7 +30,7 @@ from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
 
 STRIDE = 1000
-"""Environment steps between two rows of the ledger, rounded down to whole rollouts."""
+"""Environment steps between two rows of the ledger; a rollout that is longer is one row."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,6 @@ class ControlPlan:
         return known * r.environments
 
     @property
-    def stride(self) -> int:
-        """Environment steps between two rows of the ledger."""
-        return max(STRIDE // self.unit, 1) * self.unit
-
-    @property
     def steps(self) -> int:
         """Environment steps of the run: those asked for, rounded up."""
         return -(-self.settings.steps // self.unit) * self.unit
@@ -115,6 +110,11 @@ class ControlPlan:
             if k != "out"
         }
         return {"method": self.method, "knobs": self.knobs, **values}
+
+    def comparable(self) -> dict[str, Any]:
+        """The part of the recipe that must not change between stop and resume."""
+        ignored = ("steps", "trackers", "eval_every", "eval_episodes", "checkpoint_every")
+        return json.loads(json.dumps({k: v for k, v in self.written().items() if k not in ignored}))
 
 
 def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
@@ -252,7 +252,7 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
         world.learner.prepare(world.demos, generator(s.seed, "prepare"))  # type: ignore[attr-defined]
 
     def save(step: int) -> None:
-        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": comparable(p.written())})
+        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": p.comparable()})
 
     def evaluated(step: int) -> dict[str, Any]:
         log, returns = world.evaluate(step)
@@ -276,18 +276,12 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
-        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, p.stride), first, title=p.method,
+        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, STRIDE, p.unit), first, title=p.method,
         trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=evaluated, save=save,
     )  # fmt: skip
     run.save_policy(lambda folder: save_controller(folder, p, world.learner))
     world.environments.close()
     return ControlRun(run.path, run.read(), world.learner, time.monotonic() - began)
-
-
-def comparable(written: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that must not change between stop and resume."""
-    return {k: v for k, v in written.items() if k not in ("steps", "trackers", "eval_every", "checkpoint_every",
-                                                          "eval_episodes")}  # fmt: skip
 
 
 def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
@@ -296,7 +290,7 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
     if folder is None:
         run.truncate_to(0)
         return 0
-    saved, mine = load_checkpoint(folder), json.loads(json.dumps(comparable(p.written())))
+    saved, mine = load_checkpoint(folder), p.comparable()
     if saved.state["recipe"] != mine:
         changed = ", ".join(recipe_differences(saved.state["recipe"], mine))
         raise InputError("recipe.yaml", changed, "these settings differ from the checkpoint's: put them back")

@@ -15,9 +15,9 @@ from rich.progress import Progress as Bar
 class Progress:
     """Shows step, reward, accuracy and the last held-out accuracy of a run."""
 
-    def __init__(self, steps: int, first: int, title: str, *, quiet: bool, stride: int = 1):
+    def __init__(self, steps: int, first: int, title: str, *, quiet: bool):
         self.console = Console(stderr=True, quiet=quiet)
-        self.steps, self.title, self.stride = steps, title, stride
+        self.steps, self.title = steps, title
         self.every = max(steps // 10, 1)
         self.held = ""
         self.bar = Bar(
@@ -38,8 +38,8 @@ class Progress:
         """What is going on between steps."""
         self.bar.update(self.task, news=text)
 
-    def stepped(self, row: dict[str, Any]) -> None:
-        """One more step, or stride of steps."""
+    def stepped(self, row: dict[str, Any], done: int) -> None:
+        """A row of the ledger, after which `done` steps are done."""
         if "accuracy" in row:
             news = f"reward {row['reward/mean']:.3f}  correct {row['accuracy']:.2f}{self.held}"
         elif "episode/return" in row:
@@ -49,8 +49,7 @@ class Progress:
         else:
             losses = (f"{k} {v:.3f}" for k, v in row.items() if k.startswith("loss/"))
             news = "  ".join(losses) + self.held
-        self.bar.update(self.task, advance=self.stride, news=news)
-        done = row["step"] + self.stride
+        self.bar.update(self.task, completed=done, news=news)
         if not self.console.is_terminal and done // self.every > row["step"] // self.every:
             self.console.print(f"{self.title}  step {done}/{self.steps}  {news}", highlight=False)
 

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from anypolicy import catalogue, training
+from anypolicy import catalogue, control, training
 from anypolicy.errors import InputError
 from anypolicy.evidence.claims import Verdict, run_claim
 from anypolicy.evidence.compare import Comparison, compare_runs
@@ -18,7 +18,7 @@ from anypolicy.evidence.report import Block, Figure, Samples, Table, Text, write
 from anypolicy.loops.evaluate import evaluate as evaluate_world
 from anypolicy.progress import counting
 from anypolicy.runs.checkpoint import latest_checkpoint
-from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.directory import RunDirectory, recipe_differences
 
 
 def listing() -> list[dict[str, Any]]:
@@ -169,18 +169,34 @@ def one_run(
     arm: str, seed: int, out: Path, task: str, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]
 ) -> tuple[str, int, list[dict[str, Any]]]:
     """Train, resume or reuse one run of a comparison; its ledger."""
-    p = training.plan(arm, training.Settings(task, seed=seed, out=out, **settings), knobs_of(arm, knobs))
+    p = planned(arm, task, knobs, settings | {"seed": seed, "out": out})
     if (out / "recipe.yaml").exists():
         with RunDirectory.open(out, lock=False) as known:
-            changed = training.differences(p, known.recipe())
+            mine, theirs = p.comparable(), known.recipe()
+        changed = recipe_differences({k: theirs.get(k) for k in mine}, mine)
         if changed:
             raise InputError(
                 "out", str(out), f"a run with other settings is there ({', '.join(changed)}): choose another"
             )
-        run = training.resume(out, steps=p.settings.steps, quiet=True)
+        resume = control.resume if isinstance(p, control.ControlPlan) else training.resume
+        run = resume(out, steps=p.settings.steps, quiet=True)
     else:
-        run = training.start(p, quiet=True)
+        run = control.start(p, quiet=True) if isinstance(p, control.ControlPlan) else training.start(p, quiet=True)
     return arm, seed, run.rows
+
+
+def planned(
+    arm: str, task: str, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]
+) -> training.Plan | control.ControlPlan:
+    """The plan of an arm, whatever it trains."""
+    if trains_controller(arm):
+        return control.plan(arm, control.ControlSettings(task, **settings), knobs.get(arm))
+    return training.plan(arm, training.Settings(task, **settings), knobs_of(arm, knobs))
+
+
+def trains_controller(arm: str) -> bool:
+    known = catalogue.methods(None).get(arm)
+    return known is not None and known.trains == "controller"
 
 
 def compare(
@@ -191,14 +207,15 @@ def compare(
 
     Runs are kept under `out`; a comparison that was killed goes on where it was. `metric` is a name of the evaluation
     rows, larger is better; by default held-out accuracy, without a verifier the mean log-probability of the held-out
-    reference responses, or the task's own probe where there is no held-out split.
+    reference responses, or the task's own probe where there is no held-out split; of controllers the share of
+    successful episodes, or the mean return.
     """
     if len(methods) < 2 or len(set(methods)) < len(methods):
         raise InputError("methods", methods, "name at least two different methods")
     if seeds < 2:
         raise InputError("seeds", seeds, "a comparison needs at least 2 seeds")
     for arm in methods:
-        training.plan(arm, training.Settings(task, **settings), knobs_of(arm, knobs or {}))
+        planned(arm, task, knobs or {}, settings)
     folder = Path(out or Path("runs") / f"compare-{'-'.join(methods)}-{task}"[:150].replace("/", "-").replace(":", "-"))
     jobs = [
         (arm, seed, folder / arm / f"seed-{seed}", task, knobs or {}, settings)
@@ -230,7 +247,9 @@ def summarise(
     """Final values, curves and cost of every arm, judged, and the report written."""
     some = next(iter(next(iter(ledgers.values())).values()))
     names = [k for k in some[-1] if k.startswith(("eval/", "probe/")) and k != "eval/perplexity"]
-    metric = metric or next((k for k in ("eval/accuracy", "eval/logp") if k in names), "probe/success")
+    unit = "steps" if "eval/return" in names else "tokens"
+    known = ("eval/accuracy", "eval/logp", "eval/success", "eval/return")
+    metric = metric or next((k for k in known if k in names), "probe/success")
     if metric not in names:
         raise InputError("metric", metric, f"the evaluations have {', '.join(names)}", choices=names)
     final: dict[str, dict[int, float]] = {}
@@ -239,10 +258,13 @@ def summarise(
     for arm, runs in ledgers.items():
         evaluations = {seed: [r for r in rows if r.get("event") == "eval"] for seed, rows in runs.items()}
         final[arm] = {seed: rows[-1][metric] for seed, rows in evaluations.items()}
-        cost[arm] = {seed: sum(r.get("tokens/generated", 0) for r in rows) for seed, rows in runs.items()}
+        cost[arm] = {
+            seed: rows[-1]["step"] if unit == "steps" else sum(r.get("tokens/generated", 0) for r in rows)
+            for seed, rows in runs.items()
+        }
         steps = [r["step"] for r in next(iter(evaluations.values()))]
         curves.append(Curve(arm, steps, [[r[metric] for r in rows] for rows in evaluations.values()]))
-    comparison = compare_runs(final, curves=curves, costs=cost, metric=metric, task=task)
+    comparison = compare_runs(final, curves=curves, costs=cost, metric=metric, task=task, unit=unit)
     comparison.report(folder / "report.html")
     save_curves(folder / "curves.svg", curves, y=metric, title=f"{task}, {len(next(iter(final.values())))} seeds")
     return comparison

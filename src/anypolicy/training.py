@@ -131,6 +131,11 @@ class Plan:
         }
         return {"method": self.composition.spec, "knobs": self.composition.knobs, **settings}
 
+    def comparable(self) -> dict[str, Any]:
+        """The part of the recipe that must not change between stop and resume."""
+        ignored = ("steps", "trackers", "eval_every", "checkpoint_every")
+        return {k: v for k, v in self.written().items() if k not in ignored}
+
 
 def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | None = None) -> Plan:
     """Resolve names, defaults and suggestions; every error that can be known now is raised now."""
@@ -299,7 +304,7 @@ def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
     s, began = p.settings, time.monotonic()
     loop = group_loop(p, world)
     first = restore(p, run, loop)
-    digest = {"digest": recipe_digest(comparable(p)), "recipe": comparable(p)}
+    digest = {"digest": recipe_digest(p.comparable()), "recipe": p.comparable()}
 
     def save(step: int) -> None:
         save_checkpoint(run.path, step, {"optimiser": loop.updater.tensors()}, digest | {"loop": loop.state()})
@@ -318,17 +323,6 @@ def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
     return Run(run.path, run.read(), world.policy, time.monotonic() - began)
 
 
-def comparable(p: Plan) -> dict[str, Any]:
-    """The part of a recipe that must not change between stop and resume."""
-    return {k: v for k, v in p.written().items() if k not in ("steps", "trackers", "eval_every", "checkpoint_every")}
-
-
-def differences(p: Plan, written: dict[str, Any]) -> list[str]:
-    """Settings in which a plan and a written recipe would give other numbers."""
-    mine = comparable(p)
-    return recipe_differences({k: written.get(k) for k in mine}, mine)
-
-
 def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> int:
     """Load the newest checkpoint into the loop, if there is one, and cut the ledger to it; the step to begin with."""
     folder = latest_checkpoint(run.path)
@@ -344,8 +338,8 @@ def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> int:
 def load_into(p: Plan, folder: Path, loop: GroupLoop) -> int:
     """Put a checkpoint into the loop; the step it was taken at."""
     saved = load_checkpoint(folder)
-    if recipe_digest(comparable(p)) != saved.state["digest"]:
-        changed = recipe_differences(saved.state["recipe"], comparable(p))
+    if recipe_digest(p.comparable()) != saved.state["digest"]:
+        changed = recipe_differences(saved.state["recipe"], p.comparable())
         raise InputError(
             "recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back"
         )

@@ -68,9 +68,8 @@ def arrays(data: Any) -> dict[str, str]:
     """Every array of MuJoCo's data whose size the model fixes: positions, velocities, warm start, and what was derived
     from them in the last substep (some environments read it before the next). Those that grow with contacts are empty
     in new data; every step computes them again."""
-    import mujoco
-
-    new, out = mujoco.MjData(data.model), dict[str, str]()
+    new: Any = type(data)(data.model)
+    out: dict[str, str] = {}
     for name in dir(data):
         value = None if name.startswith("_") else getattr(data, name, None)
         if isinstance(value, np.ndarray) and value.size and value.shape == getattr(new, name).shape:

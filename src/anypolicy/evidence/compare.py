@@ -15,7 +15,7 @@ from anypolicy.evidence.stats import Interval, bootstrap, improvement_interval, 
 
 @dataclass(frozen=True)
 class Arm:
-    """One method's final values by seed, their interquartile mean and its mean cost in generated tokens."""
+    """One method's final values by seed, their interquartile mean and its mean cost."""
 
     name: str
     values: dict[int, float]
@@ -45,13 +45,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome of a comparison. `winner` is None where the evidence does not name one."""
+    """The outcome of a comparison. `winner` is None where the evidence does not name one; cost is in `unit`s."""
 
     task: str
     metric: str
     arms: list[Arm]
     differences: list[Difference]
     curves: list[Curve]
+    unit: str = "tokens"
 
     @property
     def winner(self) -> str | None:
@@ -62,7 +63,7 @@ class Comparison:
         out: list[str] = []
         cost = {a.name: a.cost for a in self.arms}
         for d in self.differences:
-            ratio = f", at {cost[d.best] / cost[d.other]:.2f}× the tokens" if cost[d.other] else ""
+            ratio = f", at {cost[d.best] / cost[d.other]:.2f}× the {self.unit}" if cost[d.other] else ""
             what = f"by {d.difference}, probability of improvement {d.probability}{ratio}"
             if d.decided:
                 out.append(f"{d.best} better than {d.other} {what}")
@@ -79,7 +80,7 @@ class Comparison:
         width = max(len(a.name) for a in self.arms)
         seeds = len(self.arms[0].values)
         lines = [f"{self.metric} on {self.task}, {seeds} seeds, interquartile mean [95 % stratified bootstrap]"]
-        lines += [f"  {a.name:<{width}}  {a.middle}  {a.cost:,.0f} tokens" for a in self.arms]
+        lines += [f"  {a.name:<{width}}  {a.middle}  {a.cost:,.0f} {self.unit}" for a in self.arms]
         return "\n".join([*lines, *self.sentences()])
 
     def plot(self):
@@ -104,7 +105,7 @@ class Comparison:
                 Figure("Probability of improvement", interval_dots(chance, x="P(a run is better)", mark=0.5)),
                 Table(
                     "Every run",
-                    ["method", *(f"seed {s}" for s in seeds), "generated tokens"],
+                    ["method", *(f"seed {s}" for s in seeds), self.unit],
                     [[a.name, *(f"{a.values[s]:.4f}" for s in seeds), f"{a.cost:,.0f}"] for a in self.arms],
                 ),
                 Text(["A winner is named only where the t interval of the paired differences leaves out 0, with 95 % "
@@ -117,7 +118,7 @@ class Comparison:
 
 def compare_runs(
     final: dict[str, dict[int, float]], *, curves: Sequence[Curve], costs: dict[str, dict[int, float]], metric: str,
-    task: str,
+    task: str, unit: str = "tokens",
 ) -> Comparison:  # fmt: skip
     """Judge final values (arm → seed → value) of runs paired by seed; larger is better."""
     arms = []
@@ -136,4 +137,4 @@ def compare_runs(
         chance = improvement_interval(np.array(x)[:, None], np.array(y)[:, None])
         differences.append(Difference(best.name, other.name, mean_interval(gaps, level), chance, more, len(gaps)))
     order = [a.name for a in arms]
-    return Comparison(task, metric, arms, differences, sorted(curves, key=lambda c: order.index(c.name)))
+    return Comparison(task, metric, arms, differences, sorted(curves, key=lambda c: order.index(c.name)), unit)

@@ -17,16 +17,25 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run of `steps`, `stride` at a time; `eval_every` and `checkpoint_every` are 0 for only where they must be."""
+    """A run of `steps`, a row of the ledger every `stride`; evaluations and checkpoints where they are due (0: only
+    where they must be). All are rounded up to whole `unit`s."""
 
     steps: int
     eval_every: int
     checkpoint_every: int
     stride: int = 1
+    unit: int = 1
+
+    def after(self, step: int) -> int:
+        """The next step at which there is something to do."""
+        marks = [
+            (step // every + 1) * every for every in (self.stride, self.eval_every, self.checkpoint_every) if every
+        ]
+        return step - (step - min(*marks, self.steps)) // self.unit * self.unit
 
     def due(self, step: int, every: int) -> bool:
-        """Whether a multiple of `every` lies in the stride that ends at `step`."""
-        return bool(every) and step // every > (step - self.stride) // every
+        """Whether a multiple of `every` was reached in the unit that ends at `step`."""
+        return bool(every) and step // every > (step - self.unit) // every
 
 
 def drive(
@@ -37,7 +46,7 @@ def drive(
     evaluation, `save(step)` writes a checkpoint. An exception in the middle leaves the last checkpoint as it is."""
     s = schedule
     with ExitStack() as ending:
-        bar = ending.enter_context(Progress(s.steps, first, title, quiet=quiet, stride=s.stride))
+        bar = ending.enter_context(Progress(s.steps, first, title, quiet=quiet))
         copies = make_trackers(trackers, run.path, written, first, ending)
 
         def log(row: Row) -> None:
@@ -57,8 +66,8 @@ def drive(
                 bar.evaluated(row)
             if last:
                 return
-            tick, stride = time.monotonic(), min(s.stride, s.steps - step)
-            log(row := {"step": step, **learn(stride)})
-            run.append_timing({"step": step, "seconds": time.monotonic() - tick})
-            bar.stepped(row)
-            step += stride
+            tick, before = time.monotonic(), step
+            step = s.after(step)
+            log(row := {"step": before, **learn(step - before)})
+            run.append_timing({"step": before, "seconds": time.monotonic() - tick})
+            bar.stepped(row, step)

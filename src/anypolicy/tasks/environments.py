@@ -21,6 +21,8 @@ PLUGINS = {"minigrid": "minigrid", "gymnasium-robotics": "gymnasium_robotics"}
 """Packages that register environments when they are imported."""
 TESTBEDS: dict[str, tuple[str, str]] = {
     "linear-quadratic": ("anypolicy.tasks.linear_quadratic", "LinearQuadratic"),
+    "two-step-tree": ("anypolicy.tasks.sampling", "two_step_tree"),
+    "grid": ("anypolicy.tasks.sampling", "grid"),
 }
 """Name → (module, function) of environments of our own."""
 UNSEEN = "achieved_goal"

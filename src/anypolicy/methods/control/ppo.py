@@ -22,7 +22,6 @@ Differs: our choice comes first.
                    at the rate that the longer run would have there
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,7 +33,9 @@ from torch.optim import Adam, Optimizer
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
+from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OnPolicyRecipe
+from anypolicy.loops.passes import means, passes
 from anypolicy.parts.kl import kl
 from anypolicy.parts.surrogate import clip_active, clipped, clipped_value_loss
 from anypolicy.parts.td import generalised_advantage
@@ -89,12 +90,13 @@ class ProximalPolicyLearner:
         s, rng = settings, torch.Generator().manual_seed(seed)
         self.settings, self.total = s, 0
         self.actor = actor_for(space.observations, space.actions, space.discrete, s.hidden, rng)
-        self.critic = value_function(space, s, rng)
+        self.critic = MLP([space.observations, *s.hidden, 1], rng, activation="tanh", init="orthogonal")
         self.moments, self.scale, self.seen = RunningMoments(space.observations), ReturnScale(s.discount), Counter()
         self.modules: dict[str, nn.Module] = {
             "actor": self.actor, "critic": self.critic, "moments": self.moments, "scale": self.scale, "seen": self.seen,
         }  # fmt: skip
-        self.optimisers = {"optimiser": optimiser_of(self.actor, self.critic, s.lr)}
+        both = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimisers = {"optimiser": Adam(both, lr=s.lr, eps=1e-5, fused=True)}
 
     def budget(self, steps: int) -> None:
         self.total = steps
@@ -119,16 +121,6 @@ class ProximalPolicyLearner:
         self.moments.take(rollout.observation)
         self.seen.steps += rollout.reward.numel()
         return log
-
-
-def value_function(space: Space, s: ProximalPolicy, generator: torch.Generator) -> MLP:
-    """V(s), its last layer with gain 1."""
-    return MLP([space.observations, *s.hidden, 1], generator, activation="tanh", init="orthogonal", last_gain=1.0)
-
-
-def optimiser_of(actor: Actor, critic: MLP, lr: float) -> Adam:
-    """One Adam over both, so that the gradient is clipped over both."""
-    return Adam([*actor.parameters(), *critic.parameters()], lr=lr, eps=1e-5, fused=True)
 
 
 def anneal(optimiser: Optimizer, s: ProximalPolicy, seen: int, total: int) -> None:
@@ -171,25 +163,23 @@ def fit(
     actor: Actor, critic: MLP, optimiser: Optimizer, data: Samples, s: ProximalPolicy, parts: int,
     generator: torch.Generator,
 ) -> dict[str, float]:  # fmt: skip
-    """Epochs over shuffled data in `parts` mini-batches (of two rows at least)."""
-    logs: defaultdict[str, list[Tensor]] = defaultdict(list)
-    parameters, n = optimiser.param_groups[0]["params"], len(data.advantage)
-    for _ in range(s.epochs):
-        for rows in torch.randperm(n, generator=generator).tensor_split(max(min(parts, n // 2), 1)):
-            loss, log = surrogate(actor, critic, data.select(rows), s)
-            optimiser.zero_grad()
-            loss.backward()
-            log["grad_norm"] = nn.utils.clip_grad_norm_(parameters, s.grad_clip)
-            optimiser.step()
-            for name, value in log.items():
-                logs[name].append(value.detach())
-        if s.target_kl is not None and float(logs["kl/k3"][-1]) > s.target_kl:
-            break
-    out = {name: float(torch.stack(values).mean()) for name, values in logs.items()}
-    spread = (data.advantage + data.value).var(correction=0)
+    """The passes, in `parts` mini-batches of two rows at least."""
+    rows = len(data.value)
+    log, _ = passes(
+        lambda part: surrogate(actor, critic, data.select(part), s), rows, optimiser, generator, epochs=s.epochs,
+        parts=max(min(parts, rows // 2), 1), grad_clip=s.grad_clip, after=("kl/k3", s.target_kl),
+    )  # fmt: skip
+    out, spread = means(log) | {"lr": optimiser.param_groups[0]["lr"]}, (data.advantage + data.value).var(correction=0)
     if spread > 0:
         out["value/explained"] = 1 - float(data.advantage.var(correction=0) / spread)
-    return out | {"lr": optimiser.param_groups[0]["lr"]}
+    return out
+
+
+def at_least(least: int, **settings: int) -> None:
+    """Refuse smaller settings."""
+    for name, value in settings.items():
+        if value < least:
+            raise InputError(name, value, f"use at least {least}")
 
 
 @method(
@@ -202,35 +192,20 @@ def fit(
         changes=(),
         composes_with="any environment, with a box of actions or with choices",
         claim="one set of settings learns continuous control as fast as methods that need a trust region",
-        metrics={
-            "kl/k3": "mean ρ − 1 − ln ρ over the passes: an estimate of the divergence from the policy that acted",
-            "value/explained": "1 − var(return − V)/var(return) before the update",
-        },
     ),
     slug="ppo-control",
     trains="controller",
 )
 def ppo_control(
-    hidden: tuple[int, ...] = (64, 64),
-    lr: float = 3e-4,
-    anneal: bool = True,
-    discount: float = 0.99,
-    lam: float = 0.95,
-    horizon: int = 2048,
-    environments: int = 1,
-    minibatches: int = 32,
-    epochs: int = 10,
-    clip: float = 0.2,
-    clip_value: bool = True,
-    value_weight: float = 0.5,
-    entropy_weight: float = 0.0,
-    grad_clip: float = 0.5,
-    target_kl: float | None = None,
-    normalise_advantage: bool = True,
-    normalise_observation: bool = True,
-    normalise_reward: bool = True,
-) -> OnPolicyRecipe:
+    hidden: tuple[int, ...] = (64, 64), lr: float = 3e-4, anneal: bool = True, discount: float = 0.99,
+    lam: float = 0.95, horizon: int = 2048, environments: int = 1, minibatches: int = 32, epochs: int = 10,
+    clip: float = 0.2, clip_value: bool = True, value_weight: float = 0.5, entropy_weight: float = 0.0,
+    grad_clip: float = 0.5, target_kl: float | None = None, normalise_advantage: bool = True,
+    normalise_observation: bool = True, normalise_reward: bool = True,
+) -> OnPolicyRecipe:  # fmt: skip
     """Ten epochs of 32 mini-batches over 2,048 steps, everything normalised."""
+    at_least(2, horizon=horizon)
+    at_least(1, environments=environments, minibatches=minibatches)
     learner = ProximalPolicy(
         hidden, lr, anneal, discount, lam, minibatches, epochs, clip, clip_value, value_weight, entropy_weight,
         grad_clip, target_kl, normalise_advantage, normalise_observation, normalise_reward,

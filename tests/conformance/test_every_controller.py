@@ -1,0 +1,164 @@
+"""One suite for every controller of the catalogue. A new method file is tested by being there."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from anypolicy import catalogue, control
+from anypolicy.data.demonstrations import Episode, save_episodes
+from anypolicy.data.transitions import Transitions
+from anypolicy.loops.control import OffPolicyRecipe, tensors_of
+from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
+from anypolicy.runs.metrics import documented
+from anypolicy.tasks.environments import load_environment
+
+METHODS = sorted(slug for slug, m in catalogue.methods(None).items() if m.trains == "controller")
+SMALL = {"hidden": (16, 16), "warmup": 20, "batch": 8, "updates": 2, "horizon": 32, "capacity": 1000, "epochs": 2,
+         "collect": 16, "anneal": False}  # fmt: skip
+"""Settings that make a method small, where it has them; a rate that falls over the run would make of a run that is made
+longer another one."""
+
+
+@pytest.fixture(scope="session")
+def demonstrations(tmp_path_factory):
+    """Episodes of random actions in Pendulum, as a file."""
+    task = load_environment("gym/Pendulum-v1")
+    rng, episodes = np.random.default_rng(0), []
+    for seed in range(4):
+        env = task.make()
+        seen, acted, rewards = [env.reset(seed=seed)[0]], [], []
+        for _ in range(60):
+            action = rng.uniform(-1, 1, 1).astype(np.float32)
+            observation, reward, *_ = env.step(2 * action)
+            seen.append(observation)
+            acted.append(action)
+            rewards.append(reward)
+        n = len(rewards)
+        episodes.append(Episode(torch.tensor(np.array(seen), dtype=torch.float32), torch.tensor(np.array(acted)),
+                                torch.tensor(rewards, dtype=torch.float32), torch.zeros(n), torch.zeros(n)))  # fmt: skip
+    path = tmp_path_factory.mktemp("demos") / "demos.safetensors"
+    save_episodes(path, episodes)
+    return str(path)
+
+
+def settings_of(slug, demonstrations):
+    """Knobs and settings of a small run."""
+    m = catalogue.get(slug, "controller")
+    knobs = {k: v for k, v in SMALL.items() if k in m.knobs} | dict(SMALL_KNOBS.get(slug, {}))
+    recipe = m.build(**knobs)
+    needs = recipe.needs_offline or getattr(recipe, "offline_share", 0) > 0
+    return knobs, {"task": TASKS.get(slug, "gym/Pendulum-v1"), "trackers": (), "eval_episodes": 1,
+                   **({"demos": demonstrations} if needs else {})}  # fmt: skip
+
+
+TASKS: dict[str, str] = {}
+"""A method's own test-bed, where it cannot learn in Pendulum."""
+SMALL_KNOBS: dict[str, dict] = {}
+"""Further settings that make a method small."""
+
+
+def trained(slug, out, steps, demonstrations, **more):
+    knobs, settings = settings_of(slug, demonstrations)
+    return control.train_controller(slug, knobs=knobs, steps=steps, out=out, quiet=True, **(settings | more))
+
+
+def content(run):
+    """Everything a run leaves that must not depend on when it was stopped."""
+    saved = load_checkpoint(latest_checkpoint(run.path))
+    return run.rows, {k: {n: t.numpy().tobytes() for n, t in v.items()} for k, v in saved.tensors.items()}
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_card_and_header_are_complete(slug):
+    m = catalogue.get(slug, "controller")
+    for name in ("title", "paper", "idea", "composes_with", "claim"):
+        assert getattr(m.card, name)
+    assert m.card.family == "control"
+    for word in ("Paper:", "Idea:", "Changes:", "Silent:", "Differs:"):
+        assert word in m.header
+    assert (m.build.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_a_run_logs_documented_finite_numbers_and_learns_something(slug, tmp_path, demonstrations):
+    run = trained(slug, tmp_path / "run", 96, demonstrations)
+    more = catalogue.get(slug, "controller").card.metrics
+    for row in run.rows:
+        numbers = {k: v for k, v in row.items() if k != "event"}
+        assert [name for name in numbers if not documented(name, more)] == []
+        assert np.isfinite(list(numbers.values())).all()
+    knobs, settings = settings_of(slug, demonstrations)
+    fresh = control.World(control.plan(slug, control.ControlSettings(**settings), knobs)).learner
+    before, after = tensors_of(fresh), tensors_of(run.learner)
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    assert "eval/return" in run.evaluations()[-1]
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_a_run_in_two_parts_is_the_whole_run(slug, tmp_path, demonstrations):
+    whole = trained(slug, tmp_path / "whole", 128, demonstrations, eval_every=64, checkpoint_every=64)
+    trained(slug, tmp_path / "part", 64, demonstrations, eval_every=64, checkpoint_every=64)
+    part = control.resume(tmp_path / "part", steps=128, quiet=True)
+    a, b = content(whole), content(part)
+    assert [r for r in a[0] if "event" in r] == [r for r in b[0] if "event" in r]
+    assert a[1] == b[1]
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_same_seed_same_bits_other_seed_other_bits(slug, tmp_path, demonstrations):
+    runs = [content(trained(slug, tmp_path / f"{i}", 64, demonstrations, seed=s)) for i, s in enumerate((3, 3, 4))]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_the_saved_controller_acts_as_the_trained_one(slug, tmp_path, demonstrations):
+    run = trained(slug, tmp_path / "run", 64, demonstrations)
+    loaded, task = control.load_controller(run.path / "policy")
+    assert json.loads((run.path / "policy" / "config.json").read_text())["method"] == slug
+    seen = torch.randn(5, task.space.observations, generator=torch.Generator().manual_seed(0))
+    acts = []
+    for learner in (run.learner, loaded):
+        observe = getattr(learner, "observe", lambda x: x)
+        rng = torch.Generator().manual_seed(1)
+        acts.append(learner.act(observe(seen), rng, explore=False).executed)
+    assert torch.equal(*acts)
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_truncation_bootstraps_and_termination_does_not(slug, demonstrations):
+    knobs, settings = settings_of(slug, demonstrations)
+    p = control.plan(slug, control.ControlSettings(**settings), knobs)
+    if not isinstance(p.recipe, OffPolicyRecipe):
+        return
+    world = control.World(p)
+    if hasattr(world.learner, "prepare"):
+        world.learner.prepare(world.demos, torch.Generator().manual_seed(0))
+    start = {k: v.clone() for k, v in tensors_of(world.learner).items()}
+    width = world.loop.replay.observations
+    rng = torch.Generator().manual_seed(0)
+    n, zeros = 8, torch.zeros(8)
+    seen, later = (torch.randn(n, width, generator=rng) for _ in range(2))
+    action = torch.rand(n, p.task.space.action_width, generator=rng) * 2 - 1
+    base = Transitions(seen, action, torch.randn(n, generator=rng), later, zeros, zeros, zeros + 0.9)
+
+    def after(t):
+        """Weights of the critics after one update from the same start with the same noise."""
+        from anypolicy.loops.control import load_tensors
+
+        load_tensors(world.learner, start)
+        world.learner.update([t] * p.recipe.updates, torch.Generator().manual_seed(5))
+        return {k: v for k, v in tensors_of(world.learner).items() if "critic" in k and "optimiser" not in k}
+
+    def same(a, b):
+        return all(torch.equal(a[k], b[k]) for k in a)
+
+    plain = after(base)
+    assert plain, "a critic's module has 'critic' in its name"
+    assert same(plain, after(dataclasses.replace(base, truncated=zeros + 1)))
+    over = after(dataclasses.replace(base, terminated=zeros + 1))
+    assert not same(plain, over)
+    assert same(over, after(dataclasses.replace(base, terminated=zeros + 1, next_observation=later + 1)))
