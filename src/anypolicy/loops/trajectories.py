@@ -1,7 +1,7 @@
 """The learner of policy gradients by whole trajectories: ψ and gradients here, what becomes of them in an estimator.
 
-One iteration: roll out at the estimator's point for the gradient; if it asks for a Hessian-vector product, roll out again
-at its point for that; then the step. θ_t stays in the actor, the temporary parameters are the sampler's."""
+One iteration: roll out at the estimator's point for the gradient; if it asks for a Hessian-vector product, roll out
+again at its point for that; then the step. θ_t stays in the actor, the temporary parameters are the sampler's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from anypolicy.policies.actors import CategoricalActor, GaussianActor
 from anypolicy.tasks.environments import Space
 
 RIDGE = 1.0
-"""Added to the diagonal of a linear baseline's normal equations: a few short episodes decide nothing about late steps."""
+"""Added to the diagonal of a linear baseline's normal equations: short episodes decide nothing about late steps."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ class ByTrajectoriesLearner:
         s, trail, here = self.settings, self.ascent.trail(flat(self.actor)), flat(self.sampler)
         seen = self.weigh(batches[0])
         if not self.ascent.waiting:
-            gradient = score_gradient(seen.logp, here, seen.weight, seen.count)
+            gradient = score_gradient(seen.logp, here, seen.weight, seen.trajectories)
             middle = s.estimator.product_at(trail, torch.rand(1, generator=generator))
             if middle is not None:
                 self.ascent.wait(gradient)
                 fill(self.sampler, middle)
                 return {"grad_norm": float(gradient.norm())}
             return self.finish(trail, gradient, None) | {"grad_norm": float(gradient.norm())}
-        product = hessian_product(seen.logp, here, trail.theta - trail.before, seen.weight, seen.trajectory, seen.count,
-                                  curvature_only=s.curvature_only)  # fmt: skip
+        product = hessian_product(seen.logp, here, trail.theta - trail.before, seen.weight, seen.trajectory,
+                                  seen.trajectories, curvature_only=s.curvature_only)  # fmt: skip
         return self.finish(trail, self.ascent.gradient, product) | {"product/norm": float(product.norm())}
 
     def finish(self, trail: Trail, gradient: Tensor, product: Tensor | None) -> dict[str, float]:
@@ -115,7 +115,7 @@ class Seen(NamedTuple):
     logp: LogProbabilities
     weight: Float[Tensor, " steps"]
     trajectory: Int[Tensor, " steps"]
-    count: int
+    trajectories: int
 
 
 class Ascent(nn.Module):

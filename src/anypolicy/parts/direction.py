@@ -1,8 +1,8 @@
 """From noisy gradients to steps of an ascent: where to take a gradient, how to average it, how far to go.
 
-An estimator knows nothing of where gradients come from. At iteration t it says where to take one, where (if anywhere) to
-take the product of the Hessian with θ_t − θ_{t−1}, and what direction d_t follows from them. All functions work on the
-last dimension: rows before it are independent ascents."""
+An estimator knows nothing of where gradients come from. At iteration t it says where to take one, where (if anywhere)
+to take the product of the Hessian with θ_t − θ_{t−1}, and what direction d_t follows from them. All functions work on
+the last dimension: rows before it are independent ascents."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class Momentum:
 
 @dataclass(frozen=True)
 class Step:
-    """θ_{t+1} = θ_t + γ_t d_t/‖d_t‖, or + γ_t d_t without `normalised`; γ_t = γ₀ (2/(t + 2))^power. The norm is over all
-    parameters; where d_t = 0 nothing moves."""
+    """θ_{t+1} = θ_t + γ_t d_t/‖d_t‖, or + γ_t d_t without `normalised`; γ_t = γ₀ (2/(t + 2))^power. The norm is over
+    all parameters; where d_t = 0 nothing moves."""
 
     gamma0: float
     power: float = 1.0

@@ -1,8 +1,8 @@
 """Score-function gradients of whole trajectories and products with their Hessians.
 
 For trajectories i of n, Φ_i(θ) = Σ_t ψ_t ln π_θ(a_t|s_t) with weights ψ_t that carry no gradient, and
-ln p_i(θ) = Σ_t ln π_θ(a_t|s_t) up to what does not depend on θ. Steps of all trajectories lie in one row; `trajectory` says whose
-they are. Sums are over time, means over trajectories."""
+ln p_i(θ) = Σ_t ln π_θ(a_t|s_t) up to what does not depend on θ. Steps of all trajectories lie in one row; `trajectory`
+says whose they are. Sums are over time, means over trajectories."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd import grad
 
 LogProbabilities = Callable[[Tensor], Tensor]
 """θ → ln π_θ(a_t|s_t) of every step, from states and actions that stay as they are"""
@@ -28,7 +29,9 @@ def score_gradient(
     logp: LogProbabilities, theta: Float[Tensor, " parameters"], weight: Float[Tensor, " steps"], trajectories: int
 ) -> Float[Tensor, " parameters"]:
     """g = 1/n Σ_i ∇Φ_i(θ) (GPOMDP with ψ_t = Σ_{h≥t} γʰ r_h − b_t)."""
-    return torch.func.grad(lambda x: (weight.detach() * logp(x)).sum() / trajectories)(theta)
+    with torch.enable_grad():
+        x = theta.detach().requires_grad_()
+        return grad((weight.detach() * logp(x)).sum() / trajectories, x)[0]
 
 
 def hessian_product(
@@ -40,15 +43,15 @@ def hessian_product(
     factors of the first term come from the same trajectory and are multiplied before anything is averaged.
     `curvature_only` leaves that term out: biased, but of little variance.
 
-    One backward pass through ln π and its slope along v: the gradient of Σ_t ψ_t (∂_v ln π_t + s_i ln π_t) with
-    s_i = ∇ln p_iᵀ v held fixed."""
-
-    def along(x: Tensor) -> Tensor:
-        value, slope = torch.func.jvp(logp, (x,), (vector,))
-        if curvature_only:
-            return (weight.detach() * slope).sum() / trajectories
-        fixed = slope.detach()
-        whole = torch.zeros(trajectories, dtype=fixed.dtype).index_add(0, trajectory, fixed)
-        return (weight.detach() * (slope + whole[trajectory] * value)).sum() / trajectories
-
-    return torch.func.grad(along)(theta)
+    s = (∇ln p_iᵀ v)_i comes from the derivative of u ↦ (Σ_t u_t ∇ln π_t)ᵀ v at any u; the product is the gradient of
+    (Σ_t ψ_t ∇ln π_t)ᵀ v + Σ_t ψ_t s_i ln π_t with s held fixed."""
+    with torch.enable_grad():
+        x = theta.detach().requires_grad_()
+        value, factor = logp(x), weight.detach().to(theta.dtype).requires_grad_()
+        along = grad(value, x, factor, create_graph=True)[0] @ vector.detach()
+        total = along
+        if not curvature_only:
+            slope = grad(along, factor, retain_graph=True)[0]
+            whole = torch.zeros(trajectories, dtype=slope.dtype).index_add(0, trajectory, slope)
+            total = along + (factor.detach() * whole[trajectory] * value).sum()
+        return grad(total / trajectories, x)[0]

@@ -35,7 +35,7 @@ def value(theta: Float[Tensor, "*runs 2"]) -> Float[Tensor, "*runs"]:
     return total
 
 
-def optimum(steps: int = 20) -> Float[Tensor, 2]:
+def optimum(steps: int = 20) -> Float[Tensor, " parameters"]:
     """θ* by Newton's method from 0."""
     theta = torch.zeros(2, dtype=torch.float64)
     for _ in range(steps):
@@ -101,7 +101,9 @@ class Oracle:
         return n * product.view_as(theta)
 
 
-def mean_returns(theta: Float[Tensor, 2], rollouts: int, generator: torch.Generator) -> Float[Tensor, " steps"]:
+def mean_returns(
+    theta: Float[Tensor, " parameters"], rollouts: int, generator: torch.Generator
+) -> Float[Tensor, " steps"]:
     """Σ_{h≥t} γʰ r_h, averaged over rollouts: a fixed baseline."""
     return sample(theta.expand(rollouts, 2), generator).returns().mean(0)
 

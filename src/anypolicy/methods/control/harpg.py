@@ -1,9 +1,9 @@
 """(N-)HARPG: Hessian-aided recursive policy gradient, normalised or not.
 
 Paper: arXiv 2302.01734 (ICML 2023), the second of its two algorithms.
-Idea: correct the average of past gradients by how the gradient has changed since: ∇J(θ_t) − ∇J(θ_{t−1}) is the integral of
-∇²J (θ_t − θ_{t−1}) along the way, and one trajectory sampled at a random point of the way estimates it without
-importance weights.
+Idea: correct the average of past gradients by how the gradient has changed since: ∇J(θ_t) − ∇J(θ_{t−1}) is the
+integral of ∇²J (θ_t − θ_{t−1}) along the way, and one trajectory sampled at a random point of the way estimates it
+without importance weights.
 Changes: a second trajectory for the Hessian-vector product, the direction, the step.
 Silent: the baseline at a batch of one; it is that of N-PG-IGT, whose header says more on γʰ and where returns end. At
 t = 0 nothing has moved, and where η_t = 1 the correction has no weight: no second trajectory is sampled then.
@@ -34,7 +34,8 @@ def between(
 
 @dataclass(frozen=True)
 class HessianAided:
-    """d_t = (1 − η_t)(d_{t−1} + v_t) + η_t g(θ_t), v_t = B(τ̂, θ̂_t)(θ_t − θ_{t−1}), η_t = min(1, η₀ (2/(t + 2))^power)."""
+    """d_t = (1 − η_t)(d_{t−1} + v_t) + η_t g(θ_t), v_t = B(τ̂, θ̂_t)(θ_t − θ_{t−1}),
+    η_t = min(1, η₀ (2/(t + 2))^power)."""
 
     eta0: float = 1.0
     power: float = 1.0
@@ -84,8 +85,8 @@ def harpg(
     memory: float = 0.9,
     hidden: tuple[int, ...] | None = None,
 ) -> OnPolicyRecipe:
-    """Two trajectories (of each copy of the environment) a step; γ_t = γ₀ 2/(t + 2), or γ₀ (2/(t + 2))^½ where steps are
-    not `normalised`."""
+    """Two trajectories (of each copy of the environment) a step; γ_t = γ₀ 2/(t + 2), or γ₀ (2/(t + 2))^½ where steps
+    are not `normalised`."""
     checked(gamma0=gamma0, eta0=eta0, batch=batch, horizon=horizon)
     step = Step(gamma0, 1.0 if normalised else 1 / 2, normalised)
     learner = ByTrajectories(

@@ -1,19 +1,19 @@
 """N-PG-IGT: normalised policy gradient with implicit gradient transport.
 
 Paper: arXiv 2302.01734 (ICML 2023), the first of its two algorithms.
-Idea: an average of past gradients is stale, because they were taken elsewhere. Take each new one ahead of θ_t, at the
-point where its bias and that of the average cancel for quadratic functions; one trajectory an iteration is then enough.
-Changes: where a trajectory is sampled (θ̃_t), the direction (average of such gradients), the step (of length γ_t exactly).
-Silent: the baseline at a batch of one trajectory. Here ridge regression on (s, s², t, t², t³, 1) over past rollouts with
-weights that fade by `memory`, never on the rollout it judges. Where ‖d_t‖ = 0 nothing moves. A return ends where its
-trajectory is cut, at `horizon` or at the environment's own limit: the paper's objective is that of trajectories of H
-steps, and an estimator by scores has no value to go on with.
-Differs: the authors' code looks ahead with η_t of the step it has just done, not with η_{t+1}; we follow the equations.
-It weighs every step by its own advantage without γᵗ, as GAE with λ = 1 does; here ψ_t has γʰ in front of r_h and of the
-baseline. It uses about 1,000 environment steps of trajectories a gradient, the theory one trajectory. The theory's γ₀ is
+Idea: an average of past gradients is stale, because they were taken elsewhere. Take each new one ahead of θ_t, where
+its bias and that of the average cancel for quadratic functions; one trajectory an iteration is then enough.
+Changes: where a trajectory is sampled (θ̃_t), the direction (average of such gradients), the step (of length γ_t).
+Silent: the baseline at a batch of one trajectory. Here ridge regression on (s, s², t, t², t³, 1) over past rollouts
+with weights that fade by `memory`, never on the rollout it judges. Where ‖d_t‖ = 0 nothing moves. A return ends where
+its trajectory is cut, at `horizon` or at the environment's own limit: the paper's objective is that of trajectories
+of H steps, and an estimator by scores has no value to go on with.
+Differs: the authors' code looks ahead with η_t of the step it has just done, not η_{t+1}; we follow the equations. It
+weighs every step by its own advantage without γᵗ, as GAE with λ = 1 does; here γʰ stands in front of r_h and of the
+baseline. It uses about 1,000 environment steps a gradient, the theory one trajectory, as here. The theory's γ₀ is
 3 M_g/μ_F; in practice it is tuned over 0.1, 0.3, 1.
-`direction` has the rivals too: momentum (N-MPG, no look-ahead, exponent 2/3) and plain (NSGD); plain without `normalised`
-is the usual policy gradient with γ_t = γ₀ (2/(t + 2))^⅔.
+`direction` has the rivals too: momentum (N-MPG, no look-ahead, exponent 2/3) and plain (NSGD); plain without
+`normalised` is the usual policy gradient with γ_t = γ₀ (2/(t + 2))^⅔.
 """
 
 from dataclasses import dataclass
