@@ -16,6 +16,7 @@ Differs: our choice first.
   rates and networks      3e-4 and two layers of 256, for observations that are numbers | 1e-6 (actor), 1e-4 (critics)
                           and two of 1024 on image features (paper)
   range of actions        the demonstrations' widened by s_r, cut to the environment's box | not cut (code)
+  penalty on residuals    none | a weight that its runs leave at 0 (code)
 """
 
 from dataclasses import dataclass
