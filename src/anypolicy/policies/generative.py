@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -28,24 +28,10 @@ from anypolicy.policies.mlp import MLP
 
 Kind = Literal["flow", "ddim", "ddpm", "mean"]
 """Flow by Euler, diffusion by DDIM or by DDPM, or one action for every state (squared error)."""
+Noisy = Literal["flow", "ddim", "ddpm"]
+"""Those that start from noise."""
 SCHEDULES: dict[str, tuple[Schedule, int]] = {"ddim": ("cosine", 20), "ddpm": ("vp", 10)}
 """Schedule and number of steps of the diffusion."""
-
-
-class Generative(Protocol):
-    """What learners ask of a policy of this module."""
-
-    actions: int
-    deterministic: bool
-    network: Averaged
-
-    def loss(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor: ...
-
-    def decode(self, observation: Tensor, noise: Tensor, *, averaged: bool = True) -> Tensor: ...
-
-    def sample(self, observation: Tensor, generator: torch.Generator, *, averaged: bool = True) -> Tensor: ...
-
-    def parameters(self) -> object: ...
 
 
 class Averaged(nn.Module):
@@ -92,18 +78,18 @@ class Denoiser(nn.Module):
     """(s, x, time) → R^actions: a perceptron on all three. Flows take the time as it is; diffusion takes 16 sines and
     cosines of the index through two layers (DPPO), or 128 of learned frequencies and residual blocks (IDQL, EXPO)."""
 
-    def __init__(self, observations: int, actions: int, hidden: Sequence[int], generator: torch.Generator, kind: Kind):
+    def __init__(self, observations: int, actions: int, hidden: Sequence[int], generator: torch.Generator, kind: Noisy):
         super().__init__()
         width = {"flow": 1, "ddim": 16, "ddpm": 128}[kind]
-        self.frequencies: nn.Parameter | None = None
+        self.frequencies: Tensor | None
         self.embedding: MLP | None = None
-        if kind == "ddim":
-            waves = torch.exp(-math.log(10_000) * torch.arange(8) / 7)
-            self.frequencies = nn.Parameter(waves, requires_grad=False)
+        if kind == "flow":
+            self.register_buffer("frequencies", None)
+        elif kind == "ddim":
+            self.register_buffer("frequencies", torch.exp(-math.log(10_000) * torch.arange(8) / 7))
             self.embedding = MLP([16, 32, 16], generator, activation="silu")
-        elif kind == "ddpm":
-            waves = torch.randn(64, generator=generator) * 0.2 * 2 * math.pi
-            self.frequencies = nn.Parameter(waves)
+        else:
+            self.frequencies = nn.Parameter(torch.randn(64, generator=generator) * 0.2 * 2 * math.pi)
             self.embedding = MLP([128, 256, 128], generator, activation="silu")
         inputs = observations + actions + width
         if kind == "ddpm":
@@ -255,6 +241,9 @@ class MeanPolicy(nn.Module):
         return self.decode(observation, observation, averaged=averaged)
 
 
+Generative = FlowPolicy | DiffusionPolicy | MeanPolicy
+
+
 def normal(observation: Tensor, actions: int, generator: torch.Generator) -> Float[Tensor, "batch actions"]:
     """Standard normal noise, a row for every observation."""
     return torch.randn(len(observation), actions, generator=generator)
@@ -262,7 +251,7 @@ def normal(observation: Tensor, actions: int, generator: torch.Generator) -> Flo
 
 def generative(
     kind: Kind, observations: int, actions: int, hidden: Sequence[int], generator: torch.Generator, *, steps: int = 10
-) -> FlowPolicy | DiffusionPolicy | MeanPolicy:
+) -> Generative:
     """A policy by the name of its kind; `steps` from noise to action."""
     sizes = (observations, actions, hidden, generator)
     if kind == "mean":

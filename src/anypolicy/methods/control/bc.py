@@ -30,6 +30,7 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OfflineRecipe, load_modules
 from anypolicy.methods.control.sac import adam
+from anypolicy.policies.frozen import Cloned
 from anypolicy.policies.generative import Generative, Kind, generative, imitate
 from anypolicy.tasks.environments import Space
 
@@ -78,17 +79,24 @@ class CloningLearner:
         return {"loss/clone": [imitate(self.policy, optimiser, b, generator, s.average) for b in batches][-1]}
 
 
+def base_policy(base: str | Cloned, space: Space, rng: torch.Generator) -> Generative:
+    """The policy of a run's policy/ folder, or a new one."""
+    if isinstance(base, Cloned):
+        return base.make(space.observations, space.actions, rng)
+    return saved_policy(base, space)
+
+
 def saved_policy(folder: str | Path, space: Space) -> Generative:
     """The generative policy of a run's policy/ folder, for an environment of these sizes."""
     path = Path(folder)
     if not (path / "controller.safetensors").is_file() or not (path / "config.json").is_file():
-        raise InputError("base", str(folder), "it holds no controller: give the policy/ folder of a run of `bc`")
+        raise InputError("base", str(folder), "it holds no controller: give a run's policy/ folder")
     config: dict[str, Any] = json.loads((path / "config.json").read_text())
     knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
     learner = catalogue.get(config["method"], "controller").build(**knobs).learner(space, 0)
     policy = learner.modules.get("policy")
-    if not (hasattr(policy, "decode") and hasattr(policy, "network")):
-        raise InputError("base", str(folder), f"{config['method']} makes no actions from noise: give a run of `bc`")
+    if not isinstance(policy, Generative):
+        raise InputError("base", str(folder), f"{config['method']} makes no actions from noise: clone demonstrations")
     try:
         load_modules(learner, load_file(path / "controller.safetensors"))
     except RuntimeError as error:
