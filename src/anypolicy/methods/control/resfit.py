@@ -32,7 +32,7 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.methods.control.bc import saved_policy
+from anypolicy.methods.control.bc import base_policy
 from anypolicy.methods.control.sac import apply
 from anypolicy.parts.td import polyak, soft_target, subset
 from anypolicy.policies.frozen import Cloned, Frozen, Scales
@@ -92,7 +92,7 @@ class ResidualLearner:
         if space.discrete:
             raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         self.settings, self.sizes, self.scales = s, sizes, Scales(*sizes)
-        self.base = Frozen(saved_policy(s.base, space) if isinstance(s.base, str) else s.base.make(*sizes, rng))
+        self.base = Frozen(base_policy(s.base, space, rng))
         widths = (sum(sizes), *s.hidden, sizes[1])
         self.actor, self.target_actor = (MLP(widths, rng, layer_norm=True, last_gain=0.0) for _ in range(2))
         self.critics, self.targets = (
