@@ -86,7 +86,7 @@ def gap(a: str, b: str, what: str = "success"):
 
 CHECKS = [
     Check("above the base (else refuted)", "difference > 0", gap("na", "base"), above=0.0),
-    Check("above the base by the whole effect", "difference > .2", gap("na", "base"), above=0.2, core=False),
+    Check("above the base by the whole effect", "difference > .2", gap("na", "base"), above=0.2),
     Check("noise aliasing ahead of SAC on noise at 2,000 steps", "difference > 0", gap("na", "sac", "at_2000"), above=0.0),
     Check("the base has not changed", "share of changed bases < .5", lambda r: r["na"]["changed"] + r["sac"]["changed"],
           below=0.5),

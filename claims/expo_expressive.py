@@ -78,7 +78,7 @@ def gap(a: str, b: str, what: str = "success"):
 
 CHECKS = [
     Check("above best-of-N (else refuted)", "difference > 0", gap("expo", "best-of-n"), above=0.0),
-    Check("above best-of-N by the whole effect", "difference > .1", gap("expo", "best-of-n"), above=0.1, core=False),
+    Check("above best-of-N by the whole effect", "difference > .1", gap("expo", "best-of-n"), above=0.1),
     Check("above the base", "difference > 0", gap("expo", "base"), above=0.0),
     Check("best-of-N above the base", "difference > 0", gap("best-of-n", "base"), above=0.0),
     Check("steps inside the radius, of 50: above best-of-N", "difference > 0", gap("expo", "best-of-n", "inside"), above=0.0,

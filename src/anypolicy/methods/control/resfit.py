@@ -16,6 +16,7 @@ Differs: our choice first.
   rates and networks      3e-4 and two layers of 256, for observations that are numbers | 1e-6 (actor), 1e-4 (critics)
                           and two of 1024 on image features (paper)
   range of actions        the demonstrations' widened by s_r, cut to the environment's box | not cut (code)
+  penalty on residuals    none | a weight that its runs leave at 0 (code)
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.methods.control.bc import saved_policy
+from anypolicy.methods.control.bc import base_policy
 from anypolicy.methods.control.sac import apply
 from anypolicy.parts.td import polyak, soft_target, subset
 from anypolicy.policies.frozen import Cloned, Frozen, Scales
@@ -91,7 +92,7 @@ class ResidualLearner:
         if space.discrete:
             raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         self.settings, self.sizes, self.scales = s, sizes, Scales(*sizes)
-        self.base = Frozen(saved_policy(s.base, space) if isinstance(s.base, str) else s.base.make(*sizes, rng))
+        self.base = Frozen(base_policy(s.base, space, rng))
         widths = (sum(sizes), *s.hidden, sizes[1])
         self.actor, self.target_actor = (MLP(widths, rng, layer_norm=True, last_gain=0.0) for _ in range(2))
         self.critics, self.targets = (
