@@ -1,12 +1,15 @@
 """Actor and learner: messages, confirmation, versions, other settings, a real second process."""
 
+import json
 import socket
 import threading
+from multiprocessing import get_context
 
 import pytest
 import torch
 
-from anypolicy.apart import Pace, train_apart
+from anypolicy.apart import Pace, act, train_apart, weights_of
+from anypolicy.control import ControlSettings, World, plan
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.link import ActorEnd, LearnerEnd, config_hash, receive, send
 from anypolicy.errors import InputError
@@ -136,6 +139,29 @@ def test_two_processes_learn():
     assert run.versions == sorted(run.versions)
     assert all(v % 10 == 0 or v == -1 for v in run.versions)
     assert "eval/return" in run.evaluation and run.log["loss/critic"] >= 0
+
+
+def test_an_actor_in_its_own_process_comes_to_act_with_the_newest_weights():
+    p = plan("serl", ControlSettings("wall", trackers=()), KNOBS | {"warmup": 0})
+    world, end = World(p), LearnerEnd(p.written())
+    process = get_context("spawn").Process(
+        target=act, args=(json.dumps(p.written()), end.address, Pace(5)), daemon=True
+    )
+    process.start()
+    versions: list[int] = []
+    try:
+        for version in (0, 30):
+            end.publish(version, weights_of(world.learner))
+            while end.acting.get("actor", -1) < version:
+                end.wait(60)
+                assert end.received(), "the actor has stopped sending"
+                versions += end.acting.values()
+    finally:
+        end.close()
+        process.terminate()
+        process.join()
+        world.environments.close()
+    assert versions == sorted(versions) and set(versions) <= {-1, 0, 30} and versions[-1] == 30
 
 
 def test_what_cannot_stand_apart_is_refused():
