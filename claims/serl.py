@@ -1,0 +1,70 @@
+"""SERL's claims on control and resets. What its learner does beside cloning and learning alone is RLPD's claim.
+
+Controller: a mass of 1 kg before a wall of 100,000 N/m, moved at 1 kHz by a spring of K = 2,000 N/m and D = 89 N s/m under a
+policy of 10 Hz that asks for random moves, on the whole forward, 60 times and then for the farthest target 20 times. Arms: the
+controller's error limited to Δ = 3 mm in the fast loop; no limit; the policy's action limited instead. Peak contact force
+against K Δ + 2 D Δ f = 540 N; the lasting force against K Δ = 6 N.
+
+Resets: FetchReach's arm goes to a goal and back to where it began, one agent for each, 40 scripted demonstrations (20 each
+way), 3,000 steps, a safety reset every 20 episodes; success of the last 1,000 steps, exploration included.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from anypolicy.control import train_controller
+from anypolicy.evidence.claims import Check
+from anypolicy.parts.frames import force_bound
+from anypolicy.runs.seeds import numpy_generator
+from anypolicy.tasks.wall import DAMPING, STIFFNESS, wall
+
+CLAIM = (
+    "an error limited in the fast loop bounds the contact force whatever the policy asks, and two agents that undo each "
+    "other's work learn both ways with fewer than 5 % of steps after a reset (arXiv 2401.16013)"
+)
+SEEDS = 5
+ARMS = ("error-limited", "unlimited", "action-limited", "reset-free")
+LIMITS = {"error-limited": "error", "unlimited": "none", "action-limited": "action"}
+STEPS, DELTA, HERTZ = 3000, 0.003, 1000
+
+
+def press(limits: str, seed: int) -> dict:
+    """Peak and lasting force, and the actions that it took to touch the wall."""
+    env, rng = wall(limits, delta=DELTA, hertz=HERTZ, fragile=1e9), numpy_generator(seed, "press")
+    env.reset(seed=seed)
+    actions = [*rng.uniform(-0.2, 1.0, 60), *np.ones(20)]
+    peaks = [env.step(np.array([a], np.float32))[-1]["peak_force"] for a in actions]
+    return {"peak": env.peak, "pull": env.pulled, "lasting": env.contact, "touch": sum(p == 0 for p in peaks)}
+
+
+def run(arm: str, seed: int) -> dict:
+    if arm in LIMITS:
+        return press(LIMITS[arm], seed)
+    with tempfile.TemporaryDirectory() as folder:
+        done = train_controller(
+            "serl", task="back-and-forth:forced_every=20", demos=f"scripted:episodes=40,seed={seed}",
+            knobs={"discount": 0.99}, steps=STEPS, seed=seed, out=Path(folder) / "run", quiet=True, trackers=(),
+            eval_every=0, eval_episodes=1, checkpoint_every=0,
+        )  # fmt: skip
+    rows = [r for r in done.rows if "event" not in r]
+    return {
+        "there": rows[-1]["success/0"], "back": rows[-1]["success/1"], "resets": rows[-1]["resets/forced"] / 1000,
+        "seconds": done.seconds, "curve": [(r["step"], (r["success/0"] + r["success/1"]) / 2) for r in rows],
+    }  # fmt: skip
+
+
+CURVE, CURVE_ARMS = "success, mean of both ways", ("reset-free",)
+BOUND = force_bound(STIFFNESS, DELTA, DAMPING, float(HERTZ))
+CHECKS = [
+    Check("peak contact force with a limited error", f"< {BOUND:.0f} N", lambda r: r["error-limited"]["peak"], below=BOUND),
+    Check("lasting force with a limited error", "< 6.01 N", lambda r: r["error-limited"]["lasting"], below=1.0015 * STIFFNESS * DELTA),
+    Check("peak contact force without a limit, in limited ones", "ratio > 3",
+          lambda r: r["unlimited"]["peak"] / r["error-limited"]["peak"], above=3.0),
+    Check("steps that do not follow a forced reset", "share > 0.95", lambda r: 1 - r["reset-free"]["resets"], above=0.95),
+    Check("success on the way there", "> 0.9", lambda r: r["reset-free"]["there"], above=0.9),
+    Check("success on the way back", "> 0.9", lambda r: r["reset-free"]["back"], above=0.9),
+    Check("actions until the wall is touched: a limited action against a limited error", "difference > 0",
+          lambda r: r["action-limited"]["touch"] - r["error-limited"]["touch"], above=0.0, core=False),
+]  # fmt: skip

@@ -1,0 +1,147 @@
+"""Train a controller in two processes: one acts, one learns (arXiv 2401.16013; the equivalent of its agent link).
+
+Neither waits for the other, so how many updates belong to an environment step depends on the machine, and two runs with
+one seed are not the same bits: `anypolicy.control` is the exact way, this one is for actors that cannot wait.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from torch import Tensor
+
+from anypolicy.control import ControlPlan, ControlSettings, World, plan, plan_from
+from anypolicy.data.replay import NStep, mixed
+from anypolicy.engines.link import ActorEnd, LearnerEnd
+from anypolicy.errors import InputError
+from anypolicy.loops.control import Learner, OffPolicyLoop, OffPolicyRecipe, transitions, warm_up
+from anypolicy.runs.seeds import generator
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Actor steps between two sendings, learner iterations between two publications, and steps a second of the actor
+    (None: as many as it can; a robot has its own rhythm)."""
+
+    send_every: int = 30
+    publish_every: int = 30
+    hertz: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("send_every", "publish_every", "hertz"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(name, value, "use a number above 0")
+
+
+@dataclass
+class ApartRun:
+    """What a run left: the learner, its environment steps and iterations, means of what was logged, and the actor's
+    versions of the weights as they came with its transitions."""
+
+    learner: Learner
+    steps: int
+    iterations: int
+    log: dict[str, float]
+    versions: list[int]
+    evaluation: dict[str, float]
+
+
+def weights_of(learner: Learner) -> dict[str, Tensor]:
+    """Everything that acting may need."""
+    return {f"{m}.{k}": v for m, x in learner.modules.items() for k, v in x.state_dict().items()}
+
+
+def load_weights(learner: Learner, weights: Mapping[str, Tensor]) -> None:
+    """The inverse of `weights_of`."""
+    for m, x in learner.modules.items():
+        x.load_state_dict({k.removeprefix(f"{m}."): v for k, v in weights.items() if k.startswith(f"{m}.")})
+
+
+def act(written: str, address: tuple[str, int], pace: Pace) -> None:
+    """The actor's process, until it is ended."""
+    p = plan_from(json.loads(written))
+    world, end = World(p), ActorEnd(address, p.written())
+    assert isinstance(world.loop, OffPolicyLoop)
+    loop, steps, pause = world.loop, 0, threading.Event()
+    windows = NStep(loop.recipe.n_step, loop.recipe.discount, len(world.environments))
+    while True:
+        if (weights := end.weights()) is not None:
+            load_weights(world.learner, weights)
+        rng, seen = generator(p.settings.seed, "act", steps), loop.observe(world.environments.current)
+        blind = steps < loop.warmup or end.version < 0
+        acted = warm_up(loop.space, len(seen), rng) if blind else world.learner.act(seen, rng, explore=True)
+        stepped = world.environments.step(acted.executed)
+        made = transitions(stepped, acted.stored, loop.observe, loop.recipe.discount)
+        real = stepped.real.nonzero().squeeze(1)
+        if (ready := windows.add(made.select(real), real)) is not None:
+            end.insert(ready)
+        steps += len(world.environments)
+        if steps % pace.send_every < len(world.environments):
+            end.update()
+        if pace.hertz is not None:
+            pause.wait(len(world.environments) / pace.hertz)
+
+
+def train_apart(
+    method: str, *, task: str, iterations: int, knobs: dict[str, Any] | None = None, pace: Pace | None = None,
+    patience: float = 120.0, **settings: Any,
+) -> ApartRun:  # fmt: skip
+    """Start an actor, learn for `iterations` of the learner as transitions come, evaluate. The settings are those of
+    `ControlSettings`; `patience` seconds without any transition at the beginning are an error."""
+    if iterations < 1:
+        raise InputError("iterations", iterations, "use at least 1")
+    p, pace = plan(method, ControlSettings(task, **settings), knobs), pace or Pace()
+    if not isinstance(p.recipe, OffPolicyRecipe) or p.task.space.tasks > 1:
+        raise InputError("method", method, "actor and learner stand apart for off-policy methods and one task")
+    world, end = World(p), LearnerEnd(p.written())
+    world.begin()
+    process = get_context("spawn").Process(
+        target=act, args=(json.dumps(p.written()), end.address, pace), daemon=True
+    )  # the arguments are text and numbers
+    process.start()
+    try:
+        return learn(p, world, end, iterations, pace, patience)
+    finally:
+        end.close()
+        process.terminate()
+        process.join()
+        world.environments.close()
+
+
+def learn(p: ControlPlan, world: World, end: LearnerEnd, iterations: int, pace: Pace, patience: float) -> ApartRun:
+    """The learner's process."""
+    recipe, loop, logs = p.recipe, world.loop, defaultdict[str, list[float]](list)
+    assert isinstance(recipe, OffPolicyRecipe) and isinstance(loop, OffPolicyLoop)
+    versions, steps = list[int](), 0
+
+    def store() -> None:
+        nonlocal steps
+        for rows in end.received():
+            loop.replay.add(rows)
+            steps += len(rows)
+            versions.extend(end.acting.values())
+
+    end.publish(0, weights_of(world.learner))
+    while steps < max(loop.warmup, 1):
+        before = steps
+        end.wait(patience)
+        store()
+        if steps == before:
+            raise InputError("task", p.settings.task, f"no transition came from the actor in {patience:.0f} s")
+    for i in range(1, iterations + 1):
+        store()
+        rng = generator(p.settings.seed, "update", i)
+        batches = mixed(loop.replay, loop.offline, recipe.updates, recipe.batch, recipe.offline_share, rng)
+        for name, value in world.learner.update(batches, rng).items():
+            logs[name].append(value)
+        if i % pace.publish_every == 0:
+            end.publish(i, weights_of(world.learner))
+        logs["stale"].append(float(i - end.version))
+    log = {k: sum(v) / len(v) for k, v in logs.items()} | {"stale/most": max(logs["stale"])}
+    return ApartRun(world.learner, steps, iterations, log, versions, world.evaluate(iterations)[0])

@@ -1,0 +1,173 @@
+"""Actor and learner: messages, confirmation, versions, other settings, a real second process."""
+
+import json
+import socket
+import threading
+from multiprocessing import get_context
+
+import pytest
+import torch
+
+from anypolicy.apart import Pace, act, train_apart, weights_of
+from anypolicy.control import ControlSettings, World, plan
+from anypolicy.data.transitions import Transitions
+from anypolicy.engines.link import ActorEnd, LearnerEnd, config_hash, receive, send
+from anypolicy.errors import InputError
+
+CONFIG = {"method": "x", "knobs": {"lr": 0.1}}
+
+
+def rows(start: int, n: int) -> Transitions:
+    t = torch.arange(start, start + n).float()
+    zeros = torch.zeros(n)
+    return Transitions(t[:, None], t[:, None], t, t[:, None] + 1, zeros, zeros, zeros + 0.9)
+
+
+@pytest.fixture
+def learner():
+    end = LearnerEnd(CONFIG)
+    yield end
+    end.close()
+
+
+def gathered(learner: LearnerEnd, n: int) -> list[float]:
+    got: list[float] = []
+    while len(got) < n:
+        learner.wait(30)
+        more = [x for t in learner.received() for x in t.reward.tolist()]
+        assert more
+        got += more
+    return got
+
+
+def test_a_message_comes_back_as_it_was():
+    a, b = socket.socketpair()
+    body = {"w": torch.randn(3, 4), "i": torch.arange(5), "bytes": torch.arange(7, dtype=torch.uint8)}
+    threading.Thread(target=send, args=(a, {"version": 3}, body)).start()
+    header, got = receive(b)
+    assert header == {"version": 3} and all(torch.equal(got[k], v) for k, v in body.items())
+    send(a, {"nothing": None})
+    assert receive(b) == ({"nothing": None}, {})
+    a.sendall(b"\xff" * 16)
+    with pytest.raises(ConnectionError, match="size"):
+        receive(b)
+    a.close()
+    with pytest.raises(ConnectionError, match="closed"):
+        receive(b)
+
+
+def test_everything_arrives_once_and_in_order(learner):
+    actor = ActorEnd(learner.address, CONFIG)
+    for i in range(0, 60, 7):
+        actor.insert(rows(i, 7))
+        actor.update()
+    assert gathered(learner, 63) == list(range(63))
+    again = ActorEnd(learner.address, CONFIG)
+    assert again.next == 63
+    actor.close()
+
+
+def test_what_is_sent_twice_is_stored_once(learner):
+    for first, n in ((0, 3), (1, 4), (0, 3), (9, 1)):
+        fields = {k: getattr(rows(first, n), k) for k in Transitions.__dataclass_fields__}
+        learner.store("a", {"first": first, "rows": n, "version": 0}, fields)
+    assert [x for t in learner.received() for x in t.reward.tolist()] == [0, 1, 2, 3, 4, 9]
+
+
+def test_the_actor_goes_on_without_a_learner_and_sends_later():
+    first = LearnerEnd(CONFIG)
+    port = first.address[1]
+    actor = ActorEnd(first.address, CONFIG, capacity=50)
+    first.close()
+    for i in range(60):
+        actor.insert(rows(i, 1))
+        actor.update()
+    assert (actor.unsent(), actor.dropped) == (50, 10)
+    learner, got = LearnerEnd(CONFIG, port), []
+    while len(got) < 50:
+        actor.update()
+        learner.wait(0.2)
+        got += [x for t in learner.received() for x in t.reward.tolist()]
+    assert got == list(range(10, 60))
+    learner.close()
+    actor.close()
+
+
+def test_other_settings_are_an_error(learner):
+    with pytest.raises(InputError, match="other settings"):
+        ActorEnd(learner.address, CONFIG | {"method": "y"})
+    assert config_hash({"a": 1, "b": 2}) == config_hash({"b": 2, "a": 1}) != config_hash({"a": 1, "b": 3})
+
+
+def test_the_newest_weights_come_and_versions_only_grow(learner):
+    actor = ActorEnd(learner.address, CONFIG)
+    assert actor.weights() is None
+    seen = []
+    for version in (0, 30, 60):
+        learner.publish(version, {"w": torch.full((2,), float(version))})
+        while actor.version < version:
+            assert actor.wait_for_weights(30)
+            got = actor.weights()
+            assert torch.equal(got["w"], torch.full((2,), float(actor.version)))
+            seen.append(actor.version)
+    assert seen == sorted(set(seen)) and seen[-1] == 60
+    with pytest.raises(InputError, match="version"):
+        learner.publish(60, {})
+    late = ActorEnd(learner.address, CONFIG, name="late")
+    assert late.wait_for_weights(30) and late.weights() is not None and late.version == 60
+    for end in (actor, late):
+        end.close()
+
+
+def test_publishing_does_not_wait_for_an_actor_that_does_not_listen(learner):
+    deaf = socket.create_connection(learner.address)
+    send(deaf, {"config": config_hash(CONFIG), "actor": "deaf", "wants": "weights"})
+    for version in range(20):
+        learner.publish(version, {"w": torch.zeros(1_000_000)})
+    assert learner.version == 19
+    deaf.close()
+
+
+KNOBS = {"hidden": (16, 16), "ensemble": 2, "batch": 8, "warmup": 40, "critic_actor_ratio": 1}
+
+
+def test_two_processes_learn():
+    """The real thing: what the learner offers is never older than its interval, and the actor acts with what it got."""
+    run = train_apart("serl", task="wall", iterations=300, knobs=KNOBS, pace=Pace(10, 10), eval_episodes=1, seed=1)
+    assert run.steps >= 40 and run.iterations == 300
+    assert run.log["stale/most"] < 10
+    assert run.versions == sorted(run.versions)
+    assert all(v % 10 == 0 or v == -1 for v in run.versions)
+    assert "eval/return" in run.evaluation and run.log["loss/critic"] >= 0
+
+
+def test_an_actor_in_its_own_process_comes_to_act_with_the_newest_weights():
+    p = plan("serl", ControlSettings("wall", trackers=()), KNOBS | {"warmup": 0})
+    world, end = World(p), LearnerEnd(p.written())
+    process = get_context("spawn").Process(
+        target=act, args=(json.dumps(p.written()), end.address, Pace(5)), daemon=True
+    )
+    process.start()
+    versions: list[int] = []
+    try:
+        for version in (0, 30):
+            end.publish(version, weights_of(world.learner))
+            while end.acting.get("actor", -1) < version:
+                end.wait(60)
+                assert end.received(), "the actor has stopped sending"
+                versions += end.acting.values()
+    finally:
+        end.close()
+        process.terminate()
+        process.join()
+        world.environments.close()
+    assert versions == sorted(versions) and set(versions) <= {-1, 0, 30} and versions[-1] == 30
+
+
+def test_what_cannot_stand_apart_is_refused():
+    with pytest.raises(InputError, match="off-policy"):
+        train_apart("serl", task="back-and-forth", iterations=1)
+    with pytest.raises(InputError, match="iterations"):
+        train_apart("serl", task="wall", iterations=0)
+    with pytest.raises(InputError, match="hertz"):
+        Pace(hertz=0.0)
