@@ -315,7 +315,7 @@ def test_a_resumed_run_has_the_same_bits(tmp_path, demos):
     clean = [[{k: v for k, v in row.items() if "second" not in k and "time" not in k} for row in run.rows]
              for run in (whole, parts)]  # fmt: skip
     losses = [[row["loss/critic"] for row in rows if "loss/critic" in row] for rows in clean]
-    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert losses[0] == losses[1] != []
 
 
 def test_it_needs_what_it_needs(demos):
@@ -329,9 +329,8 @@ def test_it_needs_what_it_needs(demos):
         World(plan("hnpg", ControlSettings("gym/Pendulum-v1"), {"offline": False}))
     with pytest.raises(InputError, match="discrete"):
         World(plan("hnpg", ControlSettings("gym/CartPole-v1:time=true"), {"offline": False}))
-    recipe = hnpg()
     with pytest.raises(InputError, match="demos"):
-        loop_of(recipe, recipe.learner(SPACE, 0), None, SPACE, 0, horizon=3)
+        plan("hnpg", ControlSettings(LOCK))
     with pytest.raises(InputError, match="max_steps"):
         loop_of(hnpg(offline=False), None, None, SPACE, 0, horizon=None)
 
