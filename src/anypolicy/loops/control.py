@@ -117,7 +117,7 @@ def loop_of(
     return loop
 
 
-def give(loop: OffPolicyLoop | OnPolicyLoop | OfflineLoop, learner: Learner, offline: Replay | None) -> None:
+def give(loop: Any, learner: Learner, offline: Replay | None) -> None:
     """Demonstrations, as the learner observes them, for the loop and for a learner that asks for them."""
     loop.offline = offline
     if offline is not None and hasattr(learner, "offline"):

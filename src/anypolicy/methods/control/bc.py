@@ -29,7 +29,7 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OfflineRecipe, load_modules
-from anypolicy.methods.control.sac import adam
+from anypolicy.loops.updates import adam
 from anypolicy.policies.frozen import Cloned
 from anypolicy.policies.generative import Generative, Kind, generative, imitate
 from anypolicy.tasks.environments import Space

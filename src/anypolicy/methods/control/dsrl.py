@@ -29,8 +29,8 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.loops.updates import adam, apply
 from anypolicy.methods.control.bc import base_policy
-from anypolicy.methods.control.sac import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset, temperature_loss
 from anypolicy.policies.frozen import Cloned
 from anypolicy.policies.generative import Kind, normal

@@ -32,8 +32,8 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.loops.updates import apply
 from anypolicy.methods.control.bc import base_policy
-from anypolicy.methods.control.sac import apply
 from anypolicy.parts.td import polyak, soft_target, subset
 from anypolicy.policies.frozen import Cloned, Frozen, Scales
 from anypolicy.policies.generative import Kind

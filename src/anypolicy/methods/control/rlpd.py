@@ -29,7 +29,7 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.methods.control.sac import adam, apply
+from anypolicy.loops.updates import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset
 from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
 from anypolicy.tasks.environments import Space

@@ -16,18 +16,17 @@ Differs: public implementations disagree on what SAC is; our choice comes first.
   ln(1 − a²)        by softplus | ln(1 − a² + 1e-6) (SB3, CleanRL, REDQ), which saturates at −13.8
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.loops.updates import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, temperature_loss
 from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
 from anypolicy.tasks.environments import Space
@@ -111,20 +110,6 @@ class SoftActorCriticLearner:
         polyak(self.targets.parameters(), self.critics.parameters(), s.tau)
         return {"loss/critic": float(loss_q.detach()), "loss/actor": float(loss_actor.detach()), "alpha": float(alpha),
                 "entropy": -float(logp.detach().mean()), "q/mean": float(q.detach().mean())}  # fmt: skip
-
-
-def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
-    """Adam with the update of all parameters in one kernel."""
-    return Adam(list(parameters), lr=lr, fused=True)
-
-
-def apply(optimiser: torch.optim.Optimizer, loss: Tensor, *, max_norm: float | None = None) -> None:
-    """One optimiser step on a loss, the gradient scaled to a norm of at most `max_norm`."""
-    optimiser.zero_grad()
-    loss.backward()
-    if max_norm is not None:
-        nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], max_norm)
-    optimiser.step()
 
 
 @method(

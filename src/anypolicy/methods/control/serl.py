@@ -28,7 +28,7 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.methods.control.sac import adam, apply
+from anypolicy.loops.updates import adam, apply
 from anypolicy.parts.td import polyak, soft_target, subset
 from anypolicy.policies.classifier import LearnedReward, SuccessClassifier
 from anypolicy.policies.image import Perception, SeeingCritics

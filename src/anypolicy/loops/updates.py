@@ -1,0 +1,23 @@
+"""Optimiser steps of controllers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
+    """Adam with the update of all parameters in one kernel."""
+    return Adam(list(parameters), lr=lr, fused=True)
+
+
+def apply(optimiser: torch.optim.Optimizer, loss: Tensor, *, max_norm: float | None = None) -> None:
+    """One optimiser step on a loss, the gradient scaled to a norm of at most `max_norm`."""
+    optimiser.zero_grad()
+    loss.backward()
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], max_norm)
+    optimiser.step()
