@@ -17,7 +17,9 @@ from anypolicy.tasks.environments import load_environment
 
 METHODS = sorted(slug for slug, m in catalogue.methods(None).items() if m.trains == "controller")
 SMALL = {"hidden": (16, 16), "warmup": 20, "batch": 8, "updates": 2, "horizon": 32, "capacity": 1000, "epochs": 2,
-         "collect": 16, "anneal": False}  # fmt: skip
+         "collect": 16, "anneal": False, "ensemble": 2, "minibatches": 2, "base_hidden": (16, 16), "base_updates": 10,
+         "denoising_steps": 2, "samples": 2, "edits": 2, "critic_warmup": 10, "distillations": 2,
+         "behaviour_epochs": 2, "behaviour_minibatches": 2}  # fmt: skip
 """Settings that make a method small, where it has them; a rate that falls over the run would make of a run that is made
 longer another one."""
 
@@ -50,7 +52,7 @@ def settings_of(slug, demonstrations):
     knobs = {k: v for k, v in SMALL.items() if k in m.knobs} | dict(SMALL_KNOBS.get(slug, {}))
     recipe = m.build(**knobs)
     needs = recipe.needs_offline or getattr(recipe, "offline_share", 0) > 0
-    return knobs, {"task": TASKS.get(slug, "gym/Pendulum-v1"), "trackers": (), "eval_episodes": 1,
+    return knobs, {"task": TASKS.get(slug, "gym/Pendulum-v1:max_steps=25"), "trackers": (), "eval_episodes": 1,
                    **({"demos": demonstrations} if needs else {})}  # fmt: skip
 
 
@@ -135,8 +137,7 @@ def test_truncation_bootstraps_and_termination_does_not(slug, demonstrations):
     if not isinstance(p.recipe, OffPolicyRecipe):
         return
     world = control.World(p)
-    if hasattr(world.learner, "prepare"):
-        world.learner.prepare(world.demos, torch.Generator().manual_seed(0))
+    world.begin()
     start = {k: v.clone() for k, v in tensors_of(world.learner).items()}
     width = world.loop.replay.observations
     rng = torch.Generator().manual_seed(0)
