@@ -109,7 +109,7 @@ def rollout(learner, space: Space, steps: int, copies: int, seed: int, ends=None
     return Transitions(*(torch.stack([getattr(t, n) for t in rows]) for n in Transitions.__dataclass_fields__))
 
 
-SPACE = Space(9, 10, False, (-10.0,) * 10, (10.0,) * 10, 3)
+SPACE = Space(9, 10, False, (-10.0,) * 10, (10.0,) * 10, steps=3)
 
 
 def numbers(learner) -> list[torch.Tensor]:

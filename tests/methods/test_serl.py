@@ -19,7 +19,7 @@ from anypolicy.parts.td import soft_target
 from anypolicy.tasks.environments import Space
 
 BOX = Space(4, 2, False, (-1.0, -1.0), (1.0, 1.0))
-SEEING = Space(8 * 8 * 3 + 2, 2, False, (-1.0, -1.0), (1.0, 1.0), ((8, 8, 3),))
+SEEING = Space(8 * 8 * 3 + 2, 2, False, (-1.0, -1.0), (1.0, 1.0), images=((8, 8, 3),))
 SMALL = Agent(hidden=(16, 16), channels=(4, 8), ensemble=3, ratio=2)
 
 
