@@ -6,7 +6,7 @@ controller's error limited to Δ = 3 mm in the fast loop; no limit; the policy's
 against K Δ + 2 D Δ f = 540 N; the lasting force against K Δ = 6 N.
 
 Resets: FetchReach's arm goes to a goal and back to where it began, one agent for each, 40 scripted demonstrations (20 each
-way), 2,000 steps, a safety reset every 20 episodes; success of the last 1,000 steps, exploration included.
+way), 4,000 steps, batch 128, a safety reset every 20 episodes; success of the last 1,000 steps, exploration included.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ CLAIM = (
 SEEDS = 5
 ARMS = ("error-limited", "unlimited", "action-limited", "reset-free")
 LIMITS = {"error-limited": "error", "unlimited": "none", "action-limited": "action"}
-STEPS, DELTA, HERTZ = 2000, 0.003, 1000
+STEPS, DELTA, HERTZ = 4000, 0.003, 1000
 
 
 def press(limits: str, seed: int) -> dict:
@@ -45,7 +45,7 @@ def run(arm: str, seed: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         done = train_controller(
             "serl", task="back-and-forth:forced_every=20", demos=f"scripted:episodes=40,seed={seed}",
-            knobs={"discount": 0.99}, steps=STEPS, seed=seed, out=Path(folder) / "run", quiet=True, trackers=(),
+            knobs={"batch": 128}, steps=STEPS, seed=seed, out=Path(folder) / "run", quiet=True, trackers=(),
             eval_every=0, eval_episodes=1, checkpoint_every=0,
         )  # fmt: skip
     rows = [{"success/0": 0.0, "success/1": 0.0} | r for r in done.rows if "event" not in r]  # no episode that ended: 0

@@ -211,6 +211,35 @@ def test_without_an_end_in_success_there_is_no_classifier():
         SMALL(Space(4, 2, True), 0)
 
 
+@pytest.mark.parametrize("space", [BOX, SEEING], ids=["numbers", "pictures"])
+def test_the_actor_finds_the_best_action(space):
+    """One-step episodes whose reward is 1 − |a − s|²/2; s is two numbers of the observation, or red and green of a
+    picture of one colour."""
+    learner = replace(SMALL, lr=1e-3 if space.images else 3e-3, channels=(16, 16))(space, 0)
+    rng = torch.Generator().manual_seed(0)
+
+    def outcome(seed: int) -> Transitions:
+        batch = drawn(64, space, seed, terminated=torch.ones(64))
+        if space.images:
+            batch.observation[:, :-2] = (
+                torch.randint(256, (64, 1, 3), generator=rng).expand(64, 64, 3).flatten(1).float()
+            )
+        return replace(batch, reward=1 - (batch.action - best(batch.observation)).square().mean(1))
+
+    def best(observation: torch.Tensor) -> torch.Tensor:
+        return observation[:, :2] / 255 - 0.5 if space.images else observation[:, -2:].clamp(-0.5, 0.5)
+
+    asked = outcome(10_000).observation
+
+    def miss() -> float:
+        return float((learner.act(asked, rng, explore=False).executed - best(asked)).abs().mean())
+
+    before = miss()
+    for i in range(200):
+        learner.update([outcome(2 * i), outcome(2 * i + 1)], rng)
+    assert miss() < 0.5 * before and miss() < 0.15
+
+
 KNOBS = {
     "hidden": (32, 32),
     "ensemble": 3,
