@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
-
-from torch import Tensor
 
 from anypolicy.control import ControlPlan, ControlSettings, World, plan, plan_from
 from anypolicy.data.replay import NStep, mixed
 from anypolicy.engines.link import ActorEnd, LearnerEnd
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Learner, OffPolicyLoop, OffPolicyRecipe, transitions, warm_up
+from anypolicy.loops.control import (
+    Learner,
+    OffPolicyLoop,
+    OffPolicyRecipe,
+    load_modules,
+    transitions,
+    warm_up,
+    weights_of,
+)
 from anypolicy.runs.seeds import generator
 
 
@@ -52,17 +57,6 @@ class ApartRun:
     evaluation: dict[str, float]
 
 
-def weights_of(learner: Learner) -> dict[str, Tensor]:
-    """Everything that acting may need."""
-    return {f"{m}.{k}": v for m, x in learner.modules.items() for k, v in x.state_dict().items()}
-
-
-def load_weights(learner: Learner, weights: Mapping[str, Tensor]) -> None:
-    """The inverse of `weights_of`."""
-    for m, x in learner.modules.items():
-        x.load_state_dict({k.removeprefix(f"{m}."): v for k, v in weights.items() if k.startswith(f"{m}.")})
-
-
 def act(written: str, address: tuple[str, int], pace: Pace) -> None:
     """The actor's process, until it is ended."""
     p = plan_from(json.loads(written))
@@ -72,7 +66,7 @@ def act(written: str, address: tuple[str, int], pace: Pace) -> None:
     windows = NStep(loop.recipe.n_step, loop.recipe.discount, len(world.environments))
     while True:
         if (weights := end.weights()) is not None:
-            load_weights(world.learner, weights)
+            load_modules(world.learner, weights)
         rng, seen = generator(p.settings.seed, "act", steps), loop.observe(world.environments.current)
         blind = steps < loop.warmup or end.version < 0
         acted = warm_up(loop.space, len(seen), rng) if blind else world.learner.act(seen, rng, explore=True)

@@ -82,13 +82,13 @@ def compose(spec: str, knobs: dict[str, dict[str, Any]] | None = None) -> Compos
     return Composition(spec, recipe, origin, {slug: k for slug, k in knobs.items() if k})
 
 
-def build(m: Method, given: dict[str, Any]) -> GroupRecipe:
-    """Call the method's function with settings of its own."""
+def build(m: Method, given: dict[str, Any]) -> Any:
+    """Call the method's function with settings of its own; lists, as files have them, are tuples."""
     for name in given:
         if name not in m.knobs:
             allowed = ", ".join(m.knobs) or "nothing"
             raise InputError(f"{m.slug}.{name}", given[name], f"{m.slug} has the settings: {allowed}", choices=m.knobs)
-    return m.build(**given)
+    return m.build(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
 def unused(

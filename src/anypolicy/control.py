@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anypolicy import catalogue
+from anypolicy.compose import build
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.replay import Replay, join
 from anypolicy.data.transitions import Transitions
@@ -32,6 +33,7 @@ from anypolicy.loops.control import (
     give,
     load_modules,
     loop_of,
+    weights_of,
     whole_episodes,
 )
 from anypolicy.loops.reset_free import Agents, ResetFreeLoop, learner_of
@@ -138,10 +140,7 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
     """Resolve names and defaults; every error that can be known now is raised now."""
     for path in settings.method_file:
         catalogue.load_file(path)
-    m, given = catalogue.get(method, "controller"), dict(knobs or {})
-    for name in given:
-        if name not in m.knobs:
-            raise InputError(f"{method}.{name}", given[name], f"it has {', '.join(m.knobs)}", choices=m.knobs)
+    given = dict(knobs or {})
     for name in ("steps", "envs", "eval_episodes", "threads"):
         if (value := getattr(settings, name)) is not None and not value > 0:
             raise InputError(name, value, "use a number above 0")
@@ -149,7 +148,7 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
         if (value := getattr(settings, name)) is not None and value < 0:
             raise InputError(name, value, "use 0 or more")
     check_trackers(settings.trackers)
-    recipe: Recipe = m.build(**given)
+    recipe: Recipe = build(catalogue.get(method, "controller"), given)
     task = load_environment(settings.task)
     if settings.envs is not None:
         recipe = replace(recipe, environments=settings.envs)
@@ -256,7 +255,6 @@ def plan_from(written: dict[str, Any]) -> ControlPlan:
     values = dict(written)
     try:
         method, knobs = values.pop("method"), values.pop("knobs")
-        knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()}
         values["trackers"] = tuple(values["trackers"])
         values["method_file"] = tuple(Path(x) for x in values["method_file"])
         settings = ControlSettings(**values)
@@ -448,8 +446,7 @@ def page(run: ControlRun) -> Path:
 
 def save_controller(folder: Path, p: ControlPlan, learner: Learner) -> None:
     """The learner's weights and what it takes to make it again."""
-    modules = {f"{m}.{k}": v.contiguous() for m, x in learner.modules.items() for k, v in x.state_dict().items()}
-    save_file(modules, folder / "controller.safetensors")
+    save_file({k: v.contiguous() for k, v in weights_of(learner).items()}, folder / "controller.safetensors")
     config = {"type": "controller", "method": p.method, "knobs": p.knobs, "task": p.settings.task}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
 
@@ -461,8 +458,7 @@ def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
     if not path.is_file():
         raise InputError("policy", str(folder), "it holds no controller: give the policy/ folder of a control run")
     config = json.loads((folder / "config.json").read_text())
-    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
     task = load_environment(config["task"])
-    learner = learner_of(catalogue.get(config["method"], "controller").build(**knobs), task.space, 0)
+    learner = learner_of(build(catalogue.get(config["method"], "controller"), config["knobs"]), task.space, 0)
     load_modules(learner, load_file(path))
     return learner, task

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from anypolicy import catalogue
+from anypolicy.compose import build
 from anypolicy.data.preferences import Preference
 from anypolicy.errors import InputError
 from anypolicy.loops.preference import PreferenceLoop, PreferenceRecipe, calibrate, evaluate_pairs
@@ -103,9 +104,6 @@ class RewardPlan:
 def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = None) -> RewardPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
     m, given = catalogue.get(method, "reward-model"), dict(knobs or {})
-    for name in given:
-        if name not in m.knobs:
-            raise InputError(f"{method}.{name}", given[name], f"it has {', '.join(m.knobs)}", choices=m.knobs)
     for name in ("epochs", "lr", "micro_tokens", "threads"):
         if (value := getattr(settings, name)) is not None and not value > 0:
             raise InputError(name, value, "use a number above 0")
@@ -117,7 +115,7 @@ def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = N
     taken = {k: v for k, v in suggestions(policy).items() if getattr(settings, k, v) is None}
     s = replace(settings, policy=policy, **taken)
     s = replace(s, dtype=s.dtype or "float32", threads=s.threads or torch.get_num_threads())
-    recipe: PreferenceRecipe = m.build(**given)
+    recipe: PreferenceRecipe = build(m, given)
     if recipe.pairs < 1:
         raise InputError(f"{method}.pairs", recipe.pairs, "use at least 1")
     if s.lr is not None:

@@ -8,11 +8,12 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from anypolicy.apart import Pace, act, train_apart, weights_of
+from anypolicy.apart import Pace, act, train_apart
 from anypolicy.control import ControlSettings, World, plan
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.link import ActorEnd, LearnerEnd, config_hash, receive, send
 from anypolicy.errors import InputError
+from anypolicy.loops.control import weights_of
 
 CONFIG = {"method": "x", "knobs": {"lr": 0.1}}
 

@@ -336,9 +336,14 @@ def stacked(made: list[Transitions]) -> Transitions:
     return Transitions(*(torch.stack([getattr(t, name) for t in made]) for name in Transitions.__dataclass_fields__))
 
 
+def weights_of(learner: Learner) -> dict[str, Tensor]:
+    """Weights and buffers of all modules, by name: everything that acting may need."""
+    return {f"{m}.{k}": v for m, module in learner.modules.items() for k, v in module.state_dict().items()}
+
+
 def tensors_of(learner: Learner) -> dict[str, Tensor]:
     """Weights, buffers and optimiser moments of a learner, by name."""
-    out = {f"{m}.{k}": v for m, module in learner.modules.items() for k, v in module.state_dict().items()}
+    out = weights_of(learner)
     for o, optimiser in learner.optimisers.items():
         for i, moments in optimiser.state_dict()["state"].items():
             out |= {f"{o}/{i}/{k}": torch.as_tensor(v) for k, v in moments.items()}
@@ -358,7 +363,7 @@ def load_tensors(learner: Learner, tensors: dict[str, Tensor]) -> None:
 
 
 def load_modules(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
-    """The weights alone."""
+    """The inverse of `weights_of`."""
     for m, module in learner.modules.items():
         module.load_state_dict({k.removeprefix(f"{m}."): v for k, v in tensors.items() if k.startswith(f"{m}.")})
 

@@ -56,10 +56,14 @@ def export_minari(name: str, episodes: list[Episode], task: EnvironmentTask) -> 
         from minari.data_collector import EpisodeBuffer
     except ImportError as error:
         raise InputError("out", name, "install Minari: pip install 'anypolicy[control]'") from error
-    env, low, high = task.make(), np.array(task.space.low), np.array(task.space.high)
+    env = task.make()
     buffers: list[Any] = []
     for i, e in enumerate(episodes):
-        action: Any = e.action[:, 0].long().numpy() if task.space.discrete else scaled(e.action.numpy(), low, high)
+        action: Any = (
+            e.action[:, 0].long().numpy()
+            if task.space.discrete
+            else (task.space.native(e.action.double()).float().numpy())
+        )
         buffers.append(
             EpisodeBuffer(
                 id=i, observations=list(e.observation.numpy()), actions=list(action), rewards=e.reward.tolist(),
@@ -76,17 +80,11 @@ def export_minari(name: str, episodes: list[Episode], task: EnvironmentTask) -> 
         env.close()
 
 
-def scaled(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """[−1, 1] to the box."""
-    return (low + (action + 1) / 2 * (high - low)).astype(np.float32)
-
-
 def episode(x: Any, space: Space) -> Episode:
     """Minari's record of one episode."""
     action = torch.from_numpy(np.asarray(x.actions)).float().reshape(len(x.rewards), -1)
     if not space.discrete:
-        low, high = torch.tensor(space.low), torch.tensor(space.high)
-        action = (action - low) / (high - low) * 2 - 1
+        action = space.unit(action)
     numbers = [torch.from_numpy(np.asarray(v)).float() for v in (x.rewards, x.terminations, x.truncations)]
     return Episode(flat_observations(x.observations), action, *numbers)
 
