@@ -16,11 +16,12 @@ from typing import Any
 from anypolicy.control import ControlPlan, ControlSettings, World, plan, plan_from
 from anypolicy.data.replay import NStep, mixed
 from anypolicy.engines.link import ActorEnd, LearnerEnd
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_numbers
 from anypolicy.loops.control import (
     Learner,
     OffPolicyLoop,
     OffPolicyRecipe,
+    averages,
     load_modules,
     transitions,
     warm_up,
@@ -39,9 +40,7 @@ class Pace:
     hertz: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("send_every", "publish_every", "hertz"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise InputError(name, value, "use a number above 0")
+        check_numbers(self, positive=("send_every", "publish_every", "hertz"))
 
 
 @dataclass
@@ -137,5 +136,5 @@ def learn(p: ControlPlan, world: World, end: LearnerEnd, iterations: int, pace: 
         if i % pace.publish_every == 0:
             end.publish(i, weights_of(world.learner))
         logs["stale"].append(float(i - end.version))
-    log = {k: sum(v) / len(v) for k, v in logs.items()} | {"stale/most": max(logs["stale"])}
+    log = averages(logs) | {"stale/most": max(logs["stale"])}
     return ApartRun(world.learner, steps, iterations, log, versions, world.evaluate(iterations)[0])

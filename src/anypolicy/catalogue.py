@@ -137,5 +137,6 @@ def get(slug: str, trains: Trains | None = "policy") -> Method:
             "method", slug, f"it trains a {other.replace('-', ' ')}: use `anypolicy {command} {slug}` alone"
         )
     if slug not in known:
-        raise InputError("method", slug, f"use one of {', '.join(known)}", choices=known)
+        all_names = sorted(REGISTERED)
+        raise InputError("method", slug, f"use one of {', '.join(all_names)}", choices=all_names)
     return known[slug]

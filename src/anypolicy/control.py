@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,20 @@ from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.replay import Replay, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_names, check_numbers
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
+from anypolicy.loops.choose import give, learner_of, loop_of, whole_episodes
 from anypolicy.loops.control import (
     Learner,
     OfflineRecipe,
-    OffPolicyRecipe,
     OnPolicyRecipe,
     Recipe,
     evaluate,
-    give,
     load_modules,
-    loop_of,
     weights_of,
-    whole_episodes,
 )
-from anypolicy.loops.reset_free import Agents, ResetFreeLoop, learner_of
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -141,12 +137,8 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
     for path in settings.method_file:
         catalogue.load_file(path)
     given = dict(knobs or {})
-    for name in ("steps", "envs", "eval_episodes", "threads"):
-        if (value := getattr(settings, name)) is not None and not value > 0:
-            raise InputError(name, value, "use a number above 0")
-    for name in ("seed", "eval_every", "checkpoint_every"):
-        if (value := getattr(settings, name)) is not None and value < 0:
-            raise InputError(name, value, "use 0 or more")
+    check_numbers(settings, positive=("steps", "envs", "eval_episodes", "threads"),
+                  natural=("seed", "eval_every", "checkpoint_every"))  # fmt: skip
     check_trackers(settings.trackers)
     recipe: Recipe = build(catalogue.get(method, "controller"), given)
     task = load_environment(settings.task)
@@ -178,15 +170,11 @@ class World:
         use_products(s.products)
         self.plan = p
         self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
-        self.learner = learner_of(p.recipe, p.task.space, number(s.seed, "weights") % 2**31)
+        self.learner = learner_for(p)
         if hasattr(self.learner, "budget"):
             self.learner.budget(p.steps)  # type: ignore[attr-defined]
         self.demos = None if s.demos is None else load_demonstrations(s.demos, p.task)
-        rest = (self.learner, self.environments, p.task.space, s.seed)
-        if isinstance(self.learner, Agents) and isinstance(p.recipe, OffPolicyRecipe):
-            self.loop = ResetFreeLoop(p.recipe, self.learner, *rest[1:], horizon=p.task.horizon)
-        else:
-            self.loop = loop_of(p.recipe, *rest, horizon=p.task.horizon)
+        self.loop = loop_of(p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon)
 
     def begin(self, *, fresh: bool = True) -> None:
         """What comes before the first step: a fresh learner is prepared on the demonstrations as they are recorded,
@@ -199,14 +187,25 @@ class World:
         give(self.loop, self.learner, raw if demos is None or observe is None else offline(self.plan, demos, observe))
 
     def evaluate(self, step: int, episodes: int | None = None) -> tuple[dict[str, float], list[float]]:
-        """A fresh environment, the same episodes at every evaluation."""
-        seed = self.plan.settings.seed
-        environments = Environments(self.plan.task.vector(1), number(seed, "evaluation") % 2**31)
-        try:
-            rng = generator(seed, "evaluation", step)
-            return evaluate(self.learner, environments, episodes or self.plan.settings.eval_episodes, rng)
-        finally:
-            environments.close()
+        """Of the learner as it is."""
+        return evaluated(self.plan, self.learner, step, episodes)
+
+
+def learner_for(p: ControlPlan) -> Learner:
+    """The learner of a plan with its first weights."""
+    return learner_of(p.recipe, p.task.space, number(p.settings.seed, "weights") % 2**31)
+
+
+def evaluated(
+    p: ControlPlan, learner: Learner, step: int, episodes: int | None = None
+) -> tuple[dict[str, float], list[float]]:
+    """A fresh environment, the same episodes at every evaluation."""
+    environments = Environments(p.task.vector(1), number(p.settings.seed, "evaluation") % 2**31)
+    try:
+        rng = generator(p.settings.seed, "evaluation", step)
+        return evaluate(learner, environments, episodes or p.settings.eval_episodes, rng)
+    finally:
+        environments.close()
 
 
 def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor], Tensor] | None = None) -> Replay:
@@ -227,10 +226,7 @@ def train_controller(
     method: str, *, task: str, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
 ) -> ControlRun:
     """Train a controller and return the run; the further settings are the fields of `ControlSettings`."""
-    known = [f.name for f in fields(ControlSettings)]
-    for name in settings:
-        if name not in known:
-            raise InputError(name, settings[name], f"it has the settings {', '.join(known)}", choices=known)
+    check_names(ControlSettings, settings, "it")
     return start(plan(method, ControlSettings(task, **settings), knobs), quiet=quiet)
 
 
@@ -282,7 +278,7 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
     def save(step: int) -> None:
         save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": p.comparable()})
 
-    def evaluated(step: int) -> dict[str, Any]:
+    def held_out(step: int) -> dict[str, Any]:
         log, returns = world.evaluate(step)
         run.write_samples(f"step-{step:06d}", [{"return": r} for r in returns])
         return log
@@ -305,7 +301,7 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
         run, Schedule(p.steps, s.eval_every, s.checkpoint_every, STRIDE, p.unit), first, title=p.method,
-        trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=evaluated, save=save,
+        trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=held_out, save=save,
     )  # fmt: skip
     run.save_policy(lambda folder: save_controller(folder, p, world.learner))
     world.environments.close()
@@ -340,10 +336,10 @@ def evaluate_run(path: str | Path, *, episodes: int | None = None, video: Path |
     if episodes is not None and episodes < 1:
         raise InputError("episodes", episodes, "use at least 1")
     with RunDirectory.open(path, lock=False) as run:
-        world = trained(run)
+        p, learner = trained(run)
         if video is not None:
-            film(world.learner, world.plan.task, video, number(world.plan.settings.seed, "evaluation") % 2**31)
-        log, returns = world.evaluate(-1, episodes)
+            film(learner, p.task, video, number(p.settings.seed, "evaluation") % 2**31)
+        log, returns = evaluated(p, learner, -1, episodes)
         run.write_samples("eval", [{"return": r} for r in returns])
         return log
 
@@ -356,12 +352,10 @@ def record(path: str | Path, *, episodes: int, out: str, explore: bool = False) 
     if not out.startswith("minari:") and not out.endswith(".safetensors"):
         raise InputError("out", out, "name a .safetensors file, or minari:NAME")
     with RunDirectory.open(path, lock=False) as run:
-        world = trained(run)
-        task, seed = world.plan.task, world.plan.settings.seed
+        p, learner = trained(run)
+        task, seed = p.task, p.settings.seed
         environments = Environments(task.vector(1), number(seed, "recording") % 2**31)
-        made = [
-            recorded(world.learner, environments, generator(seed, "recording", i), explore) for i in range(episodes)
-        ]
+        made = [recorded(learner, environments, generator(seed, "recording", i), explore) for i in range(episodes)]
         environments.close()
     if out.startswith("minari:"):
         export_minari(out.removeprefix("minari:"), made, task)
@@ -384,15 +378,17 @@ def recorded(learner: Learner, environments: Environments, rng: torch.Generator,
     return Episode(torch.stack(seen), torch.stack(acted), *flags)
 
 
-def trained(run: RunDirectory) -> World:
-    """The world of a run at its newest checkpoint."""
+def trained(run: RunDirectory) -> tuple[ControlPlan, Learner]:
+    """The plan of a run, and its learner at the newest checkpoint."""
     p = plan_from(run.recipe())
-    world = World(p)
     if (folder := latest_checkpoint(run.path)) is None:
         raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")
-    saved = load_checkpoint(folder)
-    world.loop.restore(saved.state["loop"], saved.tensors)
-    return world
+    assert p.settings.threads is not None and p.settings.products is not None
+    torch.set_num_threads(p.settings.threads)
+    use_products(p.settings.products)
+    learner = learner_for(p)
+    load_modules(learner, load_checkpoint(folder).tensors["learner"])
+    return p, learner
 
 
 def explain(p: ControlPlan) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
 
 
 class InputError(ValueError):
@@ -21,3 +23,21 @@ class InputError(ValueError):
         shown = repr(value) if len(repr(value)) <= 200 else repr(value)[:200] + "…"
         hint = f" (did you mean {self.nearest!r}?)" if self.nearest else ""
         super().__init__(f"{field}: got {shown}; {allowed}{hint}")
+
+
+def check_names(kind: type[Any], given: Mapping[str, object], who: str) -> None:
+    """Refuse settings that the dataclass `kind` does not have."""
+    known = [f.name for f in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise InputError(name, given[name], f"{who} has the settings {', '.join(known)}", choices=known)
+
+
+def check_numbers(settings: object, *, positive: Iterable[str] = (), natural: Iterable[str] = ()) -> None:
+    """Refuse numbers that are given and not above 0 (`positive`) or below 0 (`natural`)."""
+    for name in positive:
+        if (value := getattr(settings, name)) is not None and not value > 0:
+            raise InputError(name, value, "use a number above 0")
+    for name in natural:
+        if (value := getattr(settings, name)) is not None and value < 0:
+            raise InputError(name, value, "use 0 or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 from anypolicy import catalogue
 from anypolicy.compose import build
 from anypolicy.data.preferences import Preference
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_names, check_numbers
 from anypolicy.loops.preference import PreferenceLoop, PreferenceRecipe, calibrate, evaluate_pairs
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import load_policy
@@ -104,12 +104,8 @@ class RewardPlan:
 def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = None) -> RewardPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
     m, given = catalogue.get(method, "reward-model"), dict(knobs or {})
-    for name in ("epochs", "lr", "micro_tokens", "threads"):
-        if (value := getattr(settings, name)) is not None and not value > 0:
-            raise InputError(name, value, "use a number above 0")
-    for name in ("seed", "eval_every", "checkpoint_every"):
-        if (value := getattr(settings, name)) is not None and value < 0:
-            raise InputError(name, value, "use 0 or more")
+    check_numbers(settings, positive=("epochs", "lr", "micro_tokens", "threads"),
+                  natural=("seed", "eval_every", "checkpoint_every"))  # fmt: skip
     check_trackers(settings.trackers)
     policy = settings.policy or "smollm2-135m"
     taken = {k: v for k, v in suggestions(policy).items() if getattr(settings, k, v) is None}
@@ -149,10 +145,7 @@ def train_reward_model(
     method: str, *, pairs: str | Path, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
 ) -> RewardRun:
     """Train a reward model on pairs and return the run; the further settings are the fields of `RewardSettings`."""
-    known = [f.name for f in fields(RewardSettings)]
-    for name in settings:
-        if name not in known:
-            raise InputError(name, settings[name], f"it has the settings {', '.join(known)}", choices=known)
+    check_names(RewardSettings, settings, "it")
     return start(plan(method, RewardSettings(str(pairs), **settings), knobs), quiet=quiet)
 
 

@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from anypolicy.compose import Composition, compose
 from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_names, check_numbers
 from anypolicy.loops.checks import check, stages
 from anypolicy.loops.evaluate import evaluate
 from anypolicy.loops.group import GroupLoop
@@ -190,14 +190,12 @@ def overridden(recipe: GroupRecipe, s: Settings) -> GroupRecipe:
 
 def positive(s: Settings) -> None:
     """Numbers that must be above 0 (or not negative)."""
-    for name in ("steps", "prompts", "group_size", "lr", "epochs", "minibatches", "max_tokens", "threads",
-                 "micro_tokens", "eval_prompts", "temperature", "top_p"):  # fmt: skip
-        value = getattr(s, name)
-        if value is not None and not value > 0:
-            raise InputError(name, value, "use a number above 0")
-    for name in ("eval_every", "checkpoint_every", "lora_rank", "top_k", "seed"):
-        if (value := getattr(s, name)) is not None and value < 0:
-            raise InputError(name, value, "use 0 or more")
+    check_numbers(
+        s,
+        positive=("steps", "prompts", "group_size", "lr", "epochs", "minibatches", "max_tokens", "threads",
+                  "micro_tokens", "eval_prompts", "temperature", "top_p"),
+        natural=("eval_every", "checkpoint_every", "lora_rank", "top_k", "seed"),
+    )  # fmt: skip
     if s.top_p > 1:
         raise InputError("top_p", s.top_p, "use a number in (0, 1]")
 
@@ -259,10 +257,7 @@ def train(
     `method` is a name or a composition ("grpo+ngrpo.advantage"); `knobs` are settings of the methods themselves, by
     slug; the rest are the fields of `Settings`. Raises InputError before any work for what cannot be used.
     """
-    known = [f.name for f in fields(Settings)]
-    for name in settings:
-        if name not in known:
-            raise InputError(name, settings[name], f"train has the settings {', '.join(known)}", choices=known)
+    check_names(Settings, settings, "train")
     return start(plan(method, Settings(task, **settings), knobs), quiet=quiet)
 
 

@@ -12,7 +12,8 @@ from anypolicy.control import ControlSettings, World, plan, resume, train_contro
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import OnPolicyRecipe, loop_of
+from anypolicy.loops.choose import loop_of
+from anypolicy.loops.control import OnPolicyRecipe
 from anypolicy.methods.control.hnpg import hac, hnpg, hybrid_loss, hybrid_table
 from anypolicy.parts.td import generalised_advantage
 from anypolicy.parts.trust_region import backtrack, fisher_product, trust_region_step

@@ -6,7 +6,7 @@ checkpoint holds of it), `act` and `update`. Where it needs to, it also has
 `budget(steps)`, told how many environment steps the whole run has before it starts or goes on (for schedules),
 `prepare(offline, generator)`, called once before the first step with the demonstrations as they were recorded (they are
 observed after it), `warm(observation, generator)`, how it acts during warm-up instead of uniformly, and an attribute
-`offline`, where `give` puts the replay of demonstrations, if there are any, in a new run and in a resumed one.
+`offline`, where `loops.choose.give` puts the replay of demonstrations, if there are any, in new and in resumed runs.
 """
 
 from __future__ import annotations
@@ -102,33 +102,14 @@ class OfflineRecipe:
 Recipe = OffPolicyRecipe | OnPolicyRecipe | OfflineRecipe
 
 
-def loop_of(
-    recipe: Recipe, learner: Learner, environments: Environments, space: Space, seed: int, *,
-    horizon: int | None = None, offline: Replay | None = None,
-) -> OffPolicyLoop | OnPolicyLoop | OfflineLoop:  # fmt: skip
-    """The loop of a recipe at step 0. `horizon` is the longest episode, `offline` the demonstrations."""
-    if isinstance(recipe, OfflineRecipe):
-        loop = OfflineLoop(recipe, learner, seed)
-    elif isinstance(recipe, OnPolicyRecipe):
-        loop = OnPolicyLoop(whole_episodes(recipe, horizon), learner, environments, space, seed)
-    else:
-        loop = OffPolicyLoop(recipe, learner, environments, space, seed, horizon=horizon)
-    give(loop, learner, offline)
-    return loop
+def warmup_of(recipe: OffPolicyRecipe, horizon: int | None) -> int:
+    """Steps at random at the beginning; `horizon` is the longest episode."""
+    return min(10 * (horizon or 500), 5000) if recipe.warmup is None else recipe.warmup
 
 
-def give(loop: Any, learner: Learner, offline: Replay | None) -> None:
-    """Demonstrations, as the learner observes them, for the loop and for a learner that asks for them."""
-    loop.offline = offline
-    if offline is not None and hasattr(learner, "offline"):
-        learner.offline = offline  # type: ignore[attr-defined]
-
-
-def whole_episodes(recipe: OnPolicyRecipe, horizon: int | None) -> OnPolicyRecipe:
-    """The recipe with the length of its rollouts filled in, where it is that of the longest episode."""
-    if recipe.horizon is None and horizon is None:
-        raise InputError("task", "no longest episode", "rollouts are whole episodes here: set max_steps of the task")
-    return replace(recipe, horizon=horizon) if recipe.horizon is None else recipe
+def averages(logs: Mapping[str, list[float]]) -> dict[str, float]:
+    """The mean of what was logged under each name."""
+    return {k: sum(v) / len(v) for k, v in logs.items()}
 
 
 class OffPolicyLoop:
@@ -136,23 +117,22 @@ class OffPolicyLoop:
 
     def __init__(
         self, recipe: OffPolicyRecipe, learner: Learner, environments: Environments, space: Space, seed: int, *,
-        horizon: int | None = None, offline: Replay | None = None,
+        horizon: int | None = None,
     ):  # fmt: skip
         self.recipe, self.learner, self.environments, self.space, self.seed = recipe, learner, environments, space, seed
         self.observe: Callable[[Tensor], Tensor] = getattr(learner, "observe", lambda x: x)
         width = self.observe(environments.current).shape[1]
         self.replay = Replay(recipe.capacity, width, space.action_width, pixels_of(learner, space))
         self.windows = NStep(recipe.n_step, recipe.discount, len(environments))
-        self.offline = offline
-        warm = min(10 * (horizon or 500), 5000) if recipe.warmup is None else recipe.warmup
-        self.warmup, self.steps, self.updates = warm, 0, 0
+        self.offline: Replay | None = None
+        self.warmup, self.steps, self.updates = warmup_of(recipe, horizon), 0, 0
 
     def run(self, steps: int) -> dict[str, float]:
         """At least `steps` environment steps; the means of what was logged."""
         logs, target = defaultdict[str, list[float]](list), self.steps + steps
         while self.steps < target:
             self.step(logs)
-        out = {k: sum(v) / len(v) for k, v in logs.items()}
+        out = averages(logs)
         return out | self.environments.take().means() | {"replay/size": float(len(self.replay)),
                                                          "updates": float(self.updates)}  # fmt: skip
 
@@ -209,8 +189,7 @@ class OnPolicyLoop:
     call makes less."""
 
     def __init__(
-        self, recipe: OnPolicyRecipe, learner: Learner, environments: Environments, space: Space, seed: int, *,
-        offline: Replay | None = None,
+        self, recipe: OnPolicyRecipe, learner: Learner, environments: Environments, space: Space, seed: int
     ):  # fmt: skip
         self.recipe, self.learner, self.environments, self.space, self.seed = recipe, learner, environments, space, seed
         self.observe: Callable[[Tensor], Tensor] = getattr(learner, "observe", lambda x: x)
@@ -218,7 +197,8 @@ class OnPolicyLoop:
             raise InputError("autoreset_mode", "next step", "rollouts are made with environments that reset at once")
         assert recipe.horizon is not None
         self.horizon = recipe.horizon
-        self.offline, self.steps, self.asked, self.updates = offline, 0, 0, 0
+        self.offline: Replay | None = None
+        self.steps, self.asked, self.updates = 0, 0, 0
 
     def run(self, steps: int) -> dict[str, float]:
         logs = defaultdict[str, list[float]](list)
@@ -229,7 +209,7 @@ class OnPolicyLoop:
             for name, value in self.learner.update([rollout], generator(self.seed, "update", begin)).items():
                 logs[name].append(value)
             self.updates += 1
-        out = {k: sum(v) / len(v) for k, v in logs.items()}
+        out = averages(logs)
         return out | self.environments.take().means() | {"updates": float(self.updates)}
 
     def collect(self) -> Transitions:
@@ -299,8 +279,9 @@ def pixels_of(learner: Learner, space: Space) -> int:
 class OfflineLoop:
     """`run(n)` makes n updates on the demonstrations; nothing acts."""
 
-    def __init__(self, recipe: OfflineRecipe, learner: Learner, seed: int, *, offline: Replay | None = None):
-        self.recipe, self.learner, self.seed, self.offline, self.steps = recipe, learner, seed, offline, 0
+    def __init__(self, recipe: OfflineRecipe, learner: Learner, seed: int):
+        self.recipe, self.learner, self.seed, self.steps = recipe, learner, seed, 0
+        self.offline: Replay | None = None
 
     def run(self, steps: int) -> dict[str, float]:
         if not self.offline:
@@ -311,7 +292,7 @@ class OfflineLoop:
             self.steps += 1
             for name, value in self.learner.update([self.offline.sample(self.recipe.batch, rng)], rng).items():
                 logs[name].append(value)
-        return {k: sum(v) / len(v) for k, v in logs.items()} | {"updates": float(self.steps)}
+        return averages(logs) | {"updates": float(self.steps)}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"learner": tensors_of(self.learner)}

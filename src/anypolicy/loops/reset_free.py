@@ -23,14 +23,15 @@ from anypolicy.loops.control import (
     Acted,
     Learner,
     OffPolicyRecipe,
-    Recipe,
+    averages,
     load_tensors,
     pixels_of,
     tensors_of,
     transitions,
     warm_up,
+    warmup_of,
 )
-from anypolicy.runs.seeds import generator, number
+from anypolicy.runs.seeds import generator
 from anypolicy.tasks.environments import Space
 
 
@@ -89,7 +90,7 @@ class ResetFreeLoop:
 
     def __init__(
         self, recipe: OffPolicyRecipe, agents: Agents, environments: Environments, space: Space, seed: int, *,
-        horizon: int | None = None, offline: Replay | None = None,
+        horizon: int | None = None,
     ):  # fmt: skip
         if recipe.n_step != 1:
             raise InputError("n_step", recipe.n_step, "without resets an episode is cut at every change of task: use 1")
@@ -99,8 +100,8 @@ class ResetFreeLoop:
             for _ in range(space.tasks)
         ]
         self.parts: list[Replay | None] = [None] * space.tasks
-        self.offline = offline
-        self.warmup = min(10 * (horizon or 500), 5000) if recipe.warmup is None else recipe.warmup
+        self.offline = None
+        self.warmup = warmup_of(recipe, horizon)
         self.steps, self.updates, self.own = 0, 0, [0] * space.tasks
 
     @property
@@ -116,7 +117,7 @@ class ResetFreeLoop:
         logs, target = defaultdict[str, list[float]](list), self.steps + steps
         while self.steps < target:
             self.step(logs)
-        out = {k: sum(v) / len(v) for k, v in logs.items()}
+        out = averages(logs)
         sizes = {"replay/size": float(sum(map(len, self.replays))), "updates": float(self.updates)}
         return out | self.environments.take().means() | sizes | {"resets/forced": self.forced()}
 
@@ -167,10 +168,3 @@ class ResetFreeLoop:
             return False
         self.environments.restore(state["environments"])
         return True
-
-
-def learner_of(recipe: Recipe, space: Space, seed: int) -> Learner:
-    """The learner of a recipe: where tasks take turns, one for each that learns off-policy."""
-    if space.tasks == 1 or not isinstance(recipe, OffPolicyRecipe):
-        return recipe.learner(space, seed)
-    return Agents([recipe.learner(space, number(seed, "task", t) % 2**31) for t in range(space.tasks)])

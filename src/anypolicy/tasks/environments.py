@@ -146,9 +146,9 @@ def registered(name: str, settings: dict[str, Any]) -> Callable[..., gymnasium.E
     factor: float | None = None if scale is None else fit("task.reward_scale", scale, float)
     steps = None if steps is None else fit("task.max_steps", steps, int)
     timed = fit("task.time", own.pop("time", False), bool)
-    for module in PLUGINS.values():
+    for package, module in PLUGINS.items():
         if name not in gymnasium.registry and importlib.util.find_spec(module) is not None:
-            gymnasium.register_envs(importlib.import_module(module))
+            plugin(package)
     if name not in gymnasium.registry:
         hint = "" if all(importlib.util.find_spec(m) for m in PLUGINS.values()) else \
             f" (some come with {', '.join(PLUGINS)}: pip install 'anypolicy[control]')"  # fmt: skip

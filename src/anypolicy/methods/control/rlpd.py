@@ -18,6 +18,7 @@ Differs: our choice (RLPD's released code) first.
   critics' loss                mean over critics and batch (both codes) | sum over critics (REDQ): with Adam the same
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,12 +95,10 @@ class PriorDataLearner:
         self.entropy = -space.actions / 2 if s.target_entropy is None else s.target_entropy
         sizes = (space.observations, space.actions, s.hidden, rng)
         self.actor = SquashedGaussian(*sizes, activation=s.activation, layer_norm=s.actor_layer_norm, init="xavier")
-        self.critics, self.targets = (
-            critics(*sizes, ensemble=s.ensemble, layer_norm=s.layer_norm, activation=s.activation, init="xavier")
-            for _ in range(2)
+        self.critics = critics(
+            *sizes, ensemble=s.ensemble, layer_norm=s.layer_norm, activation=s.activation, init="xavier"
         )
-        self.targets.load_state_dict(self.critics.state_dict())
-        self.targets.requires_grad_(False)
+        self.targets = deepcopy(self.critics).requires_grad_(False)
         self.raw = nn.Parameter(raw_of(s.alpha, s.temperature))
         self.modules = {"actor": self.actor, "critics": self.critics, "targets": self.targets,
                         "temperature": nn.ParameterList([self.raw])}  # fmt: skip

@@ -16,6 +16,7 @@ Differs: public implementations disagree on what SAC is; our choice comes first.
   ln(1 − a²)        by softplus | ln(1 − a² + 1e-6) (SB3, CleanRL, REDQ), which saturates at −13.8
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,9 +64,7 @@ class SoftActorCriticLearner:
         self.actor = SquashedGaussian(space.observations, space.actions, s.hidden, rng)
         sizes = (space.observations, space.actions, s.hidden)
         self.critics = critics(*sizes, rng, ensemble=2, layer_norm=s.layer_norm)
-        self.targets = critics(*sizes, rng, ensemble=2, layer_norm=s.layer_norm)
-        self.targets.load_state_dict(self.critics.state_dict())
-        self.targets.requires_grad_(False)
+        self.targets = deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(s.alpha).log())
         self.modules = {"actor": self.actor, "critics": self.critics, "targets": self.targets,
                         "temperature": nn.ParameterList([self.log_alpha])}  # fmt: skip
