@@ -298,11 +298,16 @@ def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
 
 
 def wait_for(pid: int) -> Config:
-    """The end of one child, with those that others left behind reaped meanwhile."""
+    """The end of one child, with those that others left behind reaped meanwhile. Both signals stay pending until they
+    are asked for: a handler that runs just before a wait would not end the wait."""
+    waking = {signal.SIGCHLD, signal.SIGIO}
+    signal.pthread_sigmask(signal.SIG_BLOCK, waking)
     while True:
-        ended, how = os.wait()
+        ended, how = os.waitpid(-1, os.WNOHANG)
         if ended == pid:
             return {"ending": ending(how), "code": os.waitstatus_to_exitcode(how)}
+        if not ended and signal.sigwait(waking) == signal.SIGIO:
+            signal.getsignal(signal.SIGIO)(signal.SIGIO, None)  # type: ignore[operator, misc]
 
 
 def receive() -> Config:
