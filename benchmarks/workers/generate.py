@@ -1,4 +1,4 @@
-"""Generation of SmolLM2-135M in bfloat16: rows of uneven length from shared prompts, by one of three engines."""
+"""Generation of SmolLM2-135M: rows of uneven length from shared prompts, by one of three engines."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ if given["engine"] == "ours":
     from anypolicy.engines.native import NativeEngine
     from anypolicy.policies.load import load_policy
 
-    policy = load_policy(given["model"], dtype="bfloat16")
+    policy = load_policy(given["model"], dtype=given["dtype"])
     policy.stop_ids = ()
     engine = NativeEngine(policy)
     requests = [
@@ -37,7 +37,7 @@ if given["engine"] == "ours":
 else:
     from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria
 
-    model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=getattr(torch, given["dtype"])).eval()
     ids = torch.tensor(np.stack([p for p in prompts for _ in range(given["group"])]))
     ends = torch.tensor(lengths.reshape(-1)) + given["prompt"]
 
