@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from anypolicy.errors import InputError
 
-Trains = Literal["policy", "reward-model", "controller"]
+Trains = Literal["policy", "reward-model", "controller", "problem"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Card:
 @dataclass(frozen=True)
 class Method:
     """A catalogued method: `build(**knobs)` gives its recipe, with the paper's defaults. `trains` says what learns: a
-    policy by the stages of a group recipe, a reward model from pairs, or a controller in an environment."""
+    policy by the stages of a group recipe, a reward model from pairs, a controller in an environment; a "problem" is
+    solved exactly, and `build` gives its Solution."""
 
     slug: str
     card: Card
@@ -132,10 +133,9 @@ def get(slug: str, trains: Trains | None = "policy") -> Method:
     known = methods(trains)
     if slug not in known and slug in REGISTERED:
         other = REGISTERED[slug].trains
-        command = "reward-model" if other == "reward-model" else "train"
-        raise InputError(
-            "method", slug, f"it trains a {other.replace('-', ' ')}: use `anypolicy {command} {slug}` alone"
-        )
+        command = {"reward-model": "reward-model", "problem": "solve"}.get(other, "train")
+        does = "solves a problem" if other == "problem" else f"trains a {other.replace('-', ' ')}"
+        raise InputError("method", slug, f"it {does}: use `anypolicy {command} {slug}` alone")
     if slug not in known:
         all_names = sorted(REGISTERED)
         raise InputError("method", slug, f"use one of {', '.join(all_names)}", choices=all_names)

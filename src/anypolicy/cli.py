@@ -25,6 +25,7 @@ EXAMPLES = """Any policy learns by any published method.
   anypolicy reproduce ngrpo
   anypolicy train sac --task gym/HalfCheetah-v5 --steps 100000
   anypolicy record runs/sac-gym-HalfCheetah-v5-0 --out demos.safetensors
+  anypolicy solve horizon-free-rfe --out solved/rfe
   anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
   anypolicy train pf-ppo --task my_prompts.jsonl --reward-model rm --reward-scale unit
   anypolicy scores pf-ppo --task my_prompts.jsonl --reward-model rm | filtration scores.jsonl
@@ -43,8 +44,8 @@ def trained_by(specs: list[str], files: list[str], command: str) -> str:
 
     for path in files:
         catalogue.load_file(path)
-    if command == "reward-model":
-        return "reward-model"
+    if command in ("reward-model", "solve"):
+        return {"reward-model": "reward-model", "solve": "problem"}[command]
     alone = [catalogue.methods(None).get(spec) for spec in specs]
     return "controller" if any(m is not None and m.trains == "controller" for m in alone) else "policy"
 
@@ -262,8 +263,6 @@ def reward_model_command(Knobs: type, Settings: type) -> Callable[..., None]:
     ) -> None:
         """Train a reward model on preference pairs.
 
-                    anypolicy train sac --task gym/HalfCheetah-v5 --steps 100000
-              anypolicy record runs/sac-gym-HalfCheetah-v5-0 --out demos.safetensors
         anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
         """
         from anypolicy import reward_models
@@ -274,6 +273,36 @@ def reward_model_command(Knobs: type, Settings: type) -> Callable[..., None]:
             print(run)
 
     return reward_model
+
+
+def solve_command(Knobs: type) -> Callable[..., None]:
+    def solve(
+        method: Positional[str],
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        out: Path | None = None,
+    ) -> None:
+        """Solve a problem exactly: every number with what it is (exact, estimate, bound) and what it rests on.
+
+        Args:
+            method: its name; `anypolicy methods` lists those of the family "exact"
+            out: new folder for solution.json and report.html
+        """
+        from rich.console import Console
+        from rich.table import Table
+
+        from anypolicy import exact
+
+        found = exact.solve(method, out=out, **next(iter(changed(knobs).values()), {}))
+        table = Table(box=None, header_style="bold")
+        for column in exact.COLUMNS:
+            table.add_column(column)
+        for report in found.reports:
+            table.add_row(*exact.row(report))
+        Console().print(table)
+        if out is not None:
+            print(f"\n{out / 'report.html'}")
+
+    return solve
 
 
 def scores_command(Knobs: type, Settings: type) -> Callable[..., None]:
@@ -449,7 +478,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     }  # fmt: skip
     Knobs: type = NoKnobs
     Settings: type = NoKnobs
-    if args and args[0] in ("train", "compare", "explain", "scores", "reward-model"):
+    if args and args[0] in ("train", "compare", "explain", "scores", "reward-model", "solve"):
         specs: list[str] = []
         for word in args[1:]:
             if word.startswith("-"):
@@ -469,6 +498,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
         "explain": explain_command(Knobs, Settings),
         "scores": scores_command(Knobs, Settings),
         "reward-model": reward_model_command(Knobs, Settings),
+        "solve": solve_command(Knobs),
         **plain,
     }
 

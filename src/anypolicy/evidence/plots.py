@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from anypolicy.parts.reports import Chart
+
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Okabe and Ito's colours, distinct for colour-blind readers."""
 
@@ -104,3 +106,24 @@ def save_curves(path: Path, curves: Sequence[Curve], *, x: str = "step", y: str,
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     picture.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def draw(chart: Chart) -> Any:
+    """A chart of an exact method's solution, intervals shaded."""
+    from plotly import graph_objects as go
+
+    out = figure(chart.title, chart.x, chart.y)
+    for i, line in enumerate(chart.lines):
+        colour = PALETTE[i % len(PALETTE)]
+        x = list(line.x)
+        if line.low:
+            out.add_trace(go.Scatter(
+                x=x + x[::-1], y=[*line.high, *list(line.low)[::-1]], fill="toself", mode="lines", line={"width": 0},
+                fillcolor=shade(colour, 0.15), hoverinfo="skip", showlegend=False,
+            ))  # fmt: skip
+        out.add_trace(go.Scatter(x=x, y=list(line.y), name=line.name, mode="lines+markers", line={"color": colour}))
+    if "x" in chart.log:
+        out.update_xaxes(type="log")
+    if "y" in chart.log:
+        out.update_yaxes(type="log")
+    return out
