@@ -20,7 +20,7 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.control import Learner, OffPolicyRecipe, Recipe, evaluate, loop_of
+from anypolicy.loops.control import Learner, Recipe, evaluate, loop_of
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -32,7 +32,7 @@ from anypolicy.tasks.demonstrations import export_minari, load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
 
 STRIDE = 1000
-"""Environment steps between two rows of an off-policy run's ledger."""
+"""Environment steps between two rows of the ledger; a rollout that is longer is one row."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,6 @@ class ControlPlan:
     def unit(self) -> int:
         """The run is a whole number of these many environment steps: a rollout, or one step of every copy."""
         return getattr(self.recipe, "horizon", 1) * self.recipe.environments
-
-    @property
-    def stride(self) -> int:
-        """Environment steps between two rows of the ledger."""
-        return STRIDE if isinstance(self.recipe, OffPolicyRecipe) else self.unit
 
     @property
     def steps(self) -> int:
@@ -165,6 +160,8 @@ class World:
         self.plan = p
         self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
         self.learner = p.recipe.learner(p.task.space, number(s.seed, "weights") % 2**31)
+        if hasattr(self.learner, "budget"):
+            self.learner.budget(p.steps)  # type: ignore[attr-defined]
         self.demos = None if s.demos is None else offline(p, self.learner)
         self.loop = loop_of(
             p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon, offline=self.demos
@@ -278,7 +275,7 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
-        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, p.stride, p.unit), first, title=p.method,
+        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, STRIDE, p.unit), first, title=p.method,
         trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=evaluated, save=save,
     )  # fmt: skip
     run.save_policy(lambda folder: save_controller(folder, p, world.learner))

@@ -16,8 +16,10 @@ from anypolicy.runs.metrics import documented
 from anypolicy.tasks.environments import load_environment
 
 METHODS = sorted(slug for slug, m in catalogue.methods(None).items() if m.trains == "controller")
-SMALL = {"hidden": (16, 16), "warmup": 20, "batch": 8, "updates": 2, "horizon": 32, "capacity": 1000, "epochs": 2}
-"""Settings that make a method small, where it has them."""
+SMALL = {"hidden": (16, 16), "warmup": 20, "batch": 8, "updates": 2, "horizon": 32, "capacity": 1000, "epochs": 2,
+         "collect": 16, "anneal": False}  # fmt: skip
+"""Settings that make a method small, where it has them; a rate that falls over the run would make of a run that is made
+longer another one."""
 
 
 @pytest.fixture(scope="session")

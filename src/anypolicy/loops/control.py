@@ -3,6 +3,7 @@
 A learner writes its paper's update out in full and calls parts. It has `modules` and `optimisers` (by name: all that a
 checkpoint holds of it), `act` and `update`. Where it needs to, it also has
 `observe(observation)`, what it stores in place of an observation (both loops call it on everything they see),
+`budget(steps)`, told how many environment steps the whole run has before it starts or goes on (for schedules),
 `prepare(offline, generator)`, called once before the first step, and `warm(observation, generator)`, how it acts
 during warm-up instead of uniformly.
 """

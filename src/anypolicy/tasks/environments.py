@@ -19,7 +19,10 @@ from anypolicy.tasks.load import fit, parse
 
 PLUGINS = {"minigrid": "minigrid", "gymnasium-robotics": "gymnasium_robotics"}
 """Packages that register environments when they are imported."""
-TESTBEDS: dict[str, tuple[str, str]] = {}
+TESTBEDS: dict[str, tuple[str, str]] = {
+    "two-step-tree": ("anypolicy.tasks.sampling", "two_step_tree"),
+    "grid": ("anypolicy.tasks.sampling", "grid"),
+}
 """Name → (module, function) of environments of our own."""
 UNSEEN = "achieved_goal"
 """The part of a goal observation that the rest of it already says."""

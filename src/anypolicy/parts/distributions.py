@@ -1,0 +1,79 @@
+"""Distributions over actions, one row a state: a diagonal Gaussian and a categorical, with one interface."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(m, diag σ²) over a box, not squashed."""
+
+    mean: Float[Tensor, "*batch actions"]
+    log_std: Float[Tensor, "*batch actions"]
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "*batch actions"]:
+        """m + σ ε."""
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return self.mean + self.log_std.exp() * noise
+
+    def mode(self) -> Float[Tensor, "*batch actions"]:
+        """m."""
+        return self.mean
+
+    def logp(self, action: Float[Tensor, "*batch actions"]) -> Float[Tensor, "*batch"]:
+        """Σ_j −((a − m)/σ)²/2 − ln σ − ½ ln 2π."""
+        z = (action - self.mean) * torch.exp(-self.log_std)
+        return (-z.square() / 2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """Σ_j ln σ + ½ ln 2πe."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def divergence(self, other: Gaussian) -> Float[Tensor, "*batch actions"]:
+        """KL(this ‖ other), one number for every action: ln(s/σ) + (σ² + (m − μ)²)/(2 s²) − ½."""
+        gap, s = self.log_std - other.log_std, torch.exp(-other.log_std)
+        return ((2 * gap).exp() + ((self.mean - other.mean) * s).square()) / 2 - gap - 0.5
+
+    def select(self, rows: Int[Tensor, " rows"]) -> Gaussian:
+        """The given states."""
+        return Gaussian(self.mean[rows], self.log_std[rows])
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Choices with log-probabilities ln p. An action is its index, a float in a column."""
+
+    log_probabilities: Float[Tensor, "*batch choices"]
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "*batch 1"]:
+        """An index drawn from p."""
+        p = self.log_probabilities.exp()
+        drawn = torch.multinomial(p.view(-1, p.shape[-1]), 1, generator=generator)
+        return drawn.view(*p.shape[:-1], 1).to(p.dtype)
+
+    def mode(self) -> Float[Tensor, "*batch 1"]:
+        """The likeliest choice."""
+        return self.log_probabilities.argmax(-1, keepdim=True).to(self.log_probabilities.dtype)
+
+    def logp(self, action: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch"]:
+        """ln p of the index."""
+        return self.log_probabilities.gather(-1, action.long()).squeeze(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """−Σ p ln p."""
+        return -(self.log_probabilities.exp() * self.log_probabilities).sum(-1)
+
+    def divergence(self, other: Categorical) -> Float[Tensor, "*batch 1"]:
+        """KL(this ‖ other) = Σ p ln(p/q)."""
+        gap = self.log_probabilities - other.log_probabilities
+        return (self.log_probabilities.exp() * gap).sum(-1, keepdim=True)
+
+    def select(self, rows: Int[Tensor, " rows"]) -> Categorical:
+        """The given states."""
+        return Categorical(self.log_probabilities[rows])
