@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.control import Learner, Recipe, evaluate, loop_of
+from anypolicy.loops.control import Learner, OffPolicyLoop, Recipe, evaluate, loop_of
+from anypolicy.loops.seeds import SeedsLoop
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -201,6 +203,13 @@ def train_controller(
         if name not in known:
             raise InputError(name, settings[name], f"it has the settings {', '.join(known)}", choices=known)
     return start(plan(method, ControlSettings(task, **settings), knobs), quiet=quiet)
+
+
+def several(method: str, *, task: str, seeds: Sequence[int], knobs: dict[str, Any] | None = None) -> SeedsLoop:
+    """A run of the method for each seed, all in this process and together: `.run(steps)` trains them, `.loops[i]` is
+    that of the i-th seed. For small networks, whose update is mostly overhead."""
+    loops = [World(plan(method, ControlSettings(task, seed=seed, trackers=()), knobs)).loop for seed in seeds]
+    return SeedsLoop([x for x in loops if isinstance(x, OffPolicyLoop)])
 
 
 def start(p: ControlPlan, *, quiet: bool = False) -> ControlRun:

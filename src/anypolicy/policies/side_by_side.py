@@ -18,6 +18,7 @@ from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
 from anypolicy.data.transitions import Transitions
+from anypolicy.errors import InputError
 from anypolicy.parts.perceptron import as_row
 from anypolicy.parts.squashed import squashed
 from anypolicy.parts.td import polyak
@@ -106,6 +107,9 @@ class SideBySide:
 
     def __init__(self, learners: Sequence[Soft]):
         first = learners[0]
+        if not all(map(can_stand, learners)):
+            allowed = "several learners at once need ReLU without normalisation and actor_q=min"
+            raise InputError("learner", "layer_norm or actor_q", allowed)
         self.learners, self.settings, self.seeds = learners, first.settings, len(learners)
         self.entropy, self.ensemble = first.entropy, first.critics.stack or 1
         self.bounds, self.where = first.actor.bounds, first.log_alpha.data_ptr()
