@@ -11,7 +11,7 @@ from anypolicy import control
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.methods.control.sac import SoftActorCritic
-from anypolicy.parts.squashed import squashed
+from anypolicy.parts.squashed import log_slope, squashed
 from anypolicy.runs.processor import choose_products, use_products
 from anypolicy.tasks.environments import Space
 from anypolicy.version import __version__
@@ -36,9 +36,17 @@ def update():
     np.savez(given["weights"], **weights)
 
     def losses():
-        """Of one update on the first rows with the given noise: a learner of the same weights, the plain step."""
+        """Of one update on the first rows with the given noise, ln(1 − a²) taken as ln(1 − a² + 1e-6) like the peer."""
         other, noise = make(space, 0), [data["later"], data["now"]]
-        other.actor.sample = lambda seen, _: squashed(*other.actor(seen), noise.pop(0))
+
+        def sample(seen, _):
+            mean, log_std = other.actor(seen)
+            eps = noise.pop(0)
+            action, logp = squashed(mean, log_std, eps)
+            exact = log_slope(mean + log_std.exp() * eps)
+            return action, logp + (exact - (1 - action.square() + 1e-6).log()).sum(-1)
+
+        other.actor.sample = sample
         log = other.step(rows.select(torch.arange(batch)), rng)
         return {"critic": log["loss/critic"], "actor": log["loss/actor"], "entropy": log["entropy"]}
 

@@ -115,8 +115,8 @@ def ppo():
 
 def seeds():
     models = [
-        SAC("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [64, 64]}, batch_size=64, learning_starts=100, seed=s,
-            buffer_size=100_000, device="cpu")
+        SAC("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [64, 64]}, batch_size=64, learning_starts=100,
+            seed=s, buffer_size=100_000, device="cpu")
         for s in range(given["seeds"])
     ]  # fmt: skip
     for model in models:

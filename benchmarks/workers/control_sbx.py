@@ -1,4 +1,5 @@
-"""Control by SBX: SAC.train, one step a call as it is used in training, and PPO.learn; compiled before anything is timed."""
+# ruff: noqa: E402 (JAX reads its settings when it is imported)
+"""Control by SBX: SAC.train, one step a call as in training, PPO.learn; compiled before anything is timed."""
 
 import json
 import os

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def relu_network(
@@ -36,8 +35,9 @@ class _ReluNetwork(torch.autograd.Function):
         return affine(inputs[-1], weights[-1], biases[-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():
+            raise RuntimeError("this network can be differentiated once only: call its forward for second derivatives")
         n, [slope] = ctx.layers, slopes
         inputs, weights = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         learn = any(ctx.needs_input_grad[1:])

@@ -171,7 +171,16 @@ def sac(
 ) -> OffPolicyRecipe:
     """Two critics, one update for every environment step, H = −(number of actions)."""
     learner = SoftActorCritic(
-        hidden, lr, alpha_lr, tau, target_entropy, alpha, learn_alpha, actor_q, alpha_form, layer_norm,
+        hidden,
+        lr,
+        alpha_lr,
+        tau,
+        target_entropy,
+        alpha,
+        learn_alpha,
+        actor_q,
+        alpha_form,
+        layer_norm,
         ensemble,
     )
     return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity)
