@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
@@ -76,7 +76,7 @@ class SoftActorCriticLearner:
         self.log_alpha = nn.Parameter(torch.tensor(s.alpha).log())
         self.modules = {"actor": self.actor, "critics": self.critics, "targets": self.targets,
                         "temperature": nn.ParameterList([self.log_alpha])}  # fmt: skip
-        self.optimisers = {
+        self.optimisers: dict[str, Optimizer] = {
             "actor_optimiser": adam(self.actor.parameters(), s.lr),
             "critic_optimiser": adam(self.critics.parameters(), s.lr),
             "alpha_optimiser": adam([self.log_alpha], s.alpha_lr),
