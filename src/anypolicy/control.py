@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,14 @@ from anypolicy.loops.choose import give, learner_of, loop_of, whole_episodes
 from anypolicy.loops.control import (
     Learner,
     OfflineRecipe,
+    OffPolicyLoop,
     OnPolicyRecipe,
     Recipe,
     evaluate,
     load_modules,
     weights_of,
 )
+from anypolicy.loops.seeds import SeedsLoop
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
@@ -228,6 +230,13 @@ def train_controller(
     """Train a controller and return the run; the further settings are the fields of `ControlSettings`."""
     check_names(ControlSettings, settings, "it")
     return start(plan(method, ControlSettings(task, **settings), knobs), quiet=quiet)
+
+
+def several(method: str, *, task: str, seeds: Sequence[int], knobs: dict[str, Any] | None = None) -> SeedsLoop:
+    """A run of the method for each seed, all in this process and together: `.run(steps)` trains them, `.loops[i]` is
+    that of the i-th seed. For small networks, whose update is mostly overhead."""
+    loops = [World(plan(method, ControlSettings(task, seed=seed, trackers=()), knobs)).loop for seed in seeds]
+    return SeedsLoop([x for x in loops if isinstance(x, OffPolicyLoop)])
 
 
 def start(p: ControlPlan, *, quiet: bool = False) -> ControlRun:

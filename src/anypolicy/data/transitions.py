@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,11 @@ class Transitions:
 
     def select(self, index: Tensor) -> Transitions:
         """The given rows."""
-        return Transitions(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        return self.each(lambda x: x[index])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Transitions:
+        """Every field changed in the same way."""
+        return Transitions(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
 
     def drawn(self, n: int, generator: torch.Generator) -> Transitions:
         """n rows, uniformly with replacement; none if there are none."""

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anypolicy.parts.perceptron import relu_network
 from anypolicy.parts.squashed import squashed
 
 Activation = Literal["relu", "tanh", "silu"]
@@ -65,6 +66,15 @@ class MLP(nn.Module):
                 x = self.activation(x)
         return x
 
+    def quick(self, x: Tensor) -> Tensor:
+        """The same as `forward`, by one node of the graph where there is one for it: for first derivatives only."""
+        return relu_network(x, list(self.weights), list(self.biases)) if self.rectified else self(x)
+
+    @property
+    def rectified(self) -> bool:
+        """Whether it is nothing but linear layers and ReLU."""
+        return self.activation is functional.relu and not len(self.scales)
+
 
 def matrix(n: int, m: int, generator: torch.Generator, init: Init, last_gain: float | None) -> Float[Tensor, "n m"]:
     """Initial weights of one layer."""
@@ -92,7 +102,7 @@ class SquashedGaussian(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-std of u."""
-        mean, log_std = self.net(observation).chunk(2, -1)
+        mean, log_std = self.net.quick(observation).chunk(2, -1)
         return mean, log_std.clamp(*self.bounds)
 
     def sample(
@@ -121,4 +131,5 @@ def q_values(
     members: Int[Tensor, " ensemble"] | None = None,
 ) -> Float[Tensor, "ensemble batch"]:  # fmt: skip
     """Q_i(s, a), of all critics or of some."""
-    return net(torch.cat([observation, action], -1), members).squeeze(-1)
+    x = torch.cat([observation, action], -1)
+    return (net.quick(x) if members is None else net(x, members)).squeeze(-1)

@@ -22,6 +22,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
@@ -30,6 +31,7 @@ from anypolicy.loops.control import Acted, OffPolicyRecipe
 from anypolicy.loops.updates import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, temperature_loss
 from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
+from anypolicy.policies.side_by_side import SideBySide, can_stand
 from anypolicy.tasks.environments import Space
 
 
@@ -47,15 +49,20 @@ class SoftActorCritic:
     actor_q: Literal["min", "mean"] = "min"
     alpha_form: Literal["log_alpha", "alpha"] = "log_alpha"
     layer_norm: bool = False
+    ensemble: int = 2
 
     def __call__(self, space: Space, seed: int) -> "SoftActorCriticLearner":
         return SoftActorCriticLearner(self, space, seed)
 
 
 class SoftActorCriticLearner:
-    """Actor, two critics with their targets, ln α."""
+    """Actor, critics with their targets, ln α."""
+
+    together = SideBySide
 
     def __init__(self, settings: SoftActorCritic, space: Space, seed: int):
+        if settings.ensemble < 1:
+            raise InputError("ensemble", settings.ensemble, "use at least 1")
         if space.discrete:
             raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -63,16 +70,17 @@ class SoftActorCriticLearner:
         self.entropy = -float(space.actions) if s.target_entropy is None else s.target_entropy
         self.actor = SquashedGaussian(space.observations, space.actions, s.hidden, rng)
         sizes = (space.observations, space.actions, s.hidden)
-        self.critics = critics(*sizes, rng, ensemble=2, layer_norm=s.layer_norm)
+        self.critics = critics(*sizes, rng, ensemble=s.ensemble, layer_norm=s.layer_norm)
         self.targets = deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(s.alpha).log())
         self.modules = {"actor": self.actor, "critics": self.critics, "targets": self.targets,
                         "temperature": nn.ParameterList([self.log_alpha])}  # fmt: skip
-        self.optimisers = {
+        self.optimisers: dict[str, Optimizer] = {
             "actor_optimiser": adam(self.actor.parameters(), s.lr),
             "critic_optimiser": adam(self.critics.parameters(), s.lr),
             "alpha_optimiser": adam([self.log_alpha], s.alpha_lr),
         }
+        self.alone: SideBySide | None = None
 
     @torch.no_grad()
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
@@ -82,8 +90,14 @@ class SoftActorCriticLearner:
     def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
         log: dict[str, float] = {}
         for batch in batches:
-            log = self.step(batch, generator)
+            log = self.quick_step(batch, generator) if can_stand(self) else self.step(batch, generator)
         return log
+
+    def quick_step(self, batch: Transitions, generator: torch.Generator) -> dict[str, float]:
+        """The same as `step`, written out without a graph."""
+        if self.alone is None or self.alone.where != self.log_alpha.data_ptr():
+            self.alone = SideBySide([self])
+        return self.alone.update([batch], [generator])[0]
 
     def step(self, batch: Transitions, generator: torch.Generator) -> dict[str, float]:
         """Critics, actor, temperature, targets."""
@@ -140,9 +154,20 @@ def sac(
     actor_q: Literal["min", "mean"] = "min",
     alpha_form: Literal["log_alpha", "alpha"] = "log_alpha",
     layer_norm: bool = False,
+    ensemble: int = 2,
 ) -> OffPolicyRecipe:
     """Two critics, one update for every environment step, H = −(number of actions)."""
     learner = SoftActorCritic(
-        hidden, lr, alpha_lr, tau, target_entropy, alpha, learn_alpha, actor_q, alpha_form, layer_norm
+        hidden,
+        lr,
+        alpha_lr,
+        tau,
+        target_entropy,
+        alpha,
+        learn_alpha,
+        actor_q,
+        alpha_form,
+        layer_norm,
+        ensemble,
     )
     return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity)
