@@ -4,7 +4,7 @@ Two tasks with reward 1 at the goal, which ends the episode, and 0 elsewhere: a 
 12,000 steps; random play rarely crosses the maze) and a robot arm (fetchreach-sparse, 5,000 steps). 20 scripted
 demonstrations, noisy, all with the right aim; in the maze about one in five runs out of time. Arms: behaviour cloning (a
 flow, 2,500 updates), SAC without demonstrations, RLPD (10 critics, minimum of 2, LayerNorm, half of every batch
-demonstrations), RLPD without LayerNorm, RLPD with the demonstrations put into the one replay instead. All that learn
+demonstrations), RLPD without LayerNorm, RLPD with the demonstrations put into the one replay instead (the last two on the arm only: the maze is dear). All that learn
 online: 4 updates a step, batch 128, two layers of 128 (the paper's 256 and 256 cost four times as much), discount .98,
 first temperature .01, 300 random steps. Metric: success in 50 evaluation episodes.
 """
@@ -21,8 +21,8 @@ CLAIM = (
 SEEDS = 5
 CURVE = "success, pointmaze-sparse"
 LEARNERS = ("rlpd", "sac", "no-norm", "one-buffer")
-CURVE_ARMS = tuple(f"{arm}-maze" for arm in LEARNERS)
-ARMS = tuple(f"{arm}-{task}" for task in ("maze", "reach") for arm in ("bc", *LEARNERS))
+CURVE_ARMS = ("rlpd-maze", "sac-maze")
+ARMS = (*(f"{arm}-maze" for arm in ("bc", "rlpd", "sac")), *(f"{arm}-reach" for arm in ("bc", *LEARNERS)))
 TASKS = {"maze": ("pointmaze-sparse", "scripted:episodes=20,bad=0,seed={}", 12_000, 2000),
          "reach": ("fetchreach-sparse", "scripted:episodes=20,seed={}", 5000, 1000)}  # fmt: skip
 EPISODES = 50
@@ -76,8 +76,8 @@ CHECKS = [
     Check("arm: RLPD is reliable within 3,000 steps", "success > .95", lambda r: r["rlpd-reach"]["by_3000"], above=0.95),
     Check("maze: SAC without demonstrations hardly learns", "success < .3", lambda r: r["sac-maze"]["success"], below=0.3,
           core=False),
-    Check("maze: balanced batches at least as good as one replay, over all evaluations", "difference > 0",
-          gap("rlpd-maze", "one-buffer-maze", "mean"), above=0.0, core=False),
-    Check("maze: LayerNorm helps, over all evaluations", "difference > 0", gap("rlpd-maze", "no-norm-maze", "mean"),
+    Check("arm: balanced batches at least as good as one replay, over all evaluations", "difference > 0",
+          gap("rlpd-reach", "one-buffer-reach", "mean"), above=0.0, core=False),
+    Check("arm: LayerNorm helps, over all evaluations", "difference > 0", gap("rlpd-reach", "no-norm-reach", "mean"),
           above=0.0, core=False),
 ]  # fmt: skip
