@@ -35,7 +35,7 @@ if given["engine"] == "ours":
         return [segment.response.tolist() for [(segment, _)] in answers]
 
 else:
-    from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria
+    from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, StoppingCriteria
 
     model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=getattr(torch, given["dtype"])).eval()
     ids = torch.tensor(np.stack([p for p in prompts for _ in range(given["group"])]))
@@ -56,7 +56,10 @@ else:
         if given["engine"] == "continuous batching":
             c = config(greedy)
             c.max_new_tokens = given["even"]
-            return [a.generated_tokens for a in model.generate_batch(ids.tolist(), generation_config=c).values()]
+            pages = len(ids) * (-(-(given["prompt"] + given["even"]) // 32) + 1)
+            room = ContinuousBatchingConfig(num_blocks=pages, max_batch_tokens=max(512, len(ids)))
+            made = model.generate_batch(ids.tolist(), c, room)
+            return [a.generated_tokens for a in made.values()]
         made = model.generate(
             ids, attention_mask=torch.ones_like(ids), generation_config=config(greedy), stopping_criteria=[Lengths()]
         )
