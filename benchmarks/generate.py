@@ -3,8 +3,8 @@
     python benchmarks/generate.py             ours beside transformers `generate` and its continuous batching, in turn
     python benchmarks/generate.py --blocks 2 --quick
 
-Continuous batching takes one limit for a whole batch, so beside it all rows have the mean length; its cache has room for
-all rows and its batch for one token of each (by default it takes most of the machine's memory, and longer).
+Continuous batching takes one limit for a whole batch, so beside it all rows have the mean length; its cache has room
+for all rows and its batch for one token of each (by default it takes most of the machine's memory, and longer).
 
 Before anything is timed, both sides must find the same 16 greedy tokens for every row in float32. (In bfloat16 they
 part sooner: its eight bits leave ties, and each side adds up in its own order.)
