@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import threading
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import Any
 
-from anypolicy.control import ControlPlan, ControlSettings, World, plan, plan_from
+from anypolicy.control import ControlPlan, ControlSettings, World, plan, plan_from, save_controller
 from anypolicy.data.replay import NStep, mixed
 from anypolicy.engines.link import ActorEnd, LearnerEnd
 from anypolicy.errors import InputError, check_numbers
@@ -27,7 +28,12 @@ from anypolicy.loops.control import (
     warm_up,
     weights_of,
 )
+from anypolicy.progress import counting
+from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.seeds import generator
+
+PARTS = 10
+"""Evaluations in a run."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +89,26 @@ def act(written: str, address: tuple[str, int], pace: Pace) -> None:
 
 def train_apart(
     method: str, *, task: str, iterations: int, knobs: dict[str, Any] | None = None, pace: Pace | None = None,
-    patience: float = 120.0, **settings: Any,
+    patience: float = 120.0, quiet: bool = True, **settings: Any,
 ) -> ApartRun:  # fmt: skip
     """Start an actor, learn for `iterations` of the learner as transitions come, evaluate. The settings are those of
-    `ControlSettings`; `patience` seconds without any transition at the beginning are an error."""
+    `ControlSettings` (with `out`, evaluations and the policy are kept there, ten times in the run); `patience` seconds
+    without any transition at the beginning are an error."""
     if iterations < 1:
         raise InputError("iterations", iterations, "use at least 1")
     p, pace = plan(method, ControlSettings(task, **settings), knobs), pace or Pace()
     if not isinstance(p.recipe, OffPolicyRecipe) or p.task.space.tasks > 1:
         raise InputError("method", method, "actor and learner stand apart for off-policy methods and one task")
+    if p.settings.out is None:
+        return run_apart(p, iterations, pace, patience, None, quiet)
+    with RunDirectory.create(p.settings.out, p.written() | {"apart": asdict(pace)}) as kept:
+        return run_apart(p, iterations, pace, patience, kept, quiet)
+
+
+def run_apart(
+    p: ControlPlan, iterations: int, pace: Pace, patience: float, kept: RunDirectory | None, quiet: bool
+) -> ApartRun:
+    """Both processes, from beginning to end."""
     world, end = World(p), LearnerEnd(p.written())
     world.begin()
     process = get_context("spawn").Process(
@@ -99,7 +116,17 @@ def train_apart(
     )  # the arguments are text and numbers
     process.start()
     try:
-        return learn(p, world, end, iterations, pace, patience)
+        with counting(min(iterations, PARTS), p.method, quiet=quiet) as tick:
+
+            def looked_at(i: int) -> dict[str, float]:
+                found = world.evaluate(i)[0]
+                if kept:
+                    kept.append({"step": i, "event": "eval", **found})
+                    kept.save_policy(lambda folder: save_controller(folder, p, world.learner))
+                tick(f"iteration {i}  return {found['eval/return']:.1f}")
+                return found
+
+            return learn(p, world, end, iterations, pace, patience, looked_at)
     finally:
         end.close()
         process.terminate()
@@ -107,11 +134,14 @@ def train_apart(
         world.environments.close()
 
 
-def learn(p: ControlPlan, world: World, end: LearnerEnd, iterations: int, pace: Pace, patience: float) -> ApartRun:
-    """The learner's process."""
+def learn(
+    p: ControlPlan, world: World, end: LearnerEnd, iterations: int, pace: Pace, patience: float,
+    looked_at: Callable[[int], dict[str, float]],
+) -> ApartRun:  # fmt: skip
+    """The learner's process; `looked_at` evaluates."""
     recipe, loop, logs = p.recipe, world.loop, defaultdict[str, list[float]](list)
     assert isinstance(recipe, OffPolicyRecipe) and isinstance(loop, OffPolicyLoop)
-    versions, steps = list[int](), 0
+    versions, steps, evaluation = list[int](), 0, dict[str, float]()
 
     def store() -> None:
         nonlocal steps
@@ -136,5 +166,7 @@ def learn(p: ControlPlan, world: World, end: LearnerEnd, iterations: int, pace: 
         if i % pace.publish_every == 0:
             end.publish(i, weights_of(world.learner))
         logs["stale"].append(float(i - end.version))
+        if i % max(iterations // PARTS, 1) == 0 or i == iterations:
+            evaluation = looked_at(i)
     log = averages(logs) | {"stale/most": max(logs["stale"])}
-    return ApartRun(world.learner, steps, iterations, log, versions, world.evaluate(iterations)[0])
+    return ApartRun(world.learner, steps, iterations, log, versions, evaluation)

@@ -124,6 +124,51 @@ def train_command(Knobs: type, Settings: type) -> Callable[..., None]:
     return train
 
 
+def train_apart_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def train_apart(
+        method: Positional[str],
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        iterations: int = 10_000,
+        send_every: int = 30,
+        publish_every: int = 30,
+        hertz: float | None = None,
+        quiet: bool = False,
+    ) -> None:
+        """Train a controller in two processes, one that acts and one that learns; neither waits for the other.
+
+          anypolicy train-apart serl --task wall --iterations 2000
+          anypolicy train-apart rlpd --task fetchreach-sparse --demos scripted:episodes=20 --hertz 10
+
+        Such a run depends on the machine's pace: it is not the same bits twice and cannot be resumed. It keeps its
+        policy for `anypolicy eval` and `record`.
+
+        Args:
+            method: an off-policy method
+            iterations: of the learner; the actor takes as many steps as it can meanwhile
+            send_every: actor steps between two sendings of transitions
+            publish_every: learner iterations between two publications of weights
+            hertz: steps a second of the actor; default as many as it can
+            quiet: no progress
+        """
+        from anypolicy.apart import Pace, train_apart
+        from anypolicy.control import ControlSettings
+
+        if not isinstance(settings, ControlSettings):
+            raise InputError("method", method, "actor and learner stand apart for off-policy controllers")
+        given, own = settings_dict(settings), next(iter(changed(knobs).values()), {})
+        task = given.pop("task")
+        named = f"apart-{method}-{task}-{given['seed']}".replace("/", "-").replace(":", "-")
+        out = given.pop("out") or Path("runs") / named
+        pace = Pace(send_every, publish_every, hertz)
+        run = train_apart(method, task=task, iterations=iterations, knobs=own, pace=pace, quiet=quiet, out=out, **given)
+        print(
+            f"{run.steps:,} environment steps, return {run.evaluation['eval/return']:.1f}\nnext: anypolicy eval {out}"
+        )
+
+    return train_apart
+
+
 def finish(run: Any, quiet: bool) -> None:
     """Report of a finished run, on the screen and as a page."""
     from anypolicy.studies import run_page, run_summary
@@ -478,7 +523,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     }  # fmt: skip
     Knobs: type = NoKnobs
     Settings: type = NoKnobs
-    if args and args[0] in ("train", "compare", "explain", "scores", "reward-model", "solve"):
+    if args and args[0] in ("train", "compare", "explain", "scores", "reward-model", "solve", "train-apart"):
         specs: list[str] = []
         for word in args[1:]:
             if word.startswith("-"):
@@ -499,6 +544,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
         "scores": scores_command(Knobs, Settings),
         "reward-model": reward_model_command(Knobs, Settings),
         "solve": solve_command(Knobs),
+        "train-apart": train_apart_command(Knobs, Settings),
         **plain,
     }
 

@@ -257,7 +257,7 @@ def is_control_run(path: str | Path) -> bool:
 
 def plan_from(written: dict[str, Any]) -> ControlPlan:
     """The plan that a recipe.yaml describes."""
-    values = dict(written)
+    values = {k: v for k, v in written.items() if k != "apart"}
     try:
         method, knobs = values.pop("method"), values.pop("knobs")
         values["trackers"] = tuple(values["trackers"])
@@ -272,6 +272,8 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -
     """Go on with a run as if it had never stopped; `steps` makes it longer."""
     with RunDirectory.open(path) as run:
         written = dict(run.recipe())
+        if "apart" in written:
+            raise InputError("run", str(path), "actor and learner stood apart: such a run cannot be resumed")
         if steps is not None:
             written["steps"] = steps
         p = plan_from(written)
@@ -388,15 +390,16 @@ def recorded(learner: Learner, environments: Environments, rng: torch.Generator,
 
 
 def trained(run: RunDirectory) -> tuple[ControlPlan, Learner]:
-    """The plan of a run, and its learner at the newest checkpoint."""
+    """The plan of a run, and its learner at the newest checkpoint, or as it was last saved where there are none."""
     p = plan_from(run.recipe())
-    if (folder := latest_checkpoint(run.path)) is None:
+    folder, saved = latest_checkpoint(run.path), run.path / "policy" / "controller.safetensors"
+    if folder is None and not saved.exists():
         raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")
     assert p.settings.threads is not None and p.settings.products is not None
     torch.set_num_threads(p.settings.threads)
     use_products(p.settings.products)
     learner = learner_for(p)
-    load_modules(learner, load_checkpoint(folder).tensors["learner"])
+    load_modules(learner, load_file(saved) if folder is None else load_checkpoint(folder).tensors["learner"])
     return p, learner
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from anypolicy.apart import Pace, act, train_apart
+from anypolicy.cli import main
 from anypolicy.control import ControlSettings, World, plan
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.link import ActorEnd, LearnerEnd, config_hash, receive, send
 from anypolicy.errors import InputError
 from anypolicy.loops.control import weights_of
+from anypolicy.runs.directory import RunDirectory
 
 CONFIG = {"method": "x", "knobs": {"lr": 0.1}}
 
@@ -163,6 +165,20 @@ def test_an_actor_in_its_own_process_comes_to_act_with_the_newest_weights():
         process.join()
         world.environments.close()
     assert versions == sorted(versions) and set(versions) <= {-1, 0, 30} and versions[-1] == 30
+
+
+def test_a_run_apart_keeps_its_policy_and_cannot_be_resumed(tmp_path, capsys):
+    out, knobs = (
+        tmp_path / "run",
+        ["--serl.hidden", "16", "16", "--serl.ensemble", "2", "--serl.batch", "8", "--serl.warmup", "40"],
+    )
+    line = ["train-apart", "serl", "--task", "wall", "--iterations", "20", "--eval-episodes", "1", "--out", str(out)]
+    assert main([*line, *knobs]) == 0
+    steps = [r["step"] for r in RunDirectory.open(out, lock=False).read()]
+    assert steps == list(range(2, 21, 2))
+    assert main(["eval", str(out), "--episodes", "1"]) == 0
+    assert main(["resume", str(out)]) == 2 and "cannot be resumed" in capsys.readouterr().err
+    assert main(["train-apart", "grpo", "--task", "tiny-add"]) == 2 and "off-policy" in capsys.readouterr().err
 
 
 def test_what_cannot_stand_apart_is_refused():

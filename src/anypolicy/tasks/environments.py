@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -190,11 +192,12 @@ class WithStep(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def plugin(package: str) -> None:
-    """Let a package register its environments."""
+    """Let a package register its environments; what it prints is no output of ours."""
     module = PLUGINS[package]
     if importlib.util.find_spec(module) is None:
         raise InputError("task", package, "install it: pip install 'anypolicy[control]'")
-    gymnasium.register_envs(importlib.import_module(module))
+    with contextlib.redirect_stdout(sys.stderr):
+        gymnasium.register_envs(importlib.import_module(module))
 
 
 def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
