@@ -33,13 +33,18 @@ from anypolicy.version import __version__
 EPISODES = 20
 SMALL = {
     "horizon": 128, "environments": 8, "minibatches": 4, "epochs": 10, "lr": 1e-3, "anneal": False, "discount": 0.98,
-    "lam": 0.9, "clip_value": False, "normalise_observation": False, "normalise_reward": False,
+    "lam": 0.9, "value_weight": 1.0, "clip_value": False, "normalise_observation": False, "normalise_reward": False,
 }  # fmt: skip
 WORKS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "sac-pendulum": ("sac", "Pendulum-v1", 5000, {"warmup": 500, "lr": 1e-3, "alpha_lr": 1e-3}),
     "sac-halfcheetah": ("sac", "HalfCheetah-v5", 10_000, {"warmup": 1000}),
     "ppo-cartpole": ("ppo-control", "CartPole-v1", 50_000, SMALL),
-    "ppo-hopper": ("ppo-control", "Hopper-v5", 100_000, {"clip_value": False, "anneal": False, "minibatches": 32}),
+    "ppo-hopper": (
+        "ppo-control",
+        "Hopper-v5",
+        100_000,
+        {"value_weight": 1.0, "clip_value": False, "anneal": False, "minibatches": 32},
+    ),
 }
 """Name → method, environment, steps, settings."""
 
