@@ -1,7 +1,7 @@
 """The protocol of fair decisions with one-sided feedback, and a study of a learner beside baselines and bounds.
 
-A round: cases arrive, the learner gives π_t on them and decides by a draw; auditors see π_t, never the draw, and report a
-pair or nothing; labels of accepted cases are shown.
+A round: cases arrive, the learner gives π_t on them and decides by a draw; auditors see π_t, never the draw, and report
+a pair or nothing; labels of accepted cases are shown.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from anypolicy.tasks.one_sided import Cases, load
 
 FRONTIER = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 """multiples of the penalty"""
+Rows = Sequence[dict[str, Any]]
 
 
 class Learner(Protocol):
@@ -66,13 +67,18 @@ class History:
         """Errors above this many."""
         return float(self.errors.sum()) - errors
 
-    def row(self, name: str) -> dict[str, object]:
+    def row(self, name: str) -> dict[str, Any]:
         """Rates, for a table."""
         return row(name, self.errors.mean() / self.y.shape[1], self.violated.mean(), self.accepted.mean())
 
 
-def row(name: str, error: float, unfair: float, accepted: float) -> dict[str, object]:
-    return {"learner": name, "error rate": float(error), "rounds with a report": float(unfair), "accepted": float(accepted)}
+def row(name: str, error: float, unfair: float, accepted: float) -> dict[str, Any]:
+    return {
+        "learner": name,
+        "error rate": float(error),
+        "rounds with a report": float(unfair),
+        "accepted": float(accepted),
+    }
 
 
 def run(stream: Cases, learner: Learner, limits: Float[Array, "rounds cases cases"], alpha: float) -> History:
@@ -116,7 +122,7 @@ def plain_rate(stream: Cases) -> float:
     return math.sqrt(8 * math.log(len(stream.rules.offsets)) / rounds) / cases
 
 
-def mixed_row(name: str, stream: Cases, weights: Array, limits: Array, alpha: float) -> dict[str, object]:
+def mixed_row(name: str, stream: Cases, weights: Array, limits: Array, alpha: float) -> dict[str, Any]:
     """The rates of mixtures of rules, one for all rounds or one a round, in expectation."""
     pi = np.einsum("tkn,tn->tk", stream.accept, np.broadcast_to(weights, (len(stream.y), stream.accept.shape[2])))
     unfair = objections(pi, limits, alpha).any((1, 2)).mean()
@@ -153,16 +159,16 @@ def audited(
     """Check the settings and prepare the stream."""
     stream = load(data, rounds, cases, seed)
     judges = panel(stream.auditors)
-    penalty = rounds**0.25 if penalty is None else penalty
-    epsilon = judges.alpha if epsilon is None else epsilon
-    if not 0 <= penalty < math.inf:
-        raise InputError("penalty", penalty, "use 0 or more")
-    if not 0 < epsilon < math.inf:
-        raise InputError("epsilon", epsilon, "use a number above 0: by how much fairer the comparator is")
+    weight = float(rounds**0.25 if penalty is None else penalty)
+    margin = judges.alpha if epsilon is None else epsilon
+    if not 0 <= weight < math.inf:
+        raise InputError("penalty", weight, "use 0 or more")
+    if not 0 < margin < math.inf:
+        raise InputError("epsilon", margin, "use a number above 0: by how much fairer the comparator is")
     limits = judges.limits(stream.x)
     errors = (stream.accept != stream.y[:, :, None]).sum((0, 1)).astype(float)
-    fair = best_fair_mixture(stream.accept, errors, limits, judges.alpha - epsilon)
-    return Audited(stream, judges, limits, penalty, epsilon, seed, errors, fair)
+    fair = best_fair_mixture(stream.accept, errors, limits, judges.alpha - margin)
+    return Audited(stream, judges, limits, weight, margin, seed, errors, fair)
 
 
 @dataclass(frozen=True)
@@ -190,12 +196,25 @@ def study(name: str, given: Audited, make: Callable[[float], Learner], bounds: B
     frontier = [{"C": c, **h.row(name)} for c, h in runs.items()]
     return Solution(
         reports(given, own, bounds),
-        [frontier_chart(name, frontier, rows), *over_time(name, given, own, bounds)],
-        {"Beside baselines": [own.row(f"{name}, C = {given.penalty:.4g}"), *rows], "Frontier": frontier},
+        [frontier_chart(name, frontier, known := hindsight(given), rows), *over_time(name, given, own, bounds)],
+        {
+            "Beside baselines": [own.row(f"{name}, C = {given.penalty:.4g}"), *rows],
+            "Frontier": frontier,
+            "Best mixtures in hindsight": known,
+        },
     )
 
 
-def baselines(given: Audited, naive: History) -> list[dict[str, object]]:
+def hindsight(given: Audited) -> list[dict[str, Any]]:
+    """The frontier of fixed mixtures of rules: the best one that is fair at α, α + 0.1, …, as the panel sees it at
+    α."""
+    alphas = np.arange(given.panel.alpha, 1.05, 0.1).tolist()
+    found = [(a, best_fair_mixture(given.stream.accept, given.rule_errors, given.limits, a)) for a in alphas]
+    return [mixed_row(f"best mixture fair at {a:.2g}", given.stream, w, given.limits, given.panel.alpha)
+            for a, w in found if w is not None]  # fmt: skip
+
+
+def baselines(given: Audited, naive: History) -> list[dict[str, Any]]:
     """Rates of those that ignore fairness or know all labels."""
     stream, limits, alpha = given.stream, given.limits, given.panel.alpha
     best = np.eye(len(given.rule_errors))[int(given.rule_errors.argmin())]
@@ -209,36 +228,43 @@ def baselines(given: Audited, naive: History) -> list[dict[str, object]]:
 
 def reports(given: Audited, own: History, bounds: Bounds | None) -> list[Report]:
     """Counts of this run beside their bounds, which are bounds of expectations over the learner's draws."""
-    rounds, cases = given.stream.y.shape
-    out = [Report("error rate", float(own.errors.mean()) / cases, "exact"),
+    rounds = len(own.y)
+    out = [Report("error rate", float(own.errors.sum()) / own.y.size, "exact"),
            Report("rounds with a report", own.violations, "exact", note=f"of {rounds}"),
            Report("accepted", float(own.accepted.mean()), "exact", note="share of all cases"),
-           Report("error rate of the best rule", float(given.rule_errors.min()) / (rounds * cases), "exact")]  # fmt: skip
+           Report("error rate of the best rule", float(given.rule_errors.min()) / own.y.size, "exact")]  # fmt: skip
     if given.fair is not None:
-        rate = float(given.fair @ given.rule_errors) / (rounds * cases)
+        rate = float(given.fair @ given.rule_errors) / own.y.size
         out.append(Report("error rate of the best mixture fair at α − ε", rate, "exact", "linear programme"))
     if given.comparator is not None:
         against, errors = given.comparator
         out.append(Report("regret", own.regret(errors), "exact", note=f"errors above {against}"))
     if bounds is None:
         return out
-    exists = Assumption("a mixture of the rules is fair at α − ε in all rounds", given.fair is not None,
-                        "linear programme" if given.fair is not None else "none: raise alpha or lower epsilon")  # fmt: skip
+    why = "linear programme" if given.fair is not None else "there is none: raise alpha or lower epsilon"
+    exists = Assumption("a mixture of the rules is fair at α − ε in all rounds", given.fair is not None, why)
     note = "of the expectation; our own derivation"
     rests = (exists,) if given.penalty else ()
     out.append(Report("regret bound", bounds.regret(rounds), "bound", "2 (ln n/η + η T B_C/2)", None, rests, note))
     if given.penalty:
         most = bounds.violations(rounds)
         vacuous = "; above the number of rounds, so it says nothing here" if most >= rounds else ""
-        out.append(Report("bound on rounds with a report", most, "bound", "(R + kT/2)/(Cε)", None, rests, note + vacuous))
+        out.append(
+            Report("bound on rounds with a report", most, "bound", "(R + kT/2)/(Cε)", None, rests, note + vacuous)
+        )
     return out
 
 
-def frontier_chart(name: str, frontier: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> Chart:
-    """Errors against fairness: one line over the penalties, a point for every baseline."""
-    lines = [Line(f"{name}, C from {frontier[0]['C']:.3g} to {frontier[-1]['C']:.3g}",
-                  [r["rounds with a report"] for r in frontier], [r["error rate"] for r in frontier])]  # fmt: skip
-    lines += [Line(r["learner"], [r["rounds with a report"]], [r["error rate"]]) for r in others]
+def frontier_chart(name: str, frontier: Rows, known: Rows, others: Rows) -> Chart:
+    """Errors against fairness: a line over the penalties, one of the best in hindsight, a point for every baseline."""
+
+    def line(label: str, rows: Rows) -> Line:
+        return Line(label, [r["rounds with a report"] for r in rows], [r["error rate"] for r in rows])
+
+    lines = [line(f"{name}, C from {frontier[0]['C']:.3g} to {frontier[-1]['C']:.3g}", frontier)]
+    if known:
+        lines.append(line("best mixtures in hindsight", known))
+    lines += [line(r["learner"], [r]) for r in others]
     return Chart("Accuracy and fairness", "share of rounds with a report", "error rate", lines)
 
 
@@ -246,7 +272,10 @@ def over_time(name: str, given: Audited, own: History, bounds: Bounds | None) ->
     """Regret and reports so far, with their bounds."""
     rounds = len(own.y)
     at = np.unique(np.linspace(1, rounds, min(rounds, 200)).astype(int))
-    unfair = [Line(name, at.tolist(), own.violated.cumsum()[at - 1].astype(float).tolist()), Line("rounds", at.tolist(), at.tolist())]
+    unfair = [
+        Line(name, at.tolist(), own.violated.cumsum()[at - 1].astype(float).tolist()),
+        Line("rounds", at.tolist(), at.tolist()),
+    ]
     if bounds is not None and given.penalty:
         unfair.append(Line("bound", at.tolist(), [bounds.violations(int(t)) for t in at]))
     charts = [Chart("Rounds with a report", "round", "so far", unfair, "y" if bounds is not None else "")]

@@ -2,8 +2,8 @@
 
 Bechavod and Roth, arXiv 2206.04475: auditor j has a hidden metric d_j in [0, 1] and objects to the ordered pair (i, l)
 if π(x_i) − π(x_l) > d_j(x_i, x_l) + α; the panel reports one pair to which γm of its m auditors object. That is so
-exactly where π(x_i) − π(x_l) > d(x_i, x_l) + α for d the ⌈γm⌉-th smallest of the d_j (our remark): a panel is one metric,
-and the policies it never objects to are described by linear inequalities.
+exactly where π(x_i) − π(x_l) > d(x_i, x_l) + α for d the ⌈γm⌉-th smallest of the d_j (our remark): a panel is one
+metric, and the policies it never objects to are described by linear inequalities.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Panel:
         if not self.metrics:
             raise InputError("panel", list(self.metrics), "give at least one auditor's metric")
         if not 0 <= self.alpha < math.inf:
-            raise InputError("alpha", self.alpha, "use 0 or more: by how much two cases may differ beyond their distance")
+            raise InputError(
+                "alpha", self.alpha, "use 0 or more: by how much two cases may differ beyond their distance"
+            )
         if not 0 < self.gamma <= 1:
             raise InputError("gamma", self.gamma, "use a share of the panel in (0, 1]")
 
@@ -60,7 +62,9 @@ class Panel:
         for j, metric in enumerate(self.metrics):
             d = np.asarray(metric(x[..., :, None, :], x[..., None, :, :]), float)
             if not bool(((d >= 0) & (d <= 1)).all()):
-                raise InputError(f"panel, auditor {j}", f"distances from {d.min()} to {d.max()}", "they must be in [0, 1]")
+                raise InputError(
+                    f"panel, auditor {j}", f"distances from {d.min()} to {d.max()}", "they must be in [0, 1]"
+                )
             distances.append(d)
         return np.partition(np.stack(distances), self.quorum - 1, axis=0)[self.quorum - 1]
 
@@ -88,8 +92,7 @@ def report(
     against = objections(pi, limits, alpha)
     if not against.any():
         return None
-    i, l = divmod(int(np.where(against, gaps(pi), -np.inf).argmax()), len(pi))
-    return i, l
+    return divmod(int(np.where(against, gaps(pi), -np.inf).argmax()), len(pi))
 
 
 def best_fair_mixture(
@@ -98,9 +101,10 @@ def best_fair_mixture(
     limits: Float[Array, "rounds cases cases"],
     alpha: float,
 ) -> Float[Array, " rules"] | None:
-    """The mixture of rules with the fewest expected errors to which a panel objects in no round (Q_{α,γ}); None if there
-    is none. A linear programme: min ⟨w, errors⟩ over the simplex with Σ_h w_h (h(x_i) − h(x_l)) ≤ d(x_i, x_l) + α.
-    Constraints are added while some are broken, since nearly all of them do not bind. Our own comparator, computed after the fact."""
+    """The mixture of rules with the fewest expected errors to which a panel objects in no round (Q_{α,γ}); None if
+    there is none. A linear programme: min ⟨w, errors⟩ over the simplex with Σ_h w_h (h(x_i) − h(x_l)) ≤ d(x_i, x_l) +
+    α. Constraints are added while some are broken, since nearly all of them do not bind. Our own comparator, computed
+    after the fact."""
     rounds, cases, n = accept.shape
     rows = accept.astype(float)
     free = np.eye(cases, dtype=bool)
@@ -110,7 +114,9 @@ def best_fair_mixture(
         if found.status == 2:
             return None
         if found.status != 0:
-            raise InputError("comparator", found.message, "the linear programme of the best fair mixture has no solution")
+            raise InputError(
+                "comparator", found.message, "the linear programme of the best fair mixture has no solution"
+            )
         weights = np.maximum(found.x, 0) / np.maximum(found.x, 0).sum()
         broken = np.where(free, -np.inf, gaps(rows @ weights) - limits - alpha).reshape(rounds, -1)
         worst = broken.argmax(1)
@@ -118,6 +124,6 @@ def best_fair_mixture(
         if not len(late) or cases == 1:
             return weights
         late = late[np.argsort(-broken[late, worst[late]], kind="stable")[:200]]
-        i, l = np.divmod(worst[late], cases)
-        cuts = np.concatenate([cuts, rows[late, i] - rows[late, l]])
-        sides = np.concatenate([sides, limits[late, i, l] + alpha])
+        favoured, slighted = np.divmod(worst[late], cases)
+        cuts = np.concatenate([cuts, rows[late, favoured] - rows[late, slighted]])
+        sides = np.concatenate([sides, limits[late, favoured, slighted] + alpha])

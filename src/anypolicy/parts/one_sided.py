@@ -5,8 +5,8 @@ them played. The loss of accepting is 1 − y, that of rejecting ½, known witho
 
     loss = ½ 1[ŷ ≠ y] + ½ 1[y = 0]        so that regret here is half the regret in errors.
 
-A reported pair (i, l) adds C to "accept i" and to "reject l": C (π(x_i) − π(x_l)) + C in expectation. The losses and the
-constants of the bounds are our own derivation; the paper repeats a reported pair C times in the batch.
+A reported pair (i, l) adds C to "accept i" and to "reject l": C (π(x_i) − π(x_l)) + C in expectation. The losses and
+the constants of the bounds are our own derivation; the paper repeats a reported pair C times in the batch.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def estimates(
     penalty: float, feedback: Feedback = "semi",
 ) -> tuple[Float[Array, " cases"], Float[Array, " cases"]]:  # fmt: skip
     """Estimated losses of accepting and of rejecting. `inverse` stands for 1/q of the side that was played.
-    "semi": (loss + penalty)/q on the coordinates played, else 0. "full": only what is unknown, the label, is estimated; the loss of
-    rejecting and the penalty are known for every rule. Both have the same mean."""
+    "semi": (loss + penalty)/q on the coordinates played, else 0. "full": only what is unknown, the label, is estimated;
+    the loss of rejecting and the penalty are known for every rule. Both have the same mean."""
     (accept, reject), (unfair, unkind) = label_losses(seen, accepted), penalties(len(seen), pair, penalty)
     if feedback == "full":
         return accept * accepted * inverse + unfair, reject + unkind
@@ -68,14 +68,14 @@ def exponential_weights(losses: Float[Array, "*rounds rules"], eta: float) -> Fl
 
 
 def resampled_mean(q: float, most: int) -> float:
-    """E min(J, L) = (1 − (1 − q)^L)/q for J geometric with parameter q: what a count of draws until the first match, cut
-    at L, has for 1/q."""
+    """E min(J, L) = (1 − (1 − q)^L)/q for J geometric with parameter q: what a count of draws until the first match,
+    cut at L, has for 1/q."""
     return (1 - (1 - q) ** most) / q
 
 
 def second_moment(cases: int, penalty: float) -> float:
-    """B_C = k (5k/4 + (1 + C)² − 1 + (½ + C)² − ¼), at least Σ_h w_h E ℓ̂_h² of any round: by Cauchy and Schwarz that is at
-    most k Σ_c ℓ_c², and a pair of coordinates has at most 1 + ¼ without a penalty."""
+    """B_C = k (5k/4 + (1 + C)² − 1 + (½ + C)² − ¼), at least Σ_h w_h E ℓ̂_h² of any round: by Cauchy and Schwarz that
+    is at most k Σ_c ℓ_c², and a pair of coordinates has at most 1 + ¼ without a penalty."""
     return cases * (1.25 * cases + (1 + penalty) ** 2 - 1 + (0.5 + penalty) ** 2 - 0.25)
 
 
@@ -95,8 +95,8 @@ def loss_bound(cases: int, rounds: int, rules: int, penalty: float, eta: float |
 
 
 def regret_bound(cases: int, rounds: int, rules: int, penalty: float, eta: float | None = None) -> float:
-    """2 R: expected errors above those of any mixture that the panel accepts. Without a penalty above those of any rule:
-    2k√(2.5 T ln n). [ours]"""
+    """2 R: expected errors above those of any mixture that the panel accepts. Without a penalty above those of any
+    rule: 2k√(2.5 T ln n). [ours]"""
     return 2 * loss_bound(cases, rounds, rules, penalty, eta)
 
 

@@ -4,9 +4,9 @@
 - `breast-cancer`: scikit-learn's table; accept is "biopsy", which alone shows whether a tumour is malignant.
 - a `.csv` file with a column `label` (1: should be accepted, 0: should not); columns of text become indicators.
 
-Of a table, a fifth of the cases is the past, whose labels are known: logistic regressions on resamples of it, each with several
-thresholds, are the candidate rules. The stream draws from the other cases with replacement. Accepting all and accepting none are
-always among the rules.
+Of a table, a fifth of the cases is the past, whose labels are known: logistic regressions on resamples of it, each with
+several thresholds, are the candidate rules. The stream draws from the other cases with replacement. Accepting all and
+accepting none are always among the rules.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Halfspaces:
 
 @dataclass(frozen=True)
 class Cases:
-    """A stream of rounds with labels (which a learner sees for accepted cases only), rules and auditors. `separators` are further
-    contexts like those of the stream."""
+    """A stream of rounds with labels (which a learner sees for accepted cases only), rules and auditors. `separators`
+    are further contexts like those of the stream."""
 
     name: str
     x: Float[Array, "rounds cases features"]
@@ -77,10 +77,12 @@ def load(name: str, rounds: int, cases: int, seed: int = 0) -> Cases:
     if name == "halfspaces":
         return halfspaces(rounds, cases, seed)
     if name == "breast-cancer":
-        x, malignant = library("datasets").load_breast_cancer(return_X_y=True)
-        return from_table(name, x, 1.0 - malignant, rounds, cases, seed)
+        x, benign = library("datasets").load_breast_cancer(return_X_y=True)
+        return from_table(name, x, 1.0 - benign, rounds, cases, seed)
     if not name.endswith(".csv"):
-        raise InputError("data", name, "use halfspaces, breast-cancer or a .csv file", choices=("halfspaces", "breast-cancer"))
+        raise InputError(
+            "data", name, "use halfspaces, breast-cancer or a .csv file", choices=("halfspaces", "breast-cancer")
+        )
     return from_table(name, *read_csv(Path(name)), rounds, cases, seed)
 
 
@@ -142,7 +144,9 @@ def from_table(name: str, x: Array, y: Array, rounds: int, cases: int, seed: int
     past, rest = order[: len(x) // 5], order[len(x) // 5 :]
     known = y[past]
     if known.min(initial=1) == known.max(initial=0) or not len(known):
-        raise InputError("label", f"{len(past)} past cases, {known.sum():g} of them 1", "the past needs labels of both kinds")
+        raise InputError(
+            "label", f"{len(past)} past cases, {known.sum():g} of them 1", "the past needs labels of both kinds"
+        )
     x = x[:, x[past].std(0) > 0]
     x = (x - x[past].mean(0)) / x[past].std(0)
     rng = numpy_generator(seed, "one-sided", "rules")
@@ -155,7 +159,8 @@ def from_table(name: str, x: Array, y: Array, rounds: int, cases: int, seed: int
 
 
 def candidates(x: Array, y: Array, rng: np.random.Generator) -> Halfspaces:
-    """Logistic regressions on resamples (both labels as often as in the past), each at every threshold of its probability."""
+    """Logistic regressions on resamples (both labels as often as in the past), each at every threshold of its
+    probability."""
     fit, groups = library("linear_model").LogisticRegression, [np.flatnonzero(y == label) for label in (0, 1)]
     weights, offsets = list[Array](), list[float]()
     for _ in range(RESAMPLES):

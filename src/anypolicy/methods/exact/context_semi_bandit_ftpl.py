@@ -1,15 +1,16 @@
 """Context-Semi-Bandit-FTPL for individually fair decisions with one-sided feedback: perturb the history, ask an oracle.
 
 Paper: arXiv 2206.04475 (ICML 2023), the reduction with follow-the-perturbed-leader and resampling (its large classes).
-Idea: exponential weights need every rule by name. The best rule on the history plus noise at a few contexts is as random, and
-an oracle for weighted classification finds it; probabilities are estimated by drawing again.
-Changes: how rules are drawn (argmin of L̂ + Σ_z h(z) ξ(z) with Laplace noise of scale 1/noise), π_t (mean of `draws` draws made
-before the one that is played), 1/q (count of new draws until the first that decides as was done, at most `most`).
-Silent: the paper's full text could not be had: constants are ours, and no bound is shown, since none could be verified. Losses and
-penalty are those of the reduction. Contexts for the noise should tell any two rules apart; they are drawn like the cases,
-and the result says whether they do.
-Differs: with `oracle` "finite" the leader is exact. "linear" asks logistic regression on |c|-weighted labels 1[c < 0]: a heuristic, as
-every oracle of this kind, and slow (draws + most + 1 fits a round).
+Idea: exponential weights need every rule by name. The best rule on the history plus noise at a few contexts is as
+random, and an oracle for weighted classification finds it; probabilities are estimated by drawing again.
+Changes: how rules are drawn (argmin of L̂ + Σ_z h(z) ξ(z) with Laplace noise of scale 1/noise), π_t (mean of `draws`
+draws made before the one that is played), 1/q (count of new draws until the first that decides as was done, at most
+`most`).
+Silent: the paper's full text could not be had: constants are ours, and no bound is shown, since none could be verified.
+Losses and penalty are those of the reduction. Contexts for the noise should tell any two rules apart; they are drawn
+like the cases, and the result says whether they do.
+Differs: with `oracle` "finite" the leader is exact. "linear" asks logistic regression on |c|-weighted labels 1[c < 0]:
+a heuristic, as every oracle of this kind, and slow (draws + most + 1 fits a round).
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def context_semi_bandit_ftpl(
     epsilon: float | None = None,
     seed: int = 0,
 ) -> Solution:
-    """`data`, C and ε as for exp2. Noise has scale 1/`noise`; with more separators there is more of it, so retune them together."""
+    """`data`, C and ε as for exp2. Noise has scale 1/`noise`; with more separators there is more of it, so retune them
+    together."""
     for name, value in {"noise": noise, "draws": draws, "most": most}.items():
         if not value > 0:
             raise InputError(name, value, "use a number above 0")
