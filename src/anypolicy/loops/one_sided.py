@@ -164,7 +164,7 @@ def audited(
     if not 0 <= weight < math.inf:
         raise InputError("penalty", weight, "use 0 or more")
     if not 0 < margin < math.inf:
-        raise InputError("epsilon", margin, "use a number above 0: by how much fairer the comparator is")
+        raise InputError("epsilon", margin, "use a number above 0; without one it is alpha")
     limits = judges.limits(stream.x)
     errors = (stream.accept != stream.y[:, :, None]).sum((0, 1)).astype(float)
     fair = best_fair_mixture(stream.accept, errors, limits, judges.alpha - margin)
@@ -271,7 +271,7 @@ def frontier_chart(name: str, frontier: Rows, known: Rows, others: Rows) -> Char
 def over_time(name: str, given: Audited, own: History, bounds: Bounds | None) -> list[Chart]:
     """Regret and reports so far, with their bounds."""
     rounds = len(own.y)
-    at = np.unique(np.linspace(1, rounds, min(rounds, 200)).astype(int))
+    at = np.unique(np.linspace(1, rounds, min(rounds, 60)).astype(int))
     unfair = [
         Line(name, at.tolist(), own.violated.cumsum()[at - 1].astype(float).tolist()),
         Line("rounds", at.tolist(), at.tolist()),
