@@ -2,7 +2,11 @@
 
 import json
 import math
+import re
+import runpy
+from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -118,7 +122,7 @@ def true_losses(accept, y, pair, c):
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(SEEDS, st.sampled_from(["semi", "full"]))
 def test_estimates_are_unbiased_and_no_larger_than_the_bound_says(seed, feedback):
     """Over all draws: mean = the penalised loss; Σ w_h E ℓ̂_h² ≤ k Σ ℓ² ≤ B_C. The bound on regret stands on both."""
@@ -178,14 +182,20 @@ def against(history, s, weights):
     return float(np.abs(history.pi - s.y).sum() - np.abs(s.accept @ weights - s.y).sum())
 
 
-@pytest.mark.parametrize("feedback", ["semi", "full"])
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Shapes are checked in all other tests; here a hundred thousand rounds would take minutes."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 @pytest.mark.parametrize("block", range(5))
-def test_regret_without_a_penalty_is_below_its_bound(block, feedback):
-    """Twenty random instances a block, where the bound is well below the number of decisions."""
-    for seed in range(20):
+def test_regret_without_a_penalty_is_below_its_bound(block, unchecked):
+    """Forty random instances a block, where the bound is well below the number of decisions."""
+    for seed in range(40):
         rng = np.random.default_rng([block, seed])
         rounds, cases, n = 200, int(rng.integers(1, 4)), int(rng.integers(2, 5))
         s = stream(rng, rounds, cases, n)
+        feedback = "full" if seed % 2 else "semi"
         learner = Exp2(s.rules, n, 0.0, theory_rate(cases, rounds, n, 0.0), rng, feedback)
         history = run(s, learner, np.ones((rounds, cases, cases)), 0.1)
         errors = (s.accept != s.y[:, :, None]).sum((0, 1))
@@ -197,7 +207,7 @@ def test_regret_without_a_penalty_is_below_its_bound(block, feedback):
 
 
 @pytest.mark.parametrize("block", range(5))
-def test_reports_and_regret_with_a_penalty_are_below_their_bounds(block):
+def test_reports_and_regret_with_a_penalty_are_below_their_bounds(block, unchecked):
     """Twenty random instances a block; C = √T makes the bound on reports smaller than the number of rounds."""
     for seed in range(20):
         rng = np.random.default_rng([block, seed, 1])
@@ -369,6 +379,15 @@ def test_command_line(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: gamma: got 2.0")
     assert main(["show", "exp2"]) == 0 and "w_h ∝ exp(−η L̂_h)" in capsys.readouterr().out
     assert catalogue.get("exp2", "problem").trains == "problem"
+
+
+def test_the_example_of_the_page(tmp_path, capsys):
+    page = Path(__file__).parents[2] / "docs" / "fairness.md"
+    [code] = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    (tmp_path / "example.py").write_text(code)
+    runpy.run_path(str(tmp_path / "example.py"))
+    reports, errors, accepted = map(float, capsys.readouterr().out.split())
+    assert 0 <= reports < 500 and 0 < errors < 2 and 0 < accepted < 1
 
 
 def test_a_stream_by_name_is_the_same_every_time():
