@@ -11,9 +11,9 @@ from anypolicy.loops.one_sided import run
 from anypolicy.methods.exact.context_semi_bandit_ftpl import (
     ContextSemiBanditFTPL,
     Finite,
-    GeometricResampler,
     Linear,
     context_semi_bandit_ftpl,
+    counted,
 )  # fmt: skip
 from anypolicy.parts.fairness import best_fair_mixture, gaps
 from anypolicy.parts.one_sided import resampled_mean
@@ -42,7 +42,7 @@ def test_the_leader_is_the_best_rule_with_its_noise(seed):
 
 def test_counts():
     draws = np.array([[True, False, False], [True, True, False], [False, True, False]])
-    got = GeometricResampler().estimate(draws, np.array([False, True, True]))
+    got = counted(draws, np.array([False, True, True]))
     assert got.tolist() == [3.0, 2.0, 3.0]
 
 
@@ -50,7 +50,7 @@ def test_counts():
 def test_counts_have_the_mean_of_the_sheet(q, most, mean):
     rng = np.random.default_rng(0)
     draws = rng.random((most, 200_000)) < q
-    assert GeometricResampler().estimate(draws, np.ones(200_000, bool)).mean() == pytest.approx(mean, rel=0.01)
+    assert counted(draws, np.ones(200_000, bool)).mean() == pytest.approx(mean, rel=0.01)
     assert resampled_mean(q, most) == pytest.approx(mean, abs=1e-6)
 
 
@@ -58,7 +58,7 @@ def test_the_side_that_was_played_is_counted():
     """A case accepted with probability 0.9: 1/q is about 1.1 where it was accepted and 10 where it was not."""
     draws = np.random.default_rng(0).random((60, 50_000)) < 0.9
     for accepted, q in ((True, 0.9), (False, 0.1)):
-        got = GeometricResampler().estimate(draws, np.full(50_000, accepted)).mean()
+        got = counted(draws, np.full(50_000, accepted)).mean()
         assert got == pytest.approx(resampled_mean(q, 60), rel=0.02)
 
 
@@ -79,7 +79,7 @@ def test_audited_played_and_counted_draws_are_different_ones():
     assert len(oracle.noise) == 41 and len(np.unique(oracle.noise, axis=0)) == 41
     assert pi.tolist() == decisions[:30].mean(0).tolist() and (accepted == decisions[30]).all()
     learner.update(np.where(accepted, s.y[0], np.nan), None)
-    j = GeometricResampler().estimate(decisions[31:], accepted)
+    j = counted(decisions[31:], accepted)
     of_accepting = np.where(accepted, (1 - s.y[0]) * j, 0)
     of_rejecting = np.where(accepted, 0, 0.5 * j)
     accept = s.rules(s.x[0])

@@ -30,7 +30,7 @@ class Mahalanobis:
     matrix: Array
 
     def __call__(self, x: Array, other: Array) -> Array:
-        return np.minimum(1.0, np.linalg.norm((x - other) @ self.matrix, axis=-1))
+        return np.asarray(np.minimum(1.0, np.linalg.norm((x - other) @ self.matrix, axis=-1)))
 
 
 @dataclass(frozen=True)

@@ -82,12 +82,10 @@ class Linear:
         return self.model.fit(history[used], good[used], weight / weight.mean()).predict(x).astype(bool)
 
 
-class GeometricResampler:
+def counted(draws: Bool[Array, "draws cases"], accepted: Bool[Array, " cases"]) -> Float[Array, " cases"]:
     """J_i: the first of new draws that decides on case i as was done, counted from 1, or their number."""
-
-    def estimate(self, draws: Bool[Array, "draws cases"], accepted: Bool[Array, " cases"]) -> Float[Array, " cases"]:
-        same = draws == accepted
-        return np.where(same.any(0), same.argmax(0) + 1, len(draws)).astype(float)
+    same = draws == accepted
+    return np.where(same.any(0), same.argmax(0) + 1, len(draws)).astype(float)
 
 
 class ContextSemiBanditFTPL:
@@ -109,7 +107,7 @@ class ContextSemiBanditFTPL:
 
     def update(self, seen: Float[Array, " cases"], pair: Pair) -> None:
         """ℓ̂ = (loss + penalty) J on the sides that were played."""
-        inverse = GeometricResampler().estimate(self.again, self.accepted)
+        inverse = counted(self.again, self.accepted)
         self.oracle.add(self.x, *estimates(seen, self.accepted, inverse, pair, self.penalty))
 
 
