@@ -230,7 +230,7 @@ def reports(given: Audited, own: History, bounds: Bounds | None) -> list[Report]
     """Counts of this run beside their bounds, which are bounds of expectations over the learner's draws."""
     rounds = len(own.y)
     out = [Report("error rate", float(own.errors.sum()) / own.y.size, "exact"),
-           Report("rounds with a report", own.violations, "exact", note=f"of {rounds}"),
+           Report("rounds with a report", float(own.violations), "exact", note=f"of {rounds}"),
            Report("accepted", float(own.accepted.mean()), "exact", note="share of all cases"),
            Report("error rate of the best rule", float(given.rule_errors.min()) / own.y.size, "exact")]  # fmt: skip
     if given.fair is not None:
@@ -272,19 +272,20 @@ def over_time(name: str, given: Audited, own: History, bounds: Bounds | None) ->
     """Regret and reports so far, with their bounds."""
     rounds = len(own.y)
     at = np.unique(np.linspace(1, rounds, min(rounds, 60)).astype(int))
+    x: list[float] = at.astype(float).tolist()
     unfair = [
-        Line(name, at.tolist(), own.violated.cumsum()[at - 1].astype(float).tolist()),
-        Line("rounds", at.tolist(), at.tolist()),
+        Line(name, x, own.violated.cumsum()[at - 1].astype(float).tolist()),
+        Line("rounds", x, x),
     ]
     if bounds is not None and given.penalty:
-        unfair.append(Line("bound", at.tolist(), [bounds.violations(int(t)) for t in at]))
+        unfair.append(Line("bound", x, [bounds.violations(int(t)) for t in at]))
     charts = [Chart("Rounds with a report", "round", "so far", unfair, "y" if bounds is not None else "")]
     if given.comparator is None:
         return charts
     against, _ = given.comparator
     best = np.eye(len(given.rule_errors))[int(given.rule_errors.argmin())] if given.penalty == 0 else given.fair
     theirs = np.abs(given.stream.accept @ best - own.y).sum(1)
-    regret = [Line(name, at.tolist(), (own.errors - theirs).cumsum()[at - 1].tolist())]
+    regret = [Line(name, x, (own.errors - theirs).cumsum()[at - 1].tolist())]
     if bounds is not None:
-        regret.append(Line("bound", at.tolist(), [bounds.regret(int(t)) for t in at]))
+        regret.append(Line("bound", x, [bounds.regret(int(t)) for t in at]))
     return [Chart(f"Errors above {against}", "round", "so far", regret), *charts]

@@ -156,5 +156,5 @@ def context_semi_bandit_ftpl(
     found = study("FTPL", given, learner, None)
     kinds, n = len(np.unique(rules(z), axis=1).T), len(rules.offsets)
     apart = Assumption("the separators tell any two rules apart", kinds == n, f"{kinds} of {n} rules differ on them")
-    told = Report("rules that the separators tell apart", kinds, "exact", assumptions=(apart,))
+    told = Report("rules that the separators tell apart", float(kinds), "exact", assumptions=(apart,))
     return replace(found, reports=[*found.reports, told])
