@@ -279,7 +279,7 @@ def test_what_cannot_be_used_is_named():
         exp2_step(START, ROWS, accepted, np.array([1.0, np.nan]), None, 0.0, ETA)
     with pytest.raises(InputError, match="probability of the decision on case 0"):
         exp2_step(
-            START, ROWS[:, :2] | np.array([[True], [False]]), np.array([False, False]), np.zeros(2), None, 0.0, ETA
+            START[:2], ROWS[:, :2] | np.array([[True], [False]]), np.array([False, False]), np.zeros(2), None, 0.0, ETA
         )
 
 
