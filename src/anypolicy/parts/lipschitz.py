@@ -88,7 +88,8 @@ def steepness(
     steep); infinite where one state has two commands. 0 for fewer than two rows that differ."""
     distance, rise = torch.pdist(x), torch.pdist(u)
     apart = (distance >= far * distance.max()) & ((distance > 0) | (rise > 0)) if len(distance) else distance > 0
-    return float(np.quantile((rise[apart] / distance[apart]).numpy(), quantile)) if apart.any() else 0.0
+    slopes = (rise[apart] / distance[apart]).numpy()
+    return float(np.quantile(slopes, quantile, method="higher")) if len(slopes) else 0.0
 
 
 def covering_radius(

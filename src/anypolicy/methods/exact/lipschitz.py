@@ -23,6 +23,7 @@ from anypolicy.catalogue import Card, method
 from anypolicy.errors import check_numbers
 from anypolicy.parts.lipschitz import (
     Gain,
+    check_alpha,
     check_pairs,
     choose_alpha,
     closed_loop_gain,
@@ -167,21 +168,24 @@ def charts(s: Study, runs: list[Trajectory], x: Tensor, u: Tensor, w: Tensor) ->
 def lipschitz_imitation(
     plant: str = "double-integrator", demos: str | None = None, samples: int = 3000, noise: float = 0.0,
     alpha: float | None = None, policy: Kind = "extension", disturbance: float = 0.05, horizon: int = 100,
-    directions_tried: int = 16, seed: int = 0,
+    directions_tried: int = 16, updates: int = 3000, seed: int = 0,
 ) -> Solution:  # fmt: skip
     """Uniform states in the box; α by the rule argmin E∞(α) + (α + ℓ̂)ρ + αω where it is not given."""
     given = SimpleNamespace(samples=samples, horizon=horizon, directions_tried=directions_tried, noise=noise,
-                            disturbance=disturbance, seed=seed)  # fmt: skip
-    check_numbers(given, positive=("samples", "horizon", "directions_tried"), natural=("noise", "disturbance", "seed"))
+                            updates=updates, disturbance=disturbance, seed=seed)  # fmt: skip
+    check_numbers(given, positive=("samples", "horizon", "directions_tried", "updates"),
+                  natural=("noise", "disturbance", "seed"))  # fmt: skip
+    check_alpha(1.0 if alpha is None else alpha)
     p = load_plant(plant)
     gain = closed_loop_gain(p.a, p.b, p.k)
     x, u = recorded(p, demos) if demos else sampled(p, samples, noise, generator(seed, "samples"))
     check_pairs(x, u)
     rho = covering_radius(x, -p.box, p.box)
     if alpha is None:
-        alpha = choose_alpha(x[:1000], u[:1000], rho[1], disturbance, [f * spectral_norm(p.k) for f in GRID])[0]
+        every = -(-len(x) // 1000)
+        alpha = choose_alpha(x[::every], u[::every], rho[1], disturbance, [f * spectral_norm(p.k) for f in GRID])[0]
     with counting(10, "imitation", quiet=policy != "mlp") as tick:
-        learnt = fit(x, u, alpha, policy, generator=generator(seed, "weights"), every=tick)
+        learnt = fit(x, u, alpha, policy, generator=generator(seed, "weights"), steps=updates, every=tick)
     at_data = float((learnt(x) - p.expert(x)).norm(dim=1).max())
     s = Study(p, learnt, simulate(p, p.expert, p.start, horizon), disturbance, gain, rho, at_data)
     w = disturbance * directions(len(p.start), directions_tried, generator(seed, "directions"))
