@@ -75,7 +75,7 @@ class LipschitzLearner:
         claim="under worst-case errors of measurement the cost is least near the expert's own Lipschitz constant",
         metrics={
             "loss/clone": "mean squared error of the action, summed over its numbers",
-            "lipschitz/certificate": "product of spectral norms: change of the action (in [−1, 1]) per unit of observation",
+            "lipschitz/certificate": "product of spectral norms: change of an action in [−1, 1] per unit observed",
         },
     ),
     trains="controller",
