@@ -15,10 +15,18 @@ from torch.nn import functional
 from anypolicy.parts.perceptron import relu_network
 from anypolicy.parts.squashed import squashed
 
-Activation = Literal["relu", "tanh", "silu"]
+Activation = Literal["relu", "tanh", "silu", "maxmin"]
 Init = Literal["torch", "xavier", "orthogonal"]
+
+
+def maxmin(x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+    """max(a, b) and min(a, b) of the two halves a, b of the features: sorting in pairs, which keeps lengths."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], -1)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": functional.relu, "tanh": torch.tanh, "silu": functional.silu,
+    "relu": functional.relu, "tanh": torch.tanh, "silu": functional.silu, "maxmin": maxmin,
 }  # fmt: skip
 
 
