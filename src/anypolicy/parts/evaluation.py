@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
+from scipy import stats
 
 from anypolicy.errors import InputError
 
@@ -92,9 +93,7 @@ def check_rows(discount: float, **rows: ndarray) -> None:
             raise InputError(name, f"row {int(np.argwhere(~np.isfinite(array))[0][0])}", "use finite numbers")
 
 
-def whitening(
-    phi: Float[ndarray, "n d"], weights: Float[ndarray, " n"] | None = None
-) -> Float[ndarray, "d rank"]:
+def whitening(phi: Float[ndarray, "n d"], weights: Float[ndarray, " n"] | None = None) -> Float[ndarray, "d rank"]:
     """W with Wᵀ E[φφᵀ] W = I on the span of the features."""
     G = mean_product(phi, phi, weights)
     scale = np.sqrt(G.diagonal())
@@ -129,8 +128,8 @@ def lstd(
 ) -> Float[ndarray, " d"]:  # fmt: skip
     """w with A w = b: the fixed point of projected Bellman backups, and the minimax choice among linear Q. `ridge` adds
     to A in whitened coordinates. Refused where A is singular."""
-    W, A, b = whitened(phi, phi_next, r, discount, weights)
-    A = A + ridge * np.eye(len(A))
+    W, plain, b = whitened(phi, phi_next, r, discount, weights)
+    A = plain + ridge * np.eye(len(plain))
     least = float(np.linalg.svd(A, compute_uv=False)[-1])
     if least < 1e-10:
         raise InputError("features", f"σ_min(G^-½ A G^-½) = {least:.2g}",
@@ -183,7 +182,7 @@ def largest_ratio(target: Float[ndarray, "d d"], log: Float[ndarray, "d d"]) -> 
     if unseen.size and unseen.max() > 1e-9:
         w = missing[:, int(unseen.argmax())] / both
         raise InputError("concentrability", np.round(w / abs(w).max(), 4).tolist(),
-                         "it is infinite: the Bellman residual of this combination of features is 0 throughout the log, "
+                         "it is infinite: the Bellman residual of this combination of features is 0 all over the log, "
                          "not where the policy goes; collect data there or drop it")  # fmt: skip
     if not seen.any():
         return 1.0
@@ -225,8 +224,8 @@ def entropy_rank(features: Float[ndarray, "n d"]) -> float:
 def conditional_mean(
     ids_or_inputs: Int[ndarray, " n"] | Float[ndarray, "n k"], y: Float[ndarray, "n d"], fold: ndarray, seed: int = 0
 ) -> Float[ndarray, "n d"]:
-    """E[y|x] fitted on the rows of `fold`, at all rows: means by id (NaN for an id that the fold does not have), or ridge
-    regression on 256 random Fourier features of the standardised inputs beside the inputs themselves."""
+    """E[y|x] fitted on the rows of `fold`, at all rows: means by id (NaN for an id that is not in the fold), or
+    ridge regression on 256 random Fourier features of the standardised inputs beside the inputs themselves."""
     if ids_or_inputs.ndim == 1:
         _, index = np.unique(ids_or_inputs, return_inverse=True)
         count = np.bincount(index[fold], minlength=index.max() + 1)
@@ -241,3 +240,31 @@ def conditional_mean(
     penalty[0, 0] = 0
     gram = rich[fold].T @ rich[fold] / fold.sum() + penalty
     return rich @ np.linalg.solve(gram, rich[fold].T @ y[fold] / fold.sum())
+
+
+def halves(n: int, seed: int = 0) -> Bool[ndarray, " n"]:
+    """A random half of the rows."""
+    return np.random.default_rng(seed).permutation(n) < n // 2
+
+
+def symmetric(x: Float[ndarray, "d d"]) -> Float[ndarray, "d d"]:
+    """(X + Xᵀ)/2."""
+    return (x + x.T) / 2
+
+
+def jackknife(deleted: Float[ndarray, "groups k"]) -> Float[ndarray, " k"]:
+    """Half the width of a 95 % t interval from the values found with one group of rows deleted in turn."""
+    g = len(deleted)
+    return stats.t.ppf(0.975, g - 1) * np.sqrt((g - 1) / g * ((deleted - deleted.mean(0)) ** 2).sum(0))
+
+
+def ratio_to_log(
+    target: tuple[Float[ndarray, "m d"], Float[ndarray, "m d"], Float[ndarray, " m"]], log: Float[ndarray, "d d"],
+    discount: float, *, estimated: bool,
+) -> float:  # fmt: skip
+    """C of rows (φ, φ̄', weight) under the policy against E_μ[(φ − γφ̄')(φ − γφ̄')ᵀ]. Where the latter is estimated and
+    came out indefinite, its eigenvalues are raised to a small positive one."""
+    there, p = target[0] - discount * target[1], target[2] / target[2].sum()
+    size, basis = np.linalg.eigh(log)
+    seen = np.maximum(size, 1e-8 * size.sum() / len(size) if estimated else 0.0)
+    return largest_ratio(mean_product(there, there, p), basis * seen @ basis.T)

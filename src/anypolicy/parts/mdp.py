@@ -25,7 +25,7 @@ def check_kernel(kernel: Float[ndarray, "*kernels states actions states"], field
         raise InputError(f"{field}[{named}]", kernel[where].tolist(), "a row must be probabilities that sum to 1")
 
 
-def check_distribution(p: Float[ndarray, "..."], field: str) -> None:
+def check_distribution(p: Float[ndarray, ...], field: str) -> None:
     """The last axis of p holds distributions, or an error that names the first that does not."""
     bad = ~np.isfinite(p.sum(-1)) | (abs(p.sum(-1) - 1) > 1e-8) | (p < 0).any(-1)
     if bad.any():

@@ -13,10 +13,15 @@ from anypolicy.errors import InputError
 from anypolicy.parts.mdp import check_kernel, simplex
 
 
+def norm(x: Float[ndarray, "*batch d"], inverse: Float[ndarray, "*some d d"]) -> Float[ndarray, "*batch"]:
+    """‖x‖_{Σ⁻¹}, of Σ⁻¹."""
+    return np.sqrt(np.maximum((np.einsum("...i,...ij->...j", x, inverse) * x).sum(-1), 0.0))
+
+
 @dataclass(frozen=True)
 class LinearMixtureModel:
     """`phi[i, s, a, t]`. With `simplex`, √d·φ_i are candidate kernels and θ = √d·w with weights w that sum to 1. The
-    scale is that of the theory: ‖φ_V(s, a)‖₂ ≤ 1 for every V with values in [0, 1], and ‖θ‖₂ ≤ `bound` (√d by default)."""
+    scale is that of the theory: ‖φ_V(s, a)‖₂ ≤ 1 for every V with values in [0, 1], ‖θ‖₂ ≤ `bound` (√d by default)."""
 
     phi: Float[ndarray, "d states actions states"]
     simplex: bool = True

@@ -48,8 +48,8 @@ class TableEnvironment:
 
 
 def corridor(d: int = 3, length: int = 6, weights: Array | None = None) -> Mixture:
-    """A laboratory at the end of a corridor: only action 1 goes on, whatever the kernel; at the end kernel i takes action
-    i to the good state, any other to the bad one. Nothing is learnt about the weights before one gets there."""
+    """A laboratory at the end of a corridor: only action 1 goes on, whatever the kernel; at the end kernel i takes
+    action i to the good state, any other to the bad one. Nothing is learnt about the weights before one gets there."""
     if d < 2 or length < 1:
         raise InputError("corridor", (d, length), "use at least 2 kernels and a length of 1")
     kernels = np.zeros((d, length + 3, d, length + 3))
@@ -73,8 +73,8 @@ def random_mixture(d: int, states: int, actions: int, seed: int) -> Mixture:
 
 
 def hard(d: int, seed: int, gap: float | None = None) -> Mixture:
-    """The lower bound's instance: from state 0 an action of {±1}^{d−1} leads to state 2 with probability 1/6 + ⟨μ, a⟩, else
-    to state 1, and both absorb; μ ∈ {±gap}^{d−1}. Its φ are no kernels: φ_2(0, a) = (a/√(2(d−1)), √½/6)."""
+    """The lower bound's instance: from state 0 an action of {±1}^{d−1} leads to state 2 with probability 1/6 + ⟨μ, a⟩,
+    else to state 1, and both absorb; μ ∈ {±gap}^{d−1}. Its φ are no kernels: φ_2(0, a) = (a/√(2(d−1)), √½/6)."""
     if not 2 <= d <= 10:
         raise InputError("features", d, "this instance has 2^(d−1) actions: use 2 to 10")
     gap = 1 / (12 * (d - 1)) if gap is None else gap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,35 @@ class Given:
     cond: NDArray[Any] | None
     target: tuple[Array, Array, Array] | None
     exact: EvaluationProblem | None = None
+
+
+class Misalignment(NamedTuple):
+    """β, the eigenvalues of N against B (largest last: β²), and the w whose Bellman image is farthest outside."""
+
+    beta: float
+    spectrum: Array
+    worst_direction: Array
+    dropped: float
+    indefinite: bool
+
+
+@dataclass(frozen=True)
+class OffPolicyReport:
+    """The three factors, κ and σ_min of the fixed point, errors predicted and found, intervals by name, and a verdict.
+    What needs rows under the policy (C, the bound) is None without them."""
+
+    entropy: float
+    C: float | None
+    beta: float
+    kappa: float
+    sigma_min: float
+    predicted_bellman_error: float
+    bellman_error: float | None
+    value_error_bound: float | None
+    weights: Array
+    misalignment: Misalignment
+    intervals: dict[str, tuple[float, float]]
+    verdict: str
 
 
 def problem(
@@ -71,15 +100,20 @@ def from_file(path: str, discount: float) -> Given:
     for name, shape in wanted.items():
         if arrays[name].shape != shape:
             raise InputError(f"data[{name}]", arrays[name].shape, f"its shape must be {shape}")
-    target = tuple(np.asarray(arrays[name], float) for name in under) if there else None
-    return Given(phi, np.asarray(arrays["phi_next"], float), np.asarray(arrays["rewards"], float), discount, cond, target)  # type: ignore[arg-type]
+    rows, next_rows, weight = (np.asarray(arrays.get(name, np.zeros(0)), float) for name in under)
+    target = (rows, next_rows, weight) if there else None
+    return Given(
+        phi, np.asarray(arrays["phi_next"], float), np.asarray(arrays["rewards"], float), discount, cond, target
+    )
 
 
-def solution(given: Given, found: Any, exact: tuple[float, float] | None) -> Solution:
+def solution(given: Given, found: OffPolicyReport, exact: tuple[float, float] | None) -> Solution:
     """The factors, errors and estimators; beside them the exact values where the problem is known."""
     known, m = given.exact, found.misalignment
     whole = Assumption("B̂ is positive", not m.indefinite, "too few rows for its regressions" if m.indefinite else "")
-    kept = Assumption("every (s, a) is in both halves", m.dropped == 0, f"{m.dropped:.1%} of rows dropped" if m.dropped else "")
+    kept = Assumption(
+        "every (s, a) is in both halves", m.dropped == 0, f"{m.dropped:.1%} of rows dropped" if m.dropped else ""
+    )
     class_has_q = Assumption("Q^π is in the class", True if known is not None else realizable(found))
     note = f"log of {len(given.phi)} rows, {m.spectrum.size} independent features"
     reports = [
@@ -95,7 +129,7 @@ def solution(given: Given, found: Any, exact: tuple[float, float] | None) -> Sol
     if found.bellman_error is not None:
         reports.append(Report("Bellman error, found", found.bellman_error, "estimate", "E[δ|s, a] from two halves",
                               found.intervals["bellman_error"], (kept,)))  # fmt: skip
-    if found.C is not None:
+    if found.C is not None and found.value_error_bound is not None:
         reports += [
             Report("concentrability C", found.C, "estimate", "F2", assumptions=(whole,)),
             Report("value error, predicted bound", found.value_error_bound, "estimate", "√C/(1 − γ) · predicted",
@@ -110,33 +144,41 @@ def solution(given: Given, found: Any, exact: tuple[float, float] | None) -> Sol
     return Solution(reports, charts(given, found), {"Verdict": [{"verdict": found.verdict}], "Estimators": estimators})
 
 
-def realizable(found: Any) -> bool | None:
+def realizable(found: OffPolicyReport) -> bool | None:
     """False where the Bellman error found is surely above twice the predicted one; else a log cannot tell."""
     low = found.intervals.get("bellman_error", (0.0, 0.0))[0]
     return False if low > 2 * found.predicted_bellman_error else None
 
 
-def exact_reports(known: EvaluationProblem, found: Any, exact: tuple[float, float]) -> list[Report]:
+def exact_reports(known: EvaluationProblem, found: OffPolicyReport, exact: tuple[float, float]) -> list[Report]:
     """What is known of the problem itself, and the theorem's bound beside the error."""
     beta, kappa = exact
-    residual, mu, start, occupancy = known.bellman_error(found.weights), known.mu.ravel(), known.first.ravel(), known.occupancy
+    residual, mu, start, occupancy = (
+        known.bellman_error(found.weights),
+        known.mu.ravel(),
+        known.first.ravel(),
+        known.occupancy,
+    )
     phi_res = known.phi - known.discount * known.phi_next
     C = ev.concentrability(phi_res, phi_res, occupancy, mu)
     error = math.sqrt(float(mu @ residual**2))
-    realized = Assumption("Q^π is in the class", bool(abs(known.phi @ np.linalg.lstsq(known.phi, known.q)[0] - known.q).max() < 1e-8))
+    realized = Assumption(
+        "Q^π is in the class", bool(abs(known.phi @ np.linalg.lstsq(known.phi, known.q)[0] - known.q).max() < 1e-8)
+    )
     return [
         Report("β", beta, "exact", "β² = λ_max(B − AᵀG⁻¹A, B), derived"),
         Report("κ", kappa, "exact"),
         Report("C", C, "exact", "λ_max(B_{d^π}, B_μ)"),
         Report("Bellman error of LSTD", error, "exact", "‖Q̂ − TQ̂‖_μ"),
-        Report("value error of LSTD", abs(float(start @ (known.phi @ found.weights - known.q))), "exact", "|E_ρ(Q̂ − Q^π)|"),
+        Report("value error of LSTD", abs(float(start @ (known.phi @ found.weights - known.q))), "exact",
+               "|E_ρ(Q̂ − Q^π)|"),
         Report("its bound", math.sqrt(C) / (1 - known.discount) * error, "bound", "√C/(1 − γ) · ‖Q̂ − TQ̂‖_μ",
                assumptions=(realized,)),
     ]  # fmt: skip
 
 
-def charts(given: Given, found: Any) -> list[Chart]:
-    """Error against rows where the problem is known, the worst direction, and for one feature β and κ against the log."""
+def charts(given: Given, found: OffPolicyReport) -> list[Chart]:
+    """The worst direction; where the problem is known, error against rows, and with one feature β and κ against μ."""
     known, n, d = given.exact, len(given.phi), len(found.weights)
     worst = found.misalignment.worst_direction
     out = [Chart("The combination of features whose Bellman image is farthest outside the class", "feature", "weight",

@@ -1,10 +1,10 @@
-"""A reward-free problem and what is told of its solution: the dynamics, the bank of rewards, how good planning became."""
+"""A reward-free problem and what is told of its solution: dynamics, rewards to be ready for, quality of planning."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,52 @@ from anypolicy.tasks.mixtures import Mixture, TableEnvironment, corridor, hard, 
 Array = NDArray[np.float64]
 
 
+class Environment(Protocol):
+    """Gymnasium's calls with whole numbers for states and actions; rewards are not looked at."""
+
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]: ...
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]: ...
+
+
 @dataclass(frozen=True)
 class Problem:
-    """The environment to explore, its model, the rewards to be ready for, and the true dynamics where they are known."""
+    """The environment to explore, its model, the rewards to be ready for, the true dynamics where known."""
 
-    env: Any
+    env: Environment
     model: LinearMixtureModel
     rewards: Array
     kernel: Array | None
+
+
+@dataclass
+class Result:
+    """What exploration learnt: Σ and b of both families (V̂ first, then Ṽ) and all moments, θ and the optimistic value
+    V̂_{k,1}(s1) of every episode."""
+
+    model: LinearMixtureModel
+    rewards: Array
+    start: int
+    Sigma: Array
+    b: Array
+    thetas: Array
+    pseudo: Array
+
+    @property
+    def theta(self) -> Array:
+        """The pooled estimate, its weights projected on the simplex."""
+        return self.candidates[0]
+
+    @property
+    def weights(self) -> Array:
+        """θ as weights of the candidate kernels."""
+        return self.theta / math.sqrt(self.model.d) if self.model.simplex else self.theta
+
+    @property
+    def candidates(self) -> Array:
+        """θ of the oracle: pooled over families and moments, V̂'s at m = 0, Ṽ's at m = 0; projected."""
+        pooled = np.linalg.solve(self.Sigma.sum((0, 1)), self.b.sum((0, 1)))
+        own = np.linalg.solve(self.Sigma[:, 0], self.b[:, 0, :, None])[..., 0]
+        return self.model.project(np.stack([pooled, *own]))
 
 
 class Start:
@@ -58,6 +96,20 @@ class Start:
             n = int(most.argmax())
             raise InputError(f"rewards[{n}]", float(most[n]),
                              "a trajectory may collect at most 1: divide by this, or by the horizon")  # fmt: skip
+
+
+def episode(env: Environment, policy: NDArray[np.int64], start: int) -> tuple[list[int], list[int]]:
+    """The states and actions of one episode, shorter where the environment ends it."""
+    states, actions = [int(env.reset()[0])], list[int]()
+    if states[0] != start:
+        raise InputError("env", states[0], f"every episode must begin in the same state; the first began in {start}")
+    for row in policy:
+        actions.append(int(row[states[-1]]))
+        state, _, terminated, truncated, _ = env.step(actions[-1])
+        states.append(int(state))
+        if terminated or truncated:
+            break
+    return states, actions
 
 
 def goal_rewards(model: LinearMixtureModel, horizon: int) -> Array:
@@ -103,7 +155,8 @@ def problem(
 
 def from_file(path: str, *, need_weights: bool) -> tuple[Mixture, Array]:
     """The candidates of a .npz file, with the weights of the real dynamics, and rewards."""
-    arrays = load_arrays(path, ("kernels", "weights") if need_weights else ("kernels",), ("weights", "rewards", "start"))
+    needs = ("kernels", "weights") if need_weights else ("kernels",)
+    arrays = load_arrays(path, needs, ("weights", "rewards", "start"))
     model = LinearMixtureModel.of_kernels(arrays["kernels"])
     w = np.asarray(arrays.get("weights", np.full(model.d, 1 / model.d)), float)
     if w.shape != (model.d,):
@@ -132,7 +185,11 @@ def gymnasium_environment(name: str, model: LinearMixtureModel) -> Any:
 
 
 def solution(
-    given: Problem, found: Any, policies: NDArray[np.int64], practical: tuple[float, float], proof: tuple[float, float]
+    given: Problem,
+    found: Result,
+    policies: NDArray[np.int64],
+    practical: tuple[float, float],
+    proof: tuple[float, float],
 ) -> Solution:
     """The certificates by name of their β, what planning really loses where that is known, and how weights settled."""
     oracle = Assumption("exact joint maximum", False, "rewards of the bank, three θ, greedy actions")

@@ -1,13 +1,13 @@
 """HF-UCRL-RFE++: reward-free exploration of a linear mixture whose cost does not grow with the horizon.
 
-Paper: arXiv 2303.10165, algorithm 4 (exploration), algorithm 3 (high-order moment estimator), theorem 5.1.
+Paper: arXiv 2303.10165, algorithm 4 (exploration) and its high-order moment estimator (HOME).
 Idea: explore where values are least certain, under whichever reward makes that worst; weigh every observation by an
 estimate of its variance, itself learnt from powers V^(2^m) of the values.
-Changes: nothing of a policy's training: it gives a model of the dynamics, with which any later reward is planned for.
-Silent: the joint maximum over policies, θ and rewards is an oracle. Here rewards come from a bank (one for being in each
-state at the end, the user's own, random ones), θ is the pooled estimate or that of either family at m = 0, weights
-projected on the simplex, and actions are the greedy ones of V̂, so the certificate is an estimate. Values of an
-unprojected θ are kept in [0, 1]. β = 0.3 explores and β = 1 certifies; the proof's β (`beta_theory`) makes every bonus 1.
+Changes: nothing of a policy's training: it gives a model of the dynamics, to plan with for any later reward.
+Silent: the joint maximum over policies, θ and rewards is an oracle. Here rewards come from a bank (one for being in
+each state at the end, the user's own, random ones), θ is the pooled estimate or that of either family at m = 0, its
+weights projected on the simplex, and actions are the greedy ones of V̂: the certificate is an estimate. Values are kept
+in [0, 1] whatever θ is. β = 0.3 explores and β = 1 certifies; the proof's β (`beta_theory`) makes every bonus 1.
 Four moments by default: values below 0.9 to the 16th power vanish; the theory's count is "theory".
 Differs: the bonus u prints V_h where Bellman's equation has V_{h+1}, as here. There is no authors' code.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +24,15 @@ from numpy.typing import NDArray
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
 from anypolicy.parts import mdp
-from anypolicy.parts.mixture import LinearMixtureModel
+from anypolicy.parts.mixture import LinearMixtureModel, norm
 from anypolicy.parts.reports import Solution
 from anypolicy.progress import counting
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.reward_free import Start, problem, solution
+from anypolicy.tasks.reward_free import Environment, Result, Start, episode, problem, solution
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 Policy = NDArray[np.int64]
 Mode = Literal["hf", "unweighted", "random"]
-
-
-class Environment(Protocol):
-    """Gymnasium's calls with whole numbers for states and actions; rewards are not looked at."""
-
-    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]: ...
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -55,30 +48,6 @@ class HFConfig:
     mode: Mode = "hf"
 
 
-@dataclass
-class Result:
-    """What exploration learnt: Σ and b of both families (V̂ first, then Ṽ) and all moments, θ and the optimistic value
-    V̂_{k,1}(s1) of every episode."""
-
-    model: LinearMixtureModel
-    rewards: Array
-    start: int
-    Sigma: Array
-    b: Array
-    thetas: Array
-    pseudo: Array
-
-    @property
-    def theta(self) -> Array:
-        """The pooled estimate, its weights projected on the simplex."""
-        return candidates(self.model, self.Sigma, self.b)[0]
-
-    @property
-    def weights(self) -> Array:
-        """θ as weights of the candidate kernels."""
-        return self.theta / math.sqrt(self.model.d) if self.model.simplex else self.theta
-
-
 def scales(
     d: int, H: int, B: float, alpha: float | None, gamma: float | None, lam: float | None
 ) -> tuple[float, float, float]:
@@ -89,15 +58,10 @@ def scales(
     return given[0], given[1], given[2]
 
 
-def norm(x: Array, inverse: Array) -> Array:
-    """‖x‖_{Σ⁻¹}."""
-    return np.sqrt(np.maximum((np.einsum("...i,...ij->...j", x, inverse) * x).sum(-1), 0.0))
-
-
 def home(
     phi_m: Array, theta_m: Array, Sigma_m: Array, Sigma0_inv_m: Array, beta: float, alpha: float, gamma: float
 ) -> Array:
-    """σ²_m of every moment (algorithm 3), of arrays [..., M, d] and [..., M, d, d]. Σ is the running matrix, Σ̇ (given as
+    """HOME: σ²_m of every moment, of arrays [..., M, d] and [..., M, d, d]. Σ is the running matrix, Σ̇ (given as
     its inverse) that of the episode's start."""
     predicted = np.clip((phi_m * theta_m).sum(-1), 0.0, 1.0)
     width = beta * norm(phi_m, Sigma0_inv_m)
@@ -113,7 +77,7 @@ def pseudo_values(
     model: LinearMixtureModel, thetas: Array, rewards: Array, tilde_inv: Array, hat_inv: Array, beta: float
 ) -> tuple[Policy, Array, Array]:
     """For every reward [R, H, S, A] and θ [T, d]: the policy that is greedy in V̂ (ties by r + φ_Vᵀθ), its V and V̂."""
-    R, H, S, A = rewards.shape
+    R, H, S = rewards.shape[:3]
     V, hat = np.zeros((2, R, len(thetas), H + 2, S))
     policy = np.zeros((R, len(thetas), H, S), dtype=np.int64)
     column = thetas[:, None, None, :, None]
@@ -137,17 +101,10 @@ def pseudo_value(
     return policy[0, 0], V[0, 0], hat[0, 0]
 
 
-def candidates(model: LinearMixtureModel, Sigma: Array, b: Array) -> Array:
-    """The oracle's θ: pooled over families and moments, V̂'s at m = 0, Ṽ's at m = 0; projected."""
-    pooled = np.linalg.solve(Sigma.sum((0, 1)), b.sum((0, 1)))
-    return model.project(np.stack([pooled, *np.linalg.solve(Sigma[:, 0], b[:, 0, :, None])[..., 0]]))
-
-
 def oracle(result: Result, beta: float) -> tuple[Policy, Array, Array]:
     """(π, V, V̂) of the pair of reward and θ whose V̂_1(s1) is largest."""
     hat_inv, tilde_inv = np.linalg.inv(result.Sigma[:, 0])
-    thetas = candidates(result.model, result.Sigma, result.b)
-    policy, V, hat = pseudo_values(result.model, thetas, result.rewards, tilde_inv, hat_inv, beta)
+    policy, V, hat = pseudo_values(result.model, result.candidates, result.rewards, tilde_inv, hat_inv, beta)
     first = hat[:, :, 1, result.start]
     best = np.unravel_index(int(first.argmax()), first.shape)
     return policy[best], V[best], hat[best]
@@ -179,26 +136,11 @@ def explore(
     return result
 
 
-def episode(env: Environment, policy: Policy, start: int) -> tuple[list[int], list[int]]:
-    """The states and actions of one episode, shorter where the environment ends it."""
-    states, actions = [int(env.reset()[0])], list[int]()
-    if states[0] != start:
-        raise InputError("env", states[0], f"every episode must begin in the same state; the first began in {start}")
-    for row in policy:
-        actions.append(int(row[states[-1]]))
-        state, _, terminated, truncated, _ = env.step(actions[-1])
-        states.append(int(state))
-        if terminated or truncated:
-            break
-    return states, actions
-
-
 def regress(
     result: Result, cfg: HFConfig, scales: tuple[float, float], after: Array, states: list[int], actions: list[int]
 ) -> None:
     """Weighted ridge regressions of both families and all moments on an episode; `after` [2, n, S] is V_{h+1}."""
-    theta = np.linalg.solve(result.Sigma, result.b[..., None])[..., 0]
-    frozen = np.linalg.inv(result.Sigma)
+    theta, frozen = np.linalg.solve(result.Sigma, result.b[..., None])[..., 0], np.linalg.inv(result.Sigma)
     powers = after[:, :, None, :] ** (2.0 ** np.arange(result.b.shape[1]))[:, None]
     visited = result.model.phi[:, states[:-1], actions, :]
     phi = np.einsum("dnt,fnmt->nfmd", visited, powers)
@@ -236,7 +178,7 @@ def beta_theory(
         paper="arXiv 2303.10165",
         year=2023,
         family="exact",
-        idea="explore a mixture of known simulators without a reward, then plan for any, at a cost that the horizon does not raise",
+        idea="explore a mixture of simulators without reward, then plan for any; the horizon does not raise the cost",
         changes=(),
         composes_with="any planner over the learnt dynamics",
         claim="its certificate is as small at horizon 32 as at 8, where unweighted regression's grows",

@@ -1,14 +1,14 @@
 """When is realizability sufficient: what limits off-policy evaluation, the data, the behaviour policy or the features?
 
-Paper: arXiv 2211.05311. Its three factors: metric entropy, concentrability C of Bellman residuals, and β of β-incomplete
-classes; error ∝ √(entropy/n) · √C/(1 − γ) · 1/(1 − β), with no floor as n grows.
+Paper: arXiv 2211.05311. Its three factors: metric entropy, concentrability C of Bellman residuals, and β of
+β-incomplete classes; error ∝ √(entropy/n) · √C/(1 − γ) · 1/(1 − β), with no floor as n grows.
 Idea: where Q^π is in the class, what the class lacks of Bellman completeness only amplifies the statistical error.
 Changes: nothing of training: a diagnostic of features and a log, and the minimax estimator (LSTD for linear classes).
 Silent: constants; none are shown here. How to compute β: for linear classes β² = λ_max(N, B), B = E[ξξᵀ] with ξ =
 φ − γφ̄', N the covariance of what the features cannot fit of γφ̄' (our derivation, by Pythagoras in L²(μ)). The predicted
 error (σ²/n) tr(B(AᵀG⁻¹A)⁻¹) of LSTD under equal noise is ours too, and so are the verdict's rules.
 From a log φ̄' = E[φ'|s, a] is unknown, and a product of two noisy φ' overstates β: "crossfit" multiplies regressions on
-two halves of the log. Intervals delete one of 20 groups of rows in turn (a bootstrap would put copies of a row in both halves).
+two halves of the log. Intervals delete one of 20 groups of rows in turn (a bootstrap would put a row into both halves).
 Differs: no authors' code is known.
 """
 
@@ -16,21 +16,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
 from anypolicy.parts import evaluation as ev
 from anypolicy.parts.reports import Solution
-from anypolicy.tasks.off_policy import problem, solution
+from anypolicy.tasks.off_policy import Misalignment, OffPolicyReport, problem, solution
 
 Array = NDArray[np.float64]
-How = Literal["crossfit", "double", "exact", "naive"]
+How = Literal["crossfit", "exact", "naive"]
 GROUPS = 20
 
 
@@ -47,74 +45,36 @@ class Moments(NamedTuple):
     indefinite: bool
 
 
-class Misalignment(NamedTuple):
-    """β, the eigenvalues of N against B (largest last: β²), and the w whose Bellman image is farthest outside the class."""
-
-    beta: float
-    spectrum: Array
-    worst_direction: Array
-    dropped: float
-    indefinite: bool
-
-
-@dataclass(frozen=True)
-class OffPolicyReport:
-    """The three factors, κ and σ_min of the fixed point, errors predicted and found, intervals by name, and a verdict.
-    What needs rows under the policy (C, the bound) is None without them."""
-
-    entropy: float
-    C: float | None
-    beta: float
-    kappa: float
-    sigma_min: float
-    predicted_bellman_error: float
-    bellman_error: float | None
-    value_error_bound: float | None
-    weights: Array
-    misalignment: Misalignment
-    intervals: dict[str, tuple[float, float]]
-    verdict: str
-
-
 def moments(
-    phi: Array, phi_next: Array, discount: float, how: How = "crossfit", cond: NDArray[Any] | None = None,
-    weights: Array | None = None, fold: NDArray[np.bool_] | None = None,
+    phi: Array, phi_next: Array, discount: float, how: How | Literal["double"] = "crossfit",
+    cond: NDArray[Any] | None = None, weights: Array | None = None, fold: NDArray[np.bool_] | None = None,
 ) -> Moments:  # fmt: skip
-    """G, A, B and N of section 3.4 of the derivation; `phi_next` is [2, n, d] for "double", φ̄' for "exact"."""
+    """A, B and N of the class on a log; `phi_next` is [2, n, d] (two draws) for "double", φ̄' for "exact"."""
     ev.check_rows(discount, phi=phi, phi_next=phi_next)
     one, two = phi_next if how == "double" else (phi_next, phi_next)
     if how == "crossfit":
         if cond is None:
             raise InputError("cond_features", None, "crossfit regresses φ' on (s, a): give ids or inputs, or use naive")
-        fold = halves(len(phi)) if fold is None else fold
+        fold = ev.halves(len(phi)) if fold is None else fold
         one, two = (ev.conditional_mean(cond, phi_next, half) for half in (fold, ~fold))
     kept = np.isfinite(one).all(1) & np.isfinite(two).all(1)
     if not kept.any():
         raise InputError("cond_features", len(phi), "no (s, a) is in both halves of the log: give inputs, not ids")
     p = None if weights is None else weights[kept] / weights[kept].sum()
-    W = ev.whitening(phi, weights)
-    x, z, y = phi @ W, discount * one[kept] @ W, discount * two[kept] @ W
-    A = np.eye(W.shape[1]) - discount * ev.mean_product(x, (phi_next.mean(0) if how == "double" else phi_next) @ W, weights)
-    k = x[kept]
-    gram = np.linalg.pinv(ev.mean_product(k, k, p))
-    B, N = ev.mean_product(k - z, k - y, p), ev.mean_product(z, y, p)
-    N = N - ev.mean_product(z, k, p) @ gram @ ev.mean_product(k, y, p)
-    B, N = (B + B.T) / 2, (N + N.T) / 2
-    size, basis = np.linalg.eigh(B)
-    least = 1e-8 * max(size.sum(), 1e-300) / len(B)
+    W, mean_next = ev.whitening(phi, weights), phi_next.mean(0) if how == "double" else phi_next
+    x, z, y = phi[kept] @ W, discount * one[kept] @ W, discount * two[kept] @ W
+    A = np.eye(W.shape[1]) - discount * ev.mean_product(phi @ W, mean_next @ W, weights)
+    gram = np.linalg.pinv(ev.mean_product(x, x, p))
+    N = ev.symmetric(ev.mean_product(z, y, p) - ev.mean_product(z, x, p) @ gram @ ev.mean_product(x, y, p))
+    size, basis = np.linalg.eigh(ev.symmetric(ev.mean_product(x - z, x - y, p)))
+    B = basis * np.maximum(size, 1e-8 * max(size.sum(), 1e-300) / len(size)) @ basis.T
     raw = ev.mean_product(phi[kept] - discount * one[kept], phi[kept] - discount * two[kept], p)
-    return Moments(W, A, basis * np.maximum(size, least) @ basis.T, N, (raw + raw.T) / 2, 1 - float(kept.mean()),
-                   bool(size[0] < -1e-12 * size[-1]))  # fmt: skip
-
-
-def halves(n: int, seed: int = 0) -> NDArray[np.bool_]:
-    """A random half of the rows."""
-    return np.random.default_rng(seed).permutation(n) < n // 2
+    return Moments(W, A, B, N, ev.symmetric(raw), 1 - float(kept.mean()), bool(size[0] < -1e-12 * size[-1]))
 
 
 def misalignment(
-    phi: Array, phi_next: Array, discount: float, method: How = "crossfit", cond_features: NDArray[Any] | None = None,
-    weights: Array | None = None,
+    phi: Array, phi_next: Array, discount: float, method: How | Literal["double"] = "crossfit",
+    cond_features: NDArray[Any] | None = None, weights: Array | None = None,
 ) -> Misalignment:  # fmt: skip
     """β = sup_Q inf_Q' ‖Q' − TQ‖_μ/‖Q − TQ‖_μ of linear Q."""
     return of_moments(moments(phi, phi_next, discount, method, cond_features, weights))
@@ -147,7 +107,7 @@ def estimates(
 
 def intervals(found: tuple[float, float], deleted: Array) -> dict[str, tuple[float, float]]:
     """95 % intervals of β and the Bellman error from the jackknife's spread of their squares."""
-    half = stats.t.ppf(0.975, GROUPS - 1) * np.sqrt((GROUPS - 1) / GROUPS * ((deleted - deleted.mean(0)) ** 2).sum(0))
+    half = ev.jackknife(deleted)
     ends = [(math.sqrt(max(x - h, 0)), math.sqrt(max(x + h, 0))) for x, h in zip(found, half) if not math.isnan(x)]
     return {name: (low, min(high, 1.0) if name == "beta" else high)
             for name, (low, high) in zip(("beta", "bellman_error"), ends)}  # fmt: skip
@@ -162,26 +122,20 @@ def report_rows(
     if n < max(d + 1, GROUPS):
         raise InputError("log", n, f"{d} features need at least {max(d + 1, GROUPS)} transitions")
     w = ev.lstd(phi, phi_next, r, discount)
-    fold, m = halves(n), moments(phi, phi_next, discount, how, cond)
-    noise = float(((r - (phi - discount * phi_next) @ w) ** 2).sum()) / (n - d)
+    fold, m = ev.halves(n), moments(phi, phi_next, discount, how, cond)
+    noise = float(((r - (phi - discount * phi_next) @ w) ** 2).sum()) / (n - len(m.A))
     group = np.random.default_rng(1).permutation(n) % GROUPS
     every = [np.ones(n, bool), *(group != g for g in range(GROUPS))]
     found, *deleted = (estimates(phi[k], phi_next[k], r[k], discount, how, None if cond is None else cond[k], fold[k])
                        for k in every)  # fmt: skip
-    C = None
-    if target_rows is not None:
-        there = target_rows[0] - discount * target_rows[1]
-        p = target_rows[2] / target_rows[2].sum()
-        size, basis = np.linalg.eigh(m.B_raw)
-        seen = np.maximum(size, 1e-8 * size.sum() / d if m.indefinite else 0)
-        C = ev.largest_ratio(ev.mean_product(there, there, p), basis * seen @ basis.T)
+    ratio = None if target_rows is None else ev.ratio_to_log(target_rows, m.B_raw, discount, estimated=m.indefinite)
     error, own, kappa = predicted_error(m, noise, n), of_moments(m), ev.spectral_radius(np.eye(len(m.A)) - m.A)
     return OffPolicyReport(
-        ev.metric_entropy("linear", size=m.W.shape[1], radius=max(float(abs(phi @ w).max()), 1e-12), scale=max(error, 1e-12)),
-        C, own.beta, kappa, float(np.linalg.svd(m.A, compute_uv=False)[-1]), error,
+        ev.metric_entropy("linear", size=len(m.A), radius=float(abs(phi @ w).max()), scale=max(error, 1e-12)),
+        ratio, own.beta, kappa, float(np.linalg.svd(m.A, compute_uv=False)[-1]), error,
         None if math.isnan(found[1]) else math.sqrt(max(found[1], 0)),
-        None if C is None else math.sqrt(C) / (1 - discount) * error, w, own, intervals(found, np.array(deleted)),
-        verdict(own.beta, kappa, C),
+        None if ratio is None else math.sqrt(ratio) / (1 - discount) * error, w, own,
+        intervals(found, np.array(deleted)), verdict(own.beta, kappa, ratio),
     )  # fmt: skip
 
 
@@ -212,7 +166,7 @@ def off_policy_report(
         paper="arXiv 2211.05311",
         year=2023,
         family="exact",
-        idea="entropy, concentrability and misalignment tell whether data, behaviour policy or features limit off-policy evaluation",
+        idea="three factors tell what limits off-policy evaluation: the data, the behaviour policy or the features",
         changes=(),
         composes_with="any critic: its last layer's features, any log",
         claim="LSTD's error falls like n^-1/2 without a floor, amplified by at most 1/(1 − β)",
@@ -224,9 +178,12 @@ def realizability(
     actions: int = 2, features: int = 4, discount: float = 0.9, n: int = 2000, how: How = "crossfit", data: str = "",
     seed: int = 0,
 ) -> Solution:  # fmt: skip
-    """`data` is a .npz file with `phi`, `phi_next` [n, d], `rewards` [n], and may hold `cond` (ids of (s, a), or inputs,
-    for crossfit), `target_phi`, `target_phi_next` and `target_weights`; `p` is the two-state log's."""
+    """`data` is a .npz file with `phi`, `phi_next` [n, d], `rewards` [n], and may hold `cond` (ids of (s, a), or
+    inputs, for crossfit), `target_phi`, `target_phi_next` and `target_weights`; `p` is the two-state log's."""
     given = problem(instance, p, (states, actions, features), discount, n, data, seed)
     found = report_rows(given.phi, given.phi_next, given.rewards, discount, given.cond, given.target, how)
-    exact = given.exact and (moments(given.exact.phi, given.exact.phi_next, discount, "exact", None, given.exact.mu.ravel()))
-    return solution(given, found, exact and (of_moments(exact).beta, ev.spectral_radius(np.eye(len(exact.A)) - exact.A)))
+    known = given.exact
+    if known is None:
+        return solution(given, found, None)
+    exact = moments(known.phi, known.phi_next, discount, "exact", None, known.mu.ravel())
+    return solution(given, found, (of_moments(exact).beta, ev.spectral_radius(np.eye(len(exact.A)) - exact.A)))
