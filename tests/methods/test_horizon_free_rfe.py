@@ -48,7 +48,7 @@ def test_high_order_moments():
     # without width the variances alone are left, the negative one repaired by the floor
     bare = home(PHI, THETA, 1e12 * Sigma, frozen, 0.0, 1e-3, gamma)
     assert bare.tolist() == close(1e-6, 0.0756, 1)
-    assert 0.38 - 0.64**2 == close(-0.0296)
+    assert close(-0.0296) == 0.38 - 0.64**2
     wide = home(PHI, THETA, np.array([300 * EYE] * 3), np.array([EYE / 200] * 3), 0.1, 0.05, gamma)
     assert wide.tolist() == close(0.025820, 0.082889, 1)
     assert gamma**2 * math.sqrt(0.4 / 300) == close(0.025820)
@@ -186,23 +186,23 @@ def test_planning_error_is_bounded_by_twice_the_horizon_of_the_models_error(seed
 def test_the_true_weights_stay_inside_the_proof_radius():
     """‖θ_m − θ*‖ ≤ β on 60 instances, for both families at m = 0, whose targets are values of fixed functions."""
     for seed in range(60):
-        m = random_mixture(3, 4, 2, seed) if seed % 2 else hard(3, seed)
-        found = explore(world(m, seed), m.model, 15, 4, seed=seed)
+        m = random_mixture(3, 3, 2, seed) if seed % 2 else hard(3, seed)
+        found = explore(world(m, seed), m.model, 6, 4, seed=seed)
         off = np.linalg.solve(found.Sigma[:, 0], found.b[:, 0, :, None])[..., 0] - m.theta
         distance = np.sqrt(np.einsum("fi,fij,fj->f", off, found.Sigma[:, 0], off))
-        assert (distance <= beta_theory(15, 3, 4, 0.05, m.model.theta_bound)).all()
+        assert (distance <= beta_theory(6, 3, 4, 0.05, m.model.theta_bound)).all()
 
 
 def test_exploring_learns_the_weights_and_acting_at_random_does_not():
-    m, error = corridor(3, 6, np.array([0.5, 0.3, 0.2])), {}
+    w = np.array([0.5, 0.3, 0.2])
+    m, found = corridor(3, 6, w), {}
     for mode in ("hf", "unweighted", "random"):
-        found = explore(world(m), m.model, 150, 8, cfg=HFConfig(mode=mode), seed=1)
-        error[mode] = 0.5 * abs(found.weights - [0.5, 0.3, 0.2]).sum()
-        if mode == "unweighted":
-            assert certificate(found, 0.3) > 1.4 * certified
-        certified = certificate(found, 0.3)
-    assert error["hf"] < 0.13 and error["unweighted"] < 0.13
-    assert found.pseudo[-1] > 0.5 * found.pseudo[0]  # nothing became certain by acting at random
+        found[mode] = explore(world(m), m.model, 120, 8, cfg=HFConfig(mode=mode), seed=1)
+    certified = {mode: certificate(r, 0.3) for mode, r in found.items()}
+    assert certified["unweighted"] > 1.4 * certified["hf"]
+    assert certified["random"] > 4 * certified["hf"]  # nothing became certain by acting at random
+    for mode in ("hf", "unweighted"):
+        assert 0.5 * abs(found[mode].weights - w).sum() < 0.15
 
 
 def test_the_update_weighs_by_the_estimated_variance():
