@@ -180,17 +180,17 @@ def exact_reports(known: EvaluationProblem, found: OffPolicyReport, exact: tuple
 def charts(given: Given, found: OffPolicyReport) -> list[Chart]:
     """The worst direction; where the problem is known, error against rows, and with one feature β and κ against μ."""
     known, n, d = given.exact, len(given.phi), len(found.weights)
-    worst = found.misalignment.worst_direction
-    out = [Chart("The combination of features whose Bellman image is farthest outside the class", "feature", "weight",
-                 [Line("worst direction", list(range(d)), (worst / abs(worst).max()).tolist())])]  # fmt: skip
+    worst = found.misalignment.worst_direction / abs(found.misalignment.worst_direction).max()
+    line = Line("worst direction", [float(i) for i in range(d)], worst.tolist())
+    out = [Chart("Features whose Bellman image is farthest outside the class", "feature", "weight", [line])]
     if known is None:
         return out
     sizes = [k for k in (n // 64, n // 16, n // 4, n) if k > 4 * d]
     errors = [math.sqrt(float(known.mu.ravel() @ known.bellman_error(ev.lstd(
         given.phi[:k], given.phi_next[:k], given.rewards[:k], given.discount)) ** 2)) for k in sizes]  # fmt: skip
-    predicted = [found.predicted_bellman_error * math.sqrt(n / k) for k in sizes]
+    predicted, at = [found.predicted_bellman_error * math.sqrt(n / k) for k in sizes], [float(k) for k in sizes]
     out.append(Chart("Bellman error of LSTD", "transitions", "‖Q̂ − TQ̂‖_μ",
-                     [Line("found", sizes, errors), Line("predicted", sizes, predicted)], "xy"))  # fmt: skip
+                     [Line("found", at, errors), Line("predicted", at, predicted)], "xy"))  # fmt: skip
     if known.mu.shape == (2, 1):
         ps = np.linspace(0.01, 0.99, 99)
         mu, x, y = np.stack([ps, 1 - ps], 1), known.phi[:, 0], known.phi_next[:, 0]

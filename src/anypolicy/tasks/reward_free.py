@@ -212,7 +212,7 @@ def solution(
                    assumptions=(identified,)),
         ]  # fmt: skip
     scale = math.sqrt(given.model.d) if given.model.simplex else 1.0
-    episodes = list(range(1, len(found.pseudo) + 1))
+    episodes = [float(k) for k in range(1, len(found.pseudo) + 1)]
     lines = [Line(f"weight {i}", episodes, (found.thetas[:, i] / scale).tolist()) for i in range(given.model.d)]
     charts = [
         Chart("Optimistic value of the reward that is known least", "episode", "V̂_1(s1)",
