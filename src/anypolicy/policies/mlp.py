@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from anypolicy.parts.squashed import squashed
 
-Activation = Literal["relu", "tanh", "silu"]
-Init = Literal["torch", "xavier", "orthogonal"]
+Activation = Literal["relu", "tanh", "silu", "selu"]
+Init = Literal["torch", "xavier", "orthogonal", "kaiming"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": functional.relu, "tanh": torch.tanh, "silu": functional.silu,
+    "relu": functional.relu, "tanh": torch.tanh, "silu": functional.silu, "selu": functional.selu,
 }  # fmt: skip
 
 
@@ -25,8 +25,9 @@ class MLP(nn.Module):
     """Linear → (LayerNorm) → activation, …, Linear. With `stack` E networks of independent weights are one batched
     product: input (batch, n) or (E, batch, n), output (E, batch, m); with `members` only those networks are computed.
 
-    Initial weights: "torch" is that of nn.Linear, uniform ± 1/√n with biases alike; "xavier" uniform, "orthogonal" with
-    gain √2, both with zero biases. `last_gain` multiplies (for "orthogonal": is the gain of) the last layer.
+    Initial weights: "torch" is that of nn.Linear, uniform ± 1/√n with biases alike; "kaiming" is normal with deviation
+    1/√n, biases as for "torch"; "xavier" uniform, "orthogonal" with gain √2, both with zero biases. `last_gain`
+    multiplies (for "orthogonal": is the gain of) the last layer.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class MLP(nn.Module):
             last = i == len(sizes) - 2
             w = torch.stack([matrix(n, m, generator, init, last_gain if last else None) for _ in range(stack or 1)])
             b = torch.zeros(stack or 1, 1, m)
-            if init == "torch":
+            if init in ("torch", "kaiming"):
                 b.uniform_(-1 / math.sqrt(n), 1 / math.sqrt(n), generator=generator)
                 b = b * last_gain if last else b
             weights.append(nn.Parameter(w.view(*lead, n, m)))
@@ -72,6 +73,8 @@ def matrix(n: int, m: int, generator: torch.Generator, init: Init, last_gain: fl
     if init == "orthogonal":
         gain = math.sqrt(2) if last_gain is None else last_gain
         return nn.init.orthogonal_(w, gain, generator=generator)
+    if init == "kaiming":
+        return w.normal_(0, 1 / math.sqrt(n), generator=generator) * (1.0 if last_gain is None else last_gain)
     bound = 1 / math.sqrt(n) if init == "torch" else math.sqrt(6 / (n + m))
     return w.uniform_(-bound, bound, generator=generator) * (1.0 if last_gain is None else last_gain)
 
@@ -105,6 +108,11 @@ class SquashedGaussian(nn.Module):
     def mode(self, observation: Float[Tensor, "batch observations"]) -> Float[Tensor, "batch actions"]:
         """tanh of the mean."""
         return torch.tanh(self(observation)[0])
+
+
+def choice_critic(observations: int, outputs: int, hidden: Sequence[int], generator: torch.Generator) -> MLP:
+    """q(s, ·) of all choices (or as many numbers of each as `outputs` has) in one pass: SELU, kaiming."""
+    return MLP([observations, *hidden, outputs], generator, activation="selu", init="kaiming")
 
 
 def critics(
