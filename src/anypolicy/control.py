@@ -212,8 +212,8 @@ def evaluated(
 
 
 def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor], Tensor] | None = None) -> Replay:
-    """Demonstrations in transitions over as many steps as the learner's own, or what the recipe makes of them; pixels are
-    bytes unless something else is observed."""
+    """Demonstrations in transitions over as many steps as the learner's own, or what the recipe makes of them; pixels
+    are bytes unless something else is observed."""
     made: list[Transitions] = []
     changed: Callable[[Transitions], Transitions] = getattr(p.recipe, "episode", None) or (lambda t: t)
     for e in episodes:

@@ -79,8 +79,9 @@ class CriticRegularisedLearner:
         self.actor = CategoricalActor(space.observations, n, s.hidden, rng, activation="selu", init="kaiming",
                                       last_gain=1.0)  # fmt: skip
         self.target_critic, self.target_actor = (deepcopy(m).requires_grad_(False) for m in (self.critic, self.actor))
+        self.counter = Counter()
         self.modules = {"critic": self.critic, "actor": self.actor, "target_critic": self.target_critic,
-                        "target_actor": self.target_actor, "counter": Counter()}  # fmt: skip
+                        "target_actor": self.target_actor, "counter": self.counter}  # fmt: skip
         self.optimisers = {"actor_optimiser": adam(self.actor.parameters(), s.lr),
                            "critic_optimiser": adam(self.critic.parameters(), s.lr)}  # fmt: skip
 
@@ -105,10 +106,9 @@ class CriticRegularisedLearner:
         q = taken(self.critic(batch.observation), batch.action)
         loss = huber(q, y)
         apply(self.optimisers["critic_optimiser"], loss)
-        self.modules["counter"].steps += 1
-        updates = int(self.modules["counter"].steps)
+        self.counter.steps += 1
         for target, online in ((self.target_critic, self.critic), (self.target_actor, self.actor)):
-            copy_every(target.parameters(), online.parameters(), updates, s.copy_every)
+            copy_every(target.parameters(), online.parameters(), int(self.counter.steps), s.copy_every)
         return {"loss/critic": float(loss.detach()), "loss/actor": float(loss_actor.detach()),
                 "weight/mean": float(w.mean()), "q/mean": float(q.detach().mean())}  # fmt: skip
 
