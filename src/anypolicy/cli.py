@@ -236,9 +236,8 @@ def make_datasets_command(Knobs: type, Settings: type) -> Callable[..., None]:
         made = datasets.make_datasets(method, given, next(iter(changed(knobs).values()), {}), quiet=quiet)
         for name, episodes in made.kinds.items():
             print(f"{given.out / name}.safetensors  {len(episodes)} episodes")
-        print(
-            f"mean return of the random policy {made.g_min:.1f}, best evaluation {made.g_max:.1f}\nnext: anypolicy inspect {given.out}"
-        )
+        print(f"mean return: random policy {made.g_min:.1f}, best evaluation {made.g_max:.1f}")
+        print(f"next: anypolicy inspect {given.out}")
 
     return make_datasets
 

@@ -109,14 +109,14 @@ def save_plane(
     """Data sets by their TQ and SACo, with lines where the regions end."""
     picture, axes = canvas(6.4, 4.6)
     for i, (name, (x, y)) in enumerate(points.items()):
-        axes.plot([x], [y], "o", color=PALETTE[i % len(PALETTE)], markersize=9)
-        axes.annotate(name, (x, y), xytext=(7, 5), textcoords="offset points")
+        axes.plot([x], [y], "o", color=PALETTE[i % len(PALETTE)], markersize=9, label=name)
     axes.axvline(tq, color="#888", linestyle=":")
     for level in saco:
         axes.axhline(level, color="#888", linestyle=":")
     xs, ys = zip(*points.values(), strict=True)
     axes.set(xlim=(min(-0.1, *xs) - 0.05, max(1.1, *xs) + 0.1), ylim=(-0.05, max(1.1, *ys) + 0.1))
     axes.set(xlabel="TQ: 0 random, 1 the best known return", ylabel="SACo: distinct pairs beside the reference's")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     write_picture(picture, path)
 
 
