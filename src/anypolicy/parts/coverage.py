@@ -82,7 +82,7 @@ def occupancy_entropy(counts: Int[np.ndarray, " pairs"]) -> float:
     return float(-(p * np.log(p)).sum())
 
 
-def reward_sparsity(rewards: Sequence[Float[np.ndarray, "_"]]) -> float:
+def reward_sparsity(rewards: Sequence[Float[np.ndarray, " _"]]) -> float:
     """Mean over episodes of the share of steps without reward."""
     return float(np.mean([(r == 0).mean() for r in rewards]))
 
