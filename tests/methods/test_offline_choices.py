@@ -56,12 +56,10 @@ def test_the_double_target_and_the_huber_loss(f64):
 def test_the_quantile_loss(f64):
     theta, y = f64([[0.0, 1.0]]), f64([[0.5, 2.0]])
     assert float(quantile_loss(theta, y)) == pytest.approx(0.406250, abs=1e-12)
-    n = 2
     tau, delta = f64([0.5, 1.0]), y[:, None, :] - theta[:, :, None]
-    other = (tau[None, None, :] - (delta < 0).double()).abs() * torch.where(
-        delta.abs() < 1, delta**2 / 2, delta.abs() - 0.5
-    )
-    assert float(other.mean(2).sum(1).mean()) == pytest.approx(1.0625 * n / 2, abs=1e-12), "the form of the code"
+    huber_of = torch.where(delta.abs() < 1, delta**2 / 2, delta.abs() - 0.5)
+    other = (tau[None, None, :] - (delta < 0).double()).abs() * huber_of
+    assert float(other.mean(2).sum(1).mean()) == pytest.approx(1.0625, abs=1e-12), "the form of the authors' code"
 
 
 def test_five_quantiles_of_a_normal_distribution_stay_five():
@@ -300,6 +298,20 @@ def test_dqn_acts_without_demonstrations_and_not_with_them(demos, tmp_path):
     assert acting.updates == 1, "from step 33 on"
     alone = World(plan("dqn", ControlSettings("gym/CartPole-v1", demos=demos, trackers=()), {"hidden": (8,)})).loop
     assert isinstance(alone, OfflineLoop) and alone.recipe.batch == 128
+
+
+@pytest.mark.parametrize("slug", ["bc", "bcq", "crr", "cql"])
+def test_the_task_says_how_many_actions_there_are(slug, tmp_path):
+    one = Episode(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 1), torch.ones(2),
+                  torch.tensor([0.0, 1.0]), torch.zeros(2))  # fmt: skip
+    save_episodes(tmp_path / "zeros.safetensors", [one])
+    settings = ControlSettings("gym/CartPole-v1", demos=str(tmp_path / "zeros.safetensors"), trackers=())
+    world = World(plan(slug, settings, {"hidden": (8,)}))
+    world.begin()
+    assert world.loop.offline is not None and world.loop.offline.all().action.max() == 0
+    for name, module in world.learner.modules.items():
+        if name != "counter":
+            assert list(module.parameters())[-1].shape[-1] == 2
 
 
 def test_the_command_line_trains_resumes_evaluates_and_compares(demos, tmp_path, capsys):
