@@ -273,8 +273,8 @@ def test_a_copy_is_whole():
 def demos(tmp_path):
     """Episodes of two steps of CartPole's shape: action 1 is rewarded, and action 0 taken less often."""
     rng, made = torch.Generator().manual_seed(0), []
-    for i in range(60):
-        seen, action = torch.randn(3, 4, generator=rng), torch.tensor([[float(i % 5 > 1)], [1.0]])
+    for i in range(90):
+        seen, action = torch.randn(3, 4, generator=rng), torch.tensor([[float(i % 5 > 1)], [float(i % 3 > 0)]])
         made.append(Episode(seen, action, action[:, 0].clone(), torch.tensor([0.0, 1.0]), torch.zeros(2)))
     save_episodes(tmp_path / "demos.safetensors", made)
     return str(tmp_path / "demos.safetensors")
