@@ -24,7 +24,8 @@ Trains = Literal["policy", "reward-model", "controller", "problem"]
 class Card:
     """The facts of a method. `changes` names the stages it gives to a composition; `conflicts` maps
     "own stage × other.stage" pairs that contradict each other to the reason; `no_signal` lists the constant rewards
-    from which the method must learn nothing; `metrics` documents log names of its own."""
+    from which the method must learn nothing; `metrics` documents log names of its own; `regions`, of a method that
+    learns from data sets, is its mean performance (%) there, by regions of the plane that `inspection` draws."""
 
     title: str
     paper: str
@@ -37,6 +38,7 @@ class Card:
     conflicts: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     no_signal: tuple[float, ...] = (0.0, 1.0)
     metrics: Mapping[str, str] = field(default_factory=dict[str, str])
+    regions: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)

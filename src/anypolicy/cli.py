@@ -26,6 +26,7 @@ EXAMPLES = """Any policy learns by any published method.
   anypolicy train sac --task gym/HalfCheetah-v5 --steps 100000
   anypolicy record runs/sac-gym-HalfCheetah-v5-0 --out demos.safetensors
   anypolicy solve horizon-free-rfe --out solved/rfe
+  anypolicy make-datasets dqn --task gym/CartPole-v1 --out cartpole | inspect cartpole
   anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
   anypolicy train pf-ppo --task my_prompts.jsonl --reward-model rm --reward-scale unit
   anypolicy scores pf-ppo --task my_prompts.jsonl --reward-model rm | filtration scores.jsonl
@@ -44,8 +45,9 @@ def trained_by(specs: list[str], files: list[str], command: str) -> str:
 
     for path in files:
         catalogue.load_file(path)
-    if command in ("reward-model", "solve"):
-        return {"reward-model": "reward-model", "solve": "problem"}[command]
+    own = {"reward-model": "reward-model", "solve": "problem", "make-datasets": "controller"}
+    if command in own:
+        return own[command]
     alone = [catalogue.methods(None).get(spec) for spec in specs]
     return "controller" if any(m is not None and m.trains == "controller" for m in alone) else "policy"
 
@@ -70,12 +72,14 @@ def knobs_type(specs: list[str], trains: Any) -> type:
 
 
 def settings_type(trains: str) -> type:
-    """The settings of a run that trains this."""
+    """The settings of a run that trains this, or of making data sets."""
     from anypolicy.control import ControlSettings
+    from anypolicy.datasets import DatasetSettings
     from anypolicy.reward_models import RewardSettings
     from anypolicy.training import Settings
 
-    return {"reward-model": RewardSettings, "controller": ControlSettings}.get(trains, Settings)
+    own = {"reward-model": RewardSettings, "controller": ControlSettings, "data": DatasetSettings}
+    return own.get(trains, Settings)
 
 
 def changed(knobs: Any) -> dict[str, dict[str, Any]]:
@@ -257,6 +261,76 @@ def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = 
     from anypolicy import control
 
     print(f"{control.record(run, episodes=episodes, out=out, explore=explore)} steps in {out}")
+
+
+def make_datasets_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def make_datasets(
+        method: Positional[str],
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        quiet: bool = False,
+    ) -> None:
+        """Make five offline data sets from one online run: random, mixed, replay, noisy, expert.
+
+        METHOD learns by acting; what it did and what it then does becomes the data sets.
+
+          anypolicy make-datasets dqn --task gym/CartPole-v1 --out cartpole
+          anypolicy make-datasets dqn --task gym/MiniGrid-Empty-5x5-v0 --transitions 20000 --out grid --dqn.lr 1e-3
+        """
+        from anypolicy import datasets
+
+        given: Any = settings
+        made = datasets.make_datasets(method, given, next(iter(changed(knobs).values()), {}), quiet=quiet)
+        for name, episodes in made.kinds.items():
+            print(f"{given.out / name}.safetensors  {len(episodes)} episodes")
+        print(f"mean return: random policy {made.g_min:.1f}, best evaluation {made.g_max:.1f}")
+        print(f"next: anypolicy inspect {given.out}")
+
+    return make_datasets
+
+
+def inspect(
+    data: Positional[tuple[str, ...]], task: str | None = None, reference: str | None = None,
+    g_min: float | None = None, g_max: float | None = None, gamma: float = 1.0, bins: int = 100, exact: bool = False,
+    seed: int = 0, figure: Path = Path("plane.svg"), json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    quiet: bool = False,
+) -> None:  # fmt: skip
+    """Say what offline data sets are good for: TQ, SACo, further measures, and which learners do well there.
+
+      anypolicy inspect cartpole
+      anypolicy inspect log.safetensors --task gym/CartPole-v1 --reference replay.safetensors --g-max 500
+      anypolicy inspect minari:mine/log-v0 --task gym/CartPole-v1 --reference minari:mine/replay-v0 --g-max 500
+      anypolicy inspect runs/dqn-gym-CartPole-v1-0 --reference runs/dqn-gym-CartPole-v1-0 --g-max 500
+
+    Args:
+        data: .safetensors files of episodes, folders of make-datasets, minari:NAME, runs (their replay)
+        task: where the data are from; default as a folder or run says
+        reference: the data set that SACo compares with; default the replay beside the data
+        g_min: mean return of the random policy; default as the folder says, or measured in 100 episodes
+        g_max: best mean return known; default as the folder says
+        gamma: discount of the returns
+        bins: edges on every axis of an observation, between the limits of the reference
+        exact: count exact observations instead
+        seed: of the fitted behaviour and of measured random returns
+        figure: .svg or .png file for the plane
+        json_output: all numbers and recommendations as JSON
+        quiet: no progress
+    """
+    from anypolicy import inspection
+
+    if not data:
+        raise InputError("data", "none", "name at least one data set")
+    made = inspection.inspect(
+        data, task=task, reference=reference, g_min=g_min, g_max=g_max, gamma=gamma, bins=None if exact else bins,
+        seed=seed, figure=figure, quiet=quiet or json_output,
+    )  # fmt: skip
+    if json_output:
+        found = {
+            k: dataclasses.asdict(r) | {"recommended": dict(inspection.recommend(r))} for k, r in made.reports.items()
+        }
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print(made)
 
 
 def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
@@ -519,11 +593,12 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     """The commands; those that train get the settings of the methods that the arguments name."""
     plain: dict[str, Callable[..., Any]] = {
         "resume": resume, "eval": evaluate, "reproduce": reproduce, "methods": methods, "show": show, "open": open_page,
-        "filtration": filtration, "record": record,
+        "filtration": filtration, "record": record, "inspect": inspect,
     }  # fmt: skip
     Knobs: type = NoKnobs
     Settings: type = NoKnobs
-    if args and args[0] in ("train", "compare", "explain", "scores", "reward-model", "solve", "train-apart"):
+    own = ("train", "compare", "explain", "scores", "reward-model", "solve", "train-apart", "make-datasets")
+    if args and args[0] in own:
         specs: list[str] = []
         for word in args[1:]:
             if word.startswith("-"):
@@ -536,7 +611,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
                 "method", " ".join(args[1:3]), f"name the method first: anypolicy {args[0]} METHOD --task …"
             )
         trains = trained_by(specs, files, args[0])
-        Knobs, Settings = knobs_type(specs, trains), settings_type(trains)
+        Knobs, Settings = knobs_type(specs, trains), settings_type("data" if args[0] == "make-datasets" else trains)
     return {
         "train": train_command(Knobs, Settings),
         "compare": compare_command(Knobs, Settings),
@@ -545,6 +620,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
         "reward-model": reward_model_command(Knobs, Settings),
         "solve": solve_command(Knobs),
         "train-apart": train_apart_command(Knobs, Settings),
+        "make-datasets": make_datasets_command(Knobs, Settings),
         **plain,
     }
 

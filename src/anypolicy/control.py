@@ -28,6 +28,7 @@ from anypolicy.loops.control import (
     Learner,
     OfflineRecipe,
     OffPolicyLoop,
+    OffPolicyRecipe,
     OnPolicyRecipe,
     Recipe,
     evaluate,
@@ -144,6 +145,8 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
     check_trackers(settings.trackers)
     recipe: Recipe = build(catalogue.get(method, "controller"), given)
     task = load_environment(settings.task)
+    if settings.demos is not None and isinstance(recipe, OffPolicyRecipe):
+        recipe = recipe.alone or recipe
     if settings.envs is not None:
         recipe = replace(recipe, environments=settings.envs)
     if isinstance(recipe, OnPolicyRecipe):
@@ -211,14 +214,17 @@ def evaluated(
 
 
 def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor], Tensor] | None = None) -> Replay:
-    """Demonstrations in transitions over as many steps as the learner's own; pixels are bytes unless something else is
-    observed."""
+    """Demonstrations in transitions over as many steps as the learner's own, or what the recipe makes of them; pixels
+    are bytes unless something else is observed."""
     made: list[Transitions] = []
+    changed: Callable[[Transitions], Transitions] = getattr(p.recipe, "episode", None) or (lambda t: t)
     for e in episodes:
         t = replace(e, observation=observe(e.observation) if observe else e.observation).transitions(p.recipe.discount)
-        made.append(join(t, getattr(p.recipe, "n_step", 1), p.recipe.discount))
+        made.append(changed(join(t, getattr(p.recipe, "n_step", 1), p.recipe.discount)))
+    if not sum(map(len, made)):
+        raise InputError("demos", p.settings.demos, f"{p.method} can use no transition of it: record longer episodes")
     width, pixels = made[0].observation.shape[1], 0 if observe else p.task.space.pixels
-    replay = Replay(sum(map(len, made)), width, p.task.space.action_width, pixels)
+    replay = Replay(sum(map(len, made)), width, made[0].action.shape[1], pixels)
     for t in made:
         replay.add(t)
     return replay
@@ -407,7 +413,7 @@ def explain(p: ControlPlan) -> str:
     """What a run would do, without starting it."""
     s, r, space = p.settings, p.recipe, p.task.space
     acts = f"{space.actions} choices" if space.discrete else f"{space.actions} actions in [−1, 1]"
-    shown = [f"  {k:<16} {v}" for k, v in vars(r).items() if k != "learner"]
+    shown = [f"  {k:<16} {v}" for k, v in vars(r).items() if k not in ("learner", "alone", "episode")]
     unit = "updates on demonstrations" if isinstance(r, OfflineRecipe) else "environment steps"
     return "\n".join([
         f"{p.method} in {s.task}: {space.observations} numbers seen, {acts}, episodes of "

@@ -19,31 +19,35 @@ METHODS = sorted(slug for slug, m in catalogue.methods(None).items() if m.trains
 SMALL = {"hidden": (16, 16), "warmup": 20, "batch": 8, "updates": 2, "horizon": 32, "capacity": 1000, "epochs": 2,
          "collect": 16, "anneal": False, "ensemble": 2, "minibatches": 2, "base_hidden": (16, 16), "base_updates": 10,
          "denoising_steps": 2, "samples": 2, "edits": 2, "critic_warmup": 10, "distillations": 2,
-         "behaviour_epochs": 2, "behaviour_minibatches": 2}  # fmt: skip
+         "behaviour_epochs": 2, "behaviour_minibatches": 2, "copy_every": 7, "quantiles": 4, "heads": 4}  # fmt: skip
 """Settings that make a method small, where it has them; a rate that falls over the run would make of a run that is made
 longer another one."""
 
 
 @pytest.fixture(scope="session")
 def demonstrations(tmp_path_factory):
-    """Episodes of random actions in Pendulum, as a file."""
-    task = load_environment("gym/Pendulum-v1")
-    rng, episodes = np.random.default_rng(0), []
-    for seed in range(4):
-        env = task.make()
-        seen, acted, rewards = [env.reset(seed=seed)[0]], [], []
-        for _ in range(60):
-            action = rng.uniform(-1, 1, 1).astype(np.float32)
-            observation, reward, *_ = env.step(2 * action)
-            seen.append(observation)
-            acted.append(action)
-            rewards.append(reward)
-        n = len(rewards)
-        episodes.append(Episode(torch.tensor(np.array(seen), dtype=torch.float32), torch.tensor(np.array(acted)),
-                                torch.tensor(rewards, dtype=torch.float32), torch.zeros(n), torch.zeros(n)))  # fmt: skip
-    path = tmp_path_factory.mktemp("demos") / "demos.safetensors"
-    save_episodes(path, episodes)
-    return str(path)
+    """Files of episodes of random actions, by environment: Pendulum, and CartPole."""
+    rng, folder, made = np.random.default_rng(0), tmp_path_factory.mktemp("demos"), {}
+    for name, draw in (
+        ("Pendulum-v1", lambda: rng.uniform(-1, 1, 1)),
+        ("CartPole-v1", lambda: rng.integers(2, size=1)),
+    ):
+        task, episodes = load_environment(f"gym/{name}"), []
+        for seed in range(4):
+            env = task.make()
+            seen, acted, flags, over = [env.reset(seed=seed)[0]], [], [], False
+            while not over and len(flags) < 60:
+                action = draw().astype(np.float32)
+                observation, reward, over, *_ = env.step(int(action[0]) if task.space.discrete else 2 * action)
+                seen.append(observation)
+                acted.append(action)
+                flags.append((reward, float(over), 0.0))
+            numbers = torch.tensor(flags, dtype=torch.float32).unbind(1)
+            seen = torch.tensor(np.array(seen), dtype=torch.float32)
+            episodes.append(Episode(seen, torch.tensor(np.array(acted)), *numbers))
+        made[name] = str(folder / f"{name}.safetensors")
+        save_episodes(made[name], episodes)
+    return made
 
 
 def settings_of(slug, demonstrations):
@@ -52,11 +56,16 @@ def settings_of(slug, demonstrations):
     knobs = {k: v for k, v in SMALL.items() if k in m.knobs} | dict(SMALL_KNOBS.get(slug, {}))
     recipe = m.build(**knobs)
     needs = recipe.needs_offline or getattr(recipe, "offline_share", 0) > 0
-    return knobs, {"task": TASKS.get(slug, "gym/Pendulum-v1:max_steps=25"), "trackers": (), "eval_episodes": 1,
-                   **({"demos": demonstrations} if needs else {})}  # fmt: skip
+    task = TASKS.get(slug, "gym/Pendulum-v1:max_steps=25")
+    recorded = demonstrations["CartPole-v1" if "CartPole" in task else "Pendulum-v1"]
+    return knobs, {"task": task, "trackers": (), "eval_episodes": 1, **({"demos": recorded} if needs else {})}
 
 
-TASKS: dict[str, str] = {"hnpg": "gym/Pendulum-v1:time=true,max_steps=8"}
+CHOICES = ("bcq", "bve", "cql", "crr", "dqn", "mce", "qr-dqn", "rem")
+"""Methods for discrete actions."""
+TASKS: dict[str, str] = {"hnpg": "gym/Pendulum-v1:time=true,max_steps=8"} | dict.fromkeys(
+    CHOICES, "gym/CartPole-v1:max_steps=25"
+)
 """A method's own test-bed, where it cannot learn in Pendulum."""
 SMALL_KNOBS: dict[str, dict] = {"hnpg": {"offline": False, "environments": 2, "critic_steps": 2}}
 """Further settings that make a method small."""

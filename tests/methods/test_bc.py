@@ -69,6 +69,27 @@ def test_the_command_line(demos, tmp_path, capsys):
     assert main(["show", "bc"]) == 0
 
 
+def test_choices_are_cloned_by_a_softmax(tmp_path):
+    rng, made = torch.Generator().manual_seed(0), []
+    for _ in range(8):
+        seen = torch.randn(21, 4, generator=rng)
+        made.append(Episode(seen, (seen[:-1, 2:3] > 0).float(), torch.ones(20), torch.zeros(20), torch.zeros(20)))
+    save_episodes(tmp_path / "choices.safetensors", made)
+    given = settings(tmp_path / "choices.safetensors", tmp_path, task="gym/CartPole-v1:max_steps=20")
+    knobs = {"hidden": (32, 32), "lr": 3e-3, "batch": 64}
+    whole = train_controller("bc", knobs=knobs, **given | {"steps": 300})
+    train_controller("bc", knobs=knobs, **given | {"steps": 100, "checkpoint_every": 50, "out": tmp_path / "half"})
+    again = resume(tmp_path / "half", steps=300, quiet=True)
+    for name, value in tensors_of(whole.learner).items():
+        assert torch.equal(value, tensors_of(again.learner)[name]), name
+    seen = torch.randn(2000, 4, generator=rng)
+    acted = whole.learner.act(seen, rng, explore=False).executed
+    assert (acted[:, 0] == (seen[:, 2] > 0).float()).float().mean() > 0.8
+    assert torch.tensor([r["loss/clone"] for r in whole.rows if "loss/clone" in r])[-1] < 0.3
+    with pytest.raises(InputError, match="no actions from noise"):
+        saved_policy(tmp_path / "run" / "policy", load_environment("gym/CartPole-v1").space)
+
+
 def test_a_saved_policy_comes_back(demos, tmp_path):
     run = train_controller("bc", knobs=SMALL, **settings(demos, tmp_path))
     space = load_environment(TASK).space
@@ -88,7 +109,5 @@ def test_what_is_refused_before_any_work(demos, tmp_path):
         plan("bc", ControlSettings(TASK, demos=str(demos)), {"denoising_steps": 0})
     with pytest.raises(InputError, match="average"):
         plan("bc", ControlSettings(TASK, demos=str(demos)), {"average": 0.0})
-    with pytest.raises(InputError, match="box"):
-        train_controller("bc", **settings(demos, tmp_path, task="gym/CartPole-v1"))
     with pytest.raises(InputError, match="demos"):
         OfflineLoop(plan("bc", ControlSettings(TASK, demos=str(demos))).recipe, None, 0).run(1)

@@ -26,6 +26,11 @@ class Episode:
     terminated: Float[Tensor, " steps"]
     truncated: Float[Tensor, " steps"]
 
+    @property
+    def finished(self) -> bool:
+        """Whether the environment ended it: by termination or by truncation."""
+        return bool(self.terminated[-1] or self.truncated[-1])
+
     def transitions(self, discount: float) -> Transitions:
         """One-step transitions. A last step that is neither terminated nor truncated counts as truncated: the
         recording stopped there."""
@@ -35,6 +40,20 @@ class Episode:
         o = self.observation
         return Transitions(o[:-1], self.action, self.reward, o[1:], self.terminated, truncated,
                            torch.full_like(self.reward, discount))  # fmt: skip
+
+
+def episodes_of(stream: Transitions) -> list[Episode]:
+    """One-step transitions in the order they happened as episodes. One that neither terminates nor is truncated (the
+    last one, or where the next row does not begin with what this one led to) stays unfinished: no flag is set."""
+    ended = (stream.terminated + stream.truncated) > 0
+    broken = (stream.next_observation[:-1] != stream.observation[1:]).any(1)
+    cuts = (ended[:-1] | broken).nonzero().squeeze(1) + 1
+    made: list[Episode] = []
+    for rows in torch.arange(len(stream)).tensor_split(cuts.cpu()):
+        t = stream.select(rows)
+        seen = torch.cat([t.observation, t.next_observation[-1:]])
+        made.append(Episode(seen, t.action, t.reward, t.terminated, t.truncated))
+    return made
 
 
 def save_episodes(path: str | Path, episodes: list[Episode]) -> None:

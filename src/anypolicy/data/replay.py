@@ -55,6 +55,12 @@ class Replay:
         order = (torch.arange(self.size) + (self.next if self.size == self.capacity else 0)) % self.capacity
         return self.packing.unpack(self.matrix[order])
 
+    def newest(self, n: int) -> Transitions:
+        """The last n that were added, oldest first."""
+        if not 0 < n <= self.size:
+            raise InputError("newest", n, f"the replay holds {self.size}")
+        return self.packing.unpack(self.matrix[(self.next - n + torch.arange(n)) % self.capacity])
+
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""
         return {"rows": self.matrix[: self.size], "next": torch.tensor(self.next)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,44 @@ def interval_dots(
     return out
 
 
-def save_curves(path: Path, curves: Sequence[Curve], *, x: str = "step", y: str, title: str = "") -> None:
-    """The learning curves as a file whose type its name says (.svg, .png)."""
+def canvas(width: float, height: float) -> tuple[Any, Any]:
+    """An empty Matplotlib figure and its axes in the house style."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(7.2, 4.0), layout="constrained")
+    picture = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(picture)
     axes = picture.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return picture, axes
+
+
+def write_picture(picture: Any, path: Path) -> None:
+    """A file whose type its name says (.svg, .png), the same bytes for the same figure."""
+    picture.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def save_plane(
+    path: Path, points: Mapping[str, tuple[float, float]], *, tq: float, saco: tuple[float, float]
+) -> None:  # fmt: skip
+    """Data sets by their TQ and SACo, with lines where the regions end."""
+    picture, axes = canvas(6.4, 4.6)
+    for i, (name, (x, y)) in enumerate(points.items()):
+        axes.plot([x], [y], "o", color=PALETTE[i % len(PALETTE)], markersize=9, label=name)
+    axes.axvline(tq, color="#888", linestyle=":")
+    for level in saco:
+        axes.axhline(level, color="#888", linestyle=":")
+    xs, ys = zip(*points.values(), strict=True)
+    axes.set(xlim=(min(-0.1, *xs) - 0.05, max(1.1, *xs) + 0.1), ylim=(-0.05, max(1.1, *ys) + 0.1))
+    axes.set(xlabel="TQ: 0 random, 1 the best known return", ylabel="SACo: distinct pairs beside the reference's")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    write_picture(picture, path)
+
+
+def save_curves(path: Path, curves: Sequence[Curve], *, x: str = "step", y: str, title: str = "") -> None:
+    """The learning curves as a file whose type its name says (.svg, .png)."""
+    picture, axes = canvas(7.2, 4.0)
     for i, c in enumerate(curves):
         colour = PALETTE[i % len(PALETTE)]
         mean, low, high = c.band()
@@ -102,10 +132,8 @@ def save_curves(path: Path, curves: Sequence[Curve], *, x: str = "step", y: str,
         if len(c.values) > 1:
             axes.fill_between(c.steps, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel=x, ylabel=y, title=title)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    picture.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    write_picture(picture, path)
 
 
 def draw(chart: Chart) -> Any:

@@ -59,7 +59,7 @@ class Learner(Protocol):
 class OffPolicyRecipe:
     """`learner(space, seed)` makes the learner; then how it is fed: `updates` batches for every environment step, of
     which `offline_share` comes from demonstrations; the first `warmup` steps act at random (None: ten episodes, at most
-    5,000 steps)."""
+    5,000 steps). `alone` is how it learns where demonstrations are given, if it then learns from them alone."""
 
     learner: Callable[[Space, int], Learner]
     discount: float = 0.99
@@ -71,6 +71,7 @@ class OffPolicyRecipe:
     offline_share: float = 0.0
     environments: int = 1
     needs_offline: bool = False
+    alone: OfflineRecipe | None = None
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,14 @@ class OnPolicyRecipe:
 @dataclass(frozen=True)
 class OfflineRecipe:
     """`learner(space, seed)` makes the learner; every step is one batch of the demonstrations. Environments are for
-    evaluation only."""
+    evaluation only. `episode` is what becomes of the transitions of each episode before they are batched."""
 
     learner: Callable[[Space, int], Learner]
     discount: float = 0.99
     batch: int = 256
     environments: int = 1
     needs_offline: bool = True
+    episode: Callable[[Transitions], Transitions] | None = None
 
 
 Recipe = OffPolicyRecipe | OnPolicyRecipe | OfflineRecipe

@@ -15,8 +15,8 @@ from torch.nn import functional
 from anypolicy.parts.perceptron import relu_network
 from anypolicy.parts.squashed import squashed
 
-Activation = Literal["relu", "tanh", "silu", "maxmin"]
-Init = Literal["torch", "xavier", "orthogonal"]
+Activation = Literal["relu", "tanh", "silu", "selu", "maxmin"]
+Init = Literal["torch", "xavier", "orthogonal", "kaiming"]
 
 
 def maxmin(x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
@@ -26,7 +26,7 @@ def maxmin(x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch feature
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": functional.relu, "tanh": torch.tanh, "silu": functional.silu, "maxmin": maxmin,
+    "relu": functional.relu, "tanh": torch.tanh, "silu": functional.silu, "selu": functional.selu, "maxmin": maxmin,
 }  # fmt: skip
 
 
@@ -34,8 +34,9 @@ class MLP(nn.Module):
     """Linear → (LayerNorm) → activation, …, Linear. With `stack` E networks of independent weights are one batched
     product: input (batch, n) or (E, batch, n), output (E, batch, m); with `members` only those networks are computed.
 
-    Initial weights: "torch" is that of nn.Linear, uniform ± 1/√n with biases alike; "xavier" uniform, "orthogonal" with
-    gain √2, both with zero biases. `last_gain` multiplies (for "orthogonal": is the gain of) the last layer.
+    Initial weights: "torch" is that of nn.Linear, uniform ± 1/√n with biases alike; "kaiming" is normal with deviation
+    1/√n, biases as for "torch"; "xavier" uniform, "orthogonal" with gain √2, both with zero biases. `last_gain`
+    multiplies (for "orthogonal": is the gain of) the last layer.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class MLP(nn.Module):
             last = i == len(sizes) - 2
             w = torch.stack([matrix(n, m, generator, init, last_gain if last else None) for _ in range(stack or 1)])
             b = torch.zeros(stack or 1, 1, m)
-            if init == "torch":
+            if init in ("torch", "kaiming"):
                 b.uniform_(-1 / math.sqrt(n), 1 / math.sqrt(n), generator=generator)
                 b = b * last_gain if last else b
             weights.append(nn.Parameter(w.view(*lead, n, m)))
@@ -90,6 +91,8 @@ def matrix(n: int, m: int, generator: torch.Generator, init: Init, last_gain: fl
     if init == "orthogonal":
         gain = math.sqrt(2) if last_gain is None else last_gain
         return nn.init.orthogonal_(w, gain, generator=generator)
+    if init == "kaiming":
+        return w.normal_(0, 1 / math.sqrt(n), generator=generator) * (1.0 if last_gain is None else last_gain)
     bound = 1 / math.sqrt(n) if init == "torch" else math.sqrt(6 / (n + m))
     return w.uniform_(-bound, bound, generator=generator) * (1.0 if last_gain is None else last_gain)
 
@@ -123,6 +126,11 @@ class SquashedGaussian(nn.Module):
     def mode(self, observation: Float[Tensor, "batch observations"]) -> Float[Tensor, "batch actions"]:
         """tanh of the mean."""
         return torch.tanh(self(observation)[0])
+
+
+def choice_critic(observations: int, outputs: int, hidden: Sequence[int], generator: torch.Generator) -> MLP:
+    """q(s, ·) of all choices (or as many numbers of each as `outputs` has) in one pass: SELU, kaiming."""
+    return MLP([observations, *hidden, outputs], generator, activation="selu", init="kaiming")
 
 
 def critics(

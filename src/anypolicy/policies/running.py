@@ -110,7 +110,7 @@ class Rollouts(nn.Module):
 
 
 class Counter(nn.Module):
-    """How many environment steps a learner has seen."""
+    """How many steps a learner has made: of the environment or of its optimiser, as it says."""
 
     steps: Tensor
 

@@ -68,6 +68,12 @@ class Space:
         """Columns of a stored action."""
         return 1 if self.discrete else self.actions
 
+    def choices(self) -> int:
+        """How many discrete actions there are; a box is refused."""
+        if not self.discrete:
+            raise InputError("task", f"a box of {self.actions} actions", "this method needs choices (discrete actions)")
+        return self.actions
+
     def native(self, unit: Tensor) -> Tensor:
         """Actions in the environment's units, of [−1, 1] and beyond."""
         low, high = unit.new_tensor(self.low), unit.new_tensor(self.high)
