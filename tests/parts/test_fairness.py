@@ -55,7 +55,7 @@ def test_a_panel_is_one_metric(seed):
         first = next((i, j) for i, j in np.argwhere(against) if gaps(pi)[i, j] == best)
         assert pair == tuple(first)
     assert not (objections(pi, panel.limits(x), alpha + 0.2) & ~against).any()
-    stricter = Panel(panel.metrics, alpha, min(1, gamma + 0.3))
+    stricter = Panel(panel.metrics, alpha, min(1.0, gamma + 0.3))
     assert not (objections(pi, stricter.limits(x), alpha) & ~against).any()
     assert panel.report(np.full(k, 0.7), x) is None
 
