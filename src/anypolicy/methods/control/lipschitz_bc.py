@@ -4,7 +4,7 @@ Paper: Al Makdah, Krishnan and Pasqualetti 2021, arXiv 2103.16629: imitation und
 constant, of which only the abstract could be read. MaxMin activations: Anil, Lucas and Grosse 2018, arXiv 1811.05381.
 Idea: an error of size ω in what is measured moves the action by αω at most, whatever the network has learnt.
 Changes: nothing; it learns from demonstrations alone.
-Silent (to us): how the bound is kept. Here every layer is scaled back to σ_max ≤ α^{1/L} after each step (exact
+Silent: (to us) how the bound is kept. Here every layer is scaled back to σ_max ≤ α^{1/L} after each step (exact
 singular values), inputs and outputs have one scale each (one for every column would waste a part of α), Adam 3e-3.
 Differs: the default α is ours, and large: choose it for the sensors at hand.
 """

@@ -4,7 +4,7 @@ Paper: Al Makdah, Krishnan and Pasqualetti 2021, arXiv 2103.16629. Only its abst
 the paper's programme, the theorems (B1) to (B5) and their constants are derived by us; proofs are in docs/lipschitz.md.
 Idea: imitate under a hard Lipschitz bound α; α small moves little when measurements are wrong, α large imitates better.
 Changes: nothing; it is a problem of its own. `anypolicy train` has a controller with the same network.
-Silent (to us): everything. Ours are the two policies (the middle of all α-Lipschitz functions nearest to the data; a
+Silent: (to us) everything. Ours are the two policies (the middle of all α-Lipschitz functions nearest to the data; a
 MaxMin network projected layer by layer), the choice of α and an adversary that sees the state.
 Differs: nothing is known. Covering radii are bounded from above on a grid, so that (B1) is a bound and no estimate.
   (B1) sup ‖π̂ − π*‖ ≤ δ = E + (α + ℓ)ρ          (B3) ‖x̂_t − x*_t‖ ≤ r = g(δ + αω), g = Σ_k ‖(A − BK)ᵏB‖

@@ -5,7 +5,7 @@ statements are those of `lipschitz-imitation`, derived by us, where the plant is
 Idea: the constant holds everywhere, so ‖π̂(x + w) − π̂(x)‖ ≤ αω needs no model; the distance to the expert needs the
 expert's own constant and how its loop contracts.
 Changes: nothing; it judges a run's policy/ folder on the demonstrations it learnt from.
-Silent (to us): everything. (B1) is used at every visited state, through the demonstration nearest to it, so that no
+Silent: (to us) everything. (B1) is used at every visited state, through the demonstration nearest to it, so that no
 covering radius is guessed. The adversary picks the error that moves the action most, and sees the state.
 Differs: nothing is known. ‖ê_t‖ ≤ g(δ + αω) with g = M L_u/(1 − λ) for an expert's loop that forgets what happened
 like Mλᵏ, and next states that are L_u-Lipschitz in the action.
