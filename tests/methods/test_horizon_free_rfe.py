@@ -300,6 +300,9 @@ def test_solving_tells_the_loss_and_what_it_rests_on():
         ({"episodes": -1}, "episodes", "0 or more"),
         ({"horizon": 0}, "horizon", "1 or more"),
         ({"beta": 0.0}, "beta", "above 0"),
+        ({"moments": 0}, "moments", "1 or more"),
+        ({"random_rewards": -1}, "random_rewards", "0 or more"),
+        ({"data": "start.npz"}, "data[start]", "0 to 15"),
         ({"features": 1}, "features", "2 or more"),
         ({"instance": "hard", "features": 12}, "features", "2 to 10"),
         ({"env": "FrozenLake-v1"}, "env", "data FILE.npz"),
@@ -323,6 +326,7 @@ def test_bad_input_is_one_clear_error(given, field, says, tmp_path, monkeypatch)
     np.savez("weights.npz", kernels=lake, weights=w * 2)
     np.savez("reward.npz", kernels=lake, weights=w, rewards=np.stack([np.zeros((8, 16, 4)), np.ones((8, 16, 4))]))
     np.savez("word.npz", kernels=lake, weights=w, kernel=lake)
+    np.savez("start.npz", kernels=lake, weights=w, start=16)
     np.savez("lake.npz", kernels=lake)
     with pytest.raises(InputError) as error:
         exact.solve("horizon-free-rfe", **({"random_rewards": 0, "episodes": 5} | given))

@@ -182,6 +182,8 @@ def test_bounds_on_random_problems(seed):
         assert value <= math.sqrt(C) / (1 - discount) * math.sqrt(size) + 1e-9
         assert e.occupancy @ residual**2 <= C * size + 1e-9
     assert size - inside == pytest.approx(found.beta**2 * size, abs=1e-6 * max(size, 1))
+    by_hand = np.trace(B @ np.linalg.inv(A.T @ np.linalg.solve(G, A))) / 100
+    assert predicted_error(m, 1.0, 100) ** 2 == pytest.approx(by_hand, rel=1e-5)
     assert predicted_error(m, 1.0, 100) <= math.sqrt(d / 100 / max(1 - found.beta**2, 1e-12)) + 1e-9
     _, diverged = ev.fqe(e.phi, e.phi_next, e.reward.ravel(), discount, weights=mu)
     assert diverged == (ev.spectral_radius(np.eye(d) - m.A) > 1)
@@ -280,22 +282,20 @@ def test_lstds_error_is_as_predicted():
 
 
 def test_continuous_states():
-    """s' = ½ s + noise, features polynomials of s: random Fourier features find β as many next states per s do."""
+    """s' = cos 3s + noise, features 1 and s: random Fourier features find β as many next states per s do."""
     rng, n = np.random.default_rng(0), 3000
     s = rng.uniform(-1, 1, (n, 1))
-    after = 0.5 * s + 0.3 * rng.normal(size=(n, 1))
+    after = np.cos(3 * s) + 0.5 * rng.normal(size=(n, 1))
 
     def features(states, actions):
-        x = states[:, 0]
-        return np.stack([np.ones_like(x), x, np.abs(x)], 1)
+        return np.concatenate([np.ones_like(states), states], 1)
 
     log = ev.Log(s, np.zeros(n, int), s[:, 0], after)
     found = off_policy_report(log, lambda x: np.ones((len(x), 1)), features, 0.9)
-    many = np.mean([features(0.5 * s + 0.3 * rng.normal(size=(n, 1)), None) for _ in range(300)], 0)
-    truth = misalignment(features(s, None), many, 0.9, "exact").beta
-    assert found.beta == close(truth, tol=0.04) and truth > 0.05
-    naive = misalignment(features(s, None), features(after, None), 0.9, "naive").beta
-    assert naive > truth + 0.1
+    truth = misalignment(features(s, None), features(np.cos(3 * s), None), 0.9, "exact").beta
+    assert found.beta == close(truth, tol=0.04) and 0.5 < truth < 0.9
+    assert found.intervals["beta"][0] < truth < found.intervals["beta"][1]
+    assert misalignment(features(s, None), features(after, None), 0.9, "naive").beta > truth + 0.04
 
 
 def test_the_error_found_tells_when_q_is_not_in_the_class():

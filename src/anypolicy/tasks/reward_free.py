@@ -140,8 +140,9 @@ def problem(
             raise InputError("features, states, actions", sizes, "use 2 or more")
         mixture = {"corridor": lambda: corridor(d, states), "hard": lambda: hard(d, seed),
                    "random": lambda: random_mixture(d, states, actions, seed)}[instance]()  # fmt: skip
-    if horizon < 1:
-        raise InputError("horizon", horizon, "use 1 or more")
+    for name, value, least in (("horizon", horizon, 1), ("random_rewards", extra, 0)):
+        if value < least:
+            raise InputError(name, value, f"use {least} or more")
     bank = [goal_rewards(mixture.model, horizon), random_rewards(mixture.model, horizon, extra, rng)]
     if own.size:
         if own.ndim != 4 or own.shape[1:] != bank[0].shape[1:]:
@@ -162,10 +163,12 @@ def from_file(path: str, *, need_weights: bool) -> tuple[Mixture, Array]:
     if w.shape != (model.d,):
         raise InputError("data[weights]", w.shape, f"give one for each of the {model.d} kernels")
     mdp.check_distribution(w, "data[weights]")
-    start = int(arrays.get("start", np.zeros(())))
-    if not 0 <= start < model.states:
-        raise InputError("data[start]", start, f"the kernels have the states 0 to {model.states - 1}")
-    return Mixture(model, math.sqrt(model.d) * w, start), np.asarray(arrays.get("rewards", np.zeros(0)), float)
+    start = arrays.get("start", np.zeros(()))
+    if start.size != 1 or not 0 <= start.item() < model.states:
+        raise InputError("data[start]", start.tolist(), f"use one of the states 0 to {model.states - 1}")
+    return Mixture(model, math.sqrt(model.d) * w, int(start.item())), np.asarray(
+        arrays.get("rewards", np.zeros(0)), float
+    )
 
 
 def gymnasium_environment(name: str, model: LinearMixtureModel) -> Any:

@@ -118,12 +118,14 @@ def explore(
     being in each state at the end."""
     rng, start = numpy_generator(seed, "explore"), Start(model, H, rewards, K, cfg.beta)
     M = math.ceil(math.log2(7 * max(K, 1) * H)) if cfg.M == "theory" else cfg.M
+    if M < 1:
+        raise InputError("moments", M, "use 1 or more")
     alpha, gamma, lam = scales(model.d, H, model.theta_bound, cfg.alpha, cfg.gamma, cfg.lam)
     Sigma = np.zeros((2, M, model.d, model.d)) + lam * np.eye(model.d)
     first = int(env.reset(seed=seed)[0])
     start.check(first)
     result = Result(model, start.rewards, first, Sigma, np.zeros((2, M, model.d)), np.zeros((K, model.d)), np.zeros(K))
-    with counting(K, "explore", quiet=quiet) as tick:
+    with counting(min(K, 20), "explore", quiet=quiet) as tick:
         for k in range(K):
             policy, V, hat = oracle(result, cfg.beta)
             result.pseudo[k] = hat[1, first]
@@ -132,7 +134,8 @@ def explore(
             states, actions = episode(env, policy, first)
             regress(result, cfg, (alpha, gamma), np.stack([hat, V])[:, 2 : len(actions) + 2], states, actions)
             result.thetas[k] = result.theta
-            tick("")
+            if (k + 1) * 20 // K > k * 20 // K:
+                tick(f"V̂_1(s1) {result.pseudo[k]:.3f}")
     return result
 
 
@@ -191,7 +194,8 @@ def horizon_free_rfe(
     random_rewards: int = 20, data: str = "", env: str = "", seed: int = 0,
 ) -> Solution:  # fmt: skip
     """`data` is a .npz file with `kernels` [d, S, A, S] and `weights` [d] of the real dynamics (or their `env`, a
-    Gymnasium id), and may hold `rewards` [n, H, S, A] and `start`; `states` is the corridor's length."""
+    Gymnasium id), and may hold `rewards` [n, H, S, A] and `start`; `states` is the corridor's length,
+    `actions` the random instance's."""
     given = problem(instance, (features, states, actions), horizon, random_rewards, data, env, seed)
     found = explore(given.env, given.model, episodes, horizon, given.rewards, HFConfig(beta, moments, mode=mode),
                     seed=seed, quiet=False)  # fmt: skip
