@@ -15,7 +15,6 @@ from anypolicy.evidence.claims import Verdict, run_claim
 from anypolicy.evidence.compare import Comparison, compare_runs
 from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, save_curves
 from anypolicy.evidence.report import Block, Figure, Samples, Table, Text, write_report
-from anypolicy.loops.evaluate import evaluate as evaluate_world
 from anypolicy.progress import counting
 from anypolicy.runs.checkpoint import latest_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
@@ -76,8 +75,7 @@ def evaluate(path: str | Path, *, prompts: int | None = None, temperature: float
         if (folder := latest_checkpoint(run.path)) is None:
             raise InputError("run", str(path), "it has no checkpoint yet: go on with `anypolicy resume`")
         training.load_into(p, folder, loop)
-        chosen = p.task.heldout[: prompts or p.settings.eval_prompts]
-        log, samples = evaluate_world(world, chosen, temperature)
+        log, samples = training.held_out(p, loop, prompts, temperature)
         run.write_samples("eval", samples)
         return log
 
