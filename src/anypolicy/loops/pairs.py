@@ -74,7 +74,7 @@ def preferences(batch: Batch, pairing: Pairing) -> Made:
 
 @dataclass(frozen=True)
 class MakePairs:
-    """Groups with at least one pair are kept; with `replay` they are trained on again in the next step."""
+    """Groups with at least one pair are kept; with `replay` the step's own groups are trained on again in the next."""
 
     max_rounds, min_group = 1, 2
     needs_advantage = False
@@ -86,7 +86,8 @@ class MakePairs:
         groups = torch.zeros(int(batch.group_id.max()) + 1, dtype=torch.bool)
         groups[batch.group_id[made.pairs[:, 0]]] = True
         log = {"pairs/made": float(len(made.pairs)), "pairs/tied": float(made.tied), "pairs/equal": float(made.equal)}
-        return Choice(groups, pairs=made.pairs, metrics=log)
+        newest = torch.arange(len(groups)) >= len(groups) - target
+        return Choice(groups, pairs=made.pairs, metrics=log, replay=newest if self.replay else None)
 
 
 # --- learning from them ----------------------------------------------------------------------------------------------

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
-
-from anypolicy.errors import InputError
+from typing import Literal
 
 Pairing = Literal["first_round", "tournament", "best_worst", "all"]
 
@@ -26,14 +24,12 @@ def make_pairs(n: int, pairing: Pairing, better: Callable[[int, int], float]) ->
         compared = [(i, i + 1) for i in range(0, n - 1, 2)]
     elif pairing == "all":
         compared = [(i, j) for i in range(n) for j in range(i + 1, n)]
-    elif pairing == "best_worst":
+    else:
         best = worst = 0
         for i in range(1, n):
             best = i if better(i, best) > 0 else best
             worst = i if better(worst, i) > 0 else worst
         compared = [(best, worst)] if best != worst else []
-    else:
-        raise InputError("pairing", pairing, f"use one of {', '.join(get_args(Pairing))}", choices=get_args(Pairing))
     return ordered(compared, better)
 
 

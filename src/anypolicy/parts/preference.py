@@ -77,7 +77,7 @@ def scaled_squared(h: Pairs, beta: float) -> Pairs:
 
 
 def best_of_two(chosen: Pairs, length_chosen: Pairs) -> Pairs:
-    """−ℓ_w/|y_w|, the *mean* over tokens: imitate the better response, forget the other (arXiv 2405.08448, appendix)."""
+    """−ℓ_w/|y_w|, the *mean* over tokens: imitate the better response, forget the other (arXiv 2405.08448)."""
     return -chosen / length_chosen.clamp(min=1)
 
 
