@@ -24,6 +24,7 @@ from anypolicy.loops.checks import check, stages
 from anypolicy.loops.evaluate import evaluate
 from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import GroupRecipe, World
+from anypolicy.loops.recorded import stream_rows
 from anypolicy.policies.base import Policy
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel, Scale
@@ -98,6 +99,8 @@ class Settings:
     """a learned reward: the run or folder of a reward model, or one of the Hugging Face hub"""
     reward_scale: Scale = "none"
     """of a learned reward: none, standard (mean 0, std 1 on its training responses), unit (in (-1, 1))"""
+    record: bool = False
+    """keep every scored group in groups.jsonl, to train on the stream again"""
     method_file: tuple[Path, ...] = ()
     """.py files with methods of your own"""
 
@@ -320,6 +323,12 @@ def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
     def save(step: int) -> None:
         save_checkpoint(run.path, step, {"optimiser": loop.tensors()}, digest | {"loop": loop.state()})
 
+    def learned(_: int) -> dict[str, Any]:
+        log, step = loop.step(), loop.steps - 1
+        if s.record:
+            run.append_groups(stream_rows(step, loop.seen))
+        return log
+
     def evaluated(step: int) -> dict[str, Any]:
         log, samples = held_out(p, loop)
         run.write_samples(f"step-{step:06d}", samples)
@@ -328,7 +337,7 @@ def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
         run, Schedule(s.steps, s.eval_every, s.checkpoint_every), first, title=p.composition.spec, trackers=s.trackers,
-        written=p.written(), quiet=quiet, learn=lambda _: loop.step(), evaluate=evaluated, save=save,
+        written=p.written(), quiet=quiet, learn=learned, evaluate=evaluated, save=save,
     )  # fmt: skip
     run.save_policy(world.policy.save)
     return Run(run.path, run.read(), world.policy, time.monotonic() - began)

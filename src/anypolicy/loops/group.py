@@ -32,7 +32,8 @@ from anypolicy.runs.seeds import generator, number
 
 
 class GroupLoop:
-    """One recipe at work on one policy. `step()` is one rollout batch and its updates; `state()` is all it remembers.
+    """One recipe at work on one policy. `step()` is one rollout batch and its updates; `state()` is all it remembers;
+    `seen` are the groups that the last step sampled.
 
     `prompts` is the number of groups of a full step; `micro_tokens` bounds the padded tokens of one forward pass and
     does not change the result. `total_steps` is the length of the run, which schedules refer to.
@@ -55,7 +56,7 @@ class GroupLoop:
             if hasattr(stage, "check"):
                 stage.check(world)
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
-        self.steps, self.carried, self.replayed = 0, list[Group](), list[Group]()
+        self.steps, self.carried, self.replayed, self.seen = 0, list[Group](), list[Group](), list[Group]()
         sets: dict[str, tuple[Iterable[nn.Parameter], float]] = {
             "policy": (world.policy.module.parameters(), recipe.optimiser.lr)
         }
@@ -108,6 +109,7 @@ class GroupLoop:
             if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
         self.carried, self.replayed = marked(groups, choice.surplus), marked(groups, choice.replay)
+        self.seen = seen
         metrics = describe(seen, self.order.metrics()) | dict(choice.metrics)
         metrics["groups/kept"], metrics["groups/carried"] = float(choice.groups.sum()), float(len(self.carried))
         batch = narrowed(batch, choice)

@@ -77,6 +77,18 @@ class RecordedRollout:
         return groups
 
 
+def stream_rows(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The scored groups of a step as lines of a stream, to the token. What is of several segments is left out."""
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        own = [t for t in group.sampled().trajectories if len(t.segments) == 1 and not math.isnan(t.reward)]
+        if own:
+            said = [t.segments[0].response.tolist() for t in own]
+            context = own[0].segments[0].context.tolist()
+            rows.append({"step": step, "context": context, "responses": said, "scores": [t.reward for t in own]})
+    return rows
+
+
 class StreamOrder:
     """Batches of a recorded stream in the order of the record, or shuffled inside windows of `window` batches: whole
     batches change places, so what stood in one step still does. After the last whole batch it begins again."""
