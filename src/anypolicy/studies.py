@@ -233,8 +233,8 @@ def compare(
     Runs are kept under `out`; a comparison that was killed goes on where it was. `metric` is a name of the evaluation
     rows, larger is better; by default held-out accuracy, without a verifier the mean log-probability of the held-out
     reference responses, or the task's own probe where there is no held-out split; of controllers the share of
-    successful episodes, or the mean return. With `equal_kl` runs are judged at the largest divergence from the reference
-    that all of them reached, not at their last step.
+    successful episodes, or the mean return. With `equal_kl` runs are judged at the largest divergence from the
+    reference that all of them reached, not at their last step.
     """
     if len(methods) < 2 or len(set(methods)) < len(methods):
         raise InputError("methods", methods, "name at least two different methods")

@@ -121,6 +121,8 @@ class GroupLoop:
             batch = batch.trimmed()
         if getattr(self.recipe.loss, "needs_pairs", False) and batch.rows:
             batch = with_pairs(batch)
+            if self.recipe.critic is None:
+                batch = batch.select(self.recipe.loss.active(batch))
         return batch, metrics
 
     def batched(self, groups: list[Group]) -> Batch:
