@@ -60,11 +60,13 @@ def make_work(path: Path, prompts: int, group: int, prompt: int, completion: int
     path.write_text(json.dumps(work))
 
 
-def workers(folder: Path, python: Path, settings: dict[str, Any]) -> dict[str, Worker]:
-    """A fresh process of each side on the model and work in `folder`."""
+def workers(
+    folder: Path, python: Path, settings: dict[str, Any], files: tuple[str, str] = ("ours.py", "trl_grpo.py")
+) -> dict[str, Worker]:
+    """A fresh process of each side, running one of the two `files`, on the model and work in `folder`."""
     given = settings | {"model": str(folder / "model"), "work": str(folder / "work.json"), "lr": 1e-6,
                         "scratch": str(folder / "scratch")}  # fmt: skip
-    scripts = {"ours": (Path(sys.executable), "ours.py"), "peer": (python, "trl_grpo.py")}
+    scripts = {"ours": (Path(sys.executable), files[0]), "peer": (python, files[1])}
     return {
         side: Worker(binary, HERE / "workers" / script, given | {"out": str(folder / f"{side}.safetensors")})
         for side, (binary, script) in scripts.items()

@@ -1,0 +1,45 @@
+"""Online DPO: pairs of fresh responses, ties that train nothing, and the penalty for a missing end."""
+
+import torch
+
+from anypolicy.data.records import Group, Prompt, Trajectory
+from anypolicy.methods.preference.online_dpo import EndPenalty, online_dpo
+from tests.helpers import lock_loop, segment
+
+
+class Fixed:
+    needs_labels = False
+
+    def __call__(self, world, groups):
+        for t in (t for g in groups for t in g.trajectories):
+            t.reward, t.rewards = 1.0, {"task": 1.0}
+
+
+def test_a_response_without_an_end_loses():
+    group = Group("g", Prompt("g"), [Trajectory("a", [segment([1])]), Trajectory("b", [segment([2])], stop="length")])
+    EndPenalty(Fixed(), 0.25)(None, [group])
+    assert [t.reward for t in group.trajectories] == [1.0, 0.75]
+    assert group.trajectories[1].rewards == {"task": 1.0, "missing_end": -0.25}
+    assert online_dpo(missing_end=1.0).reward == EndPenalty(online_dpo().reward, 1.0)
+
+
+def test_pairs_are_those_with_different_rewards():
+    loop = lock_loop(online_dpo(), prompts=16)
+    batch, metrics = loop.collect()
+    for chosen, rejected in batch.pairs.tolist():
+        assert batch.reward[chosen] > batch.reward[rejected]
+        assert batch.group_id[chosen] == batch.group_id[rejected]
+    assert metrics["pairs/made"] == len(batch.pairs) > 0
+    assert metrics["pairs/tied"] + metrics["pairs/made"] <= 16
+    assert batch.rows == 2 * len(batch.pairs)
+    assert (batch.version >= 0).all()
+
+
+def test_the_reference_stands_still():
+    loop = lock_loop(online_dpo())
+    before = loop.reference.policy.module.logits.detach().clone()
+    for _ in range(3):
+        loop.step()
+    assert torch.equal(loop.reference.policy.module.logits, before)
+    assert loop.reference.start is loop.reference.policy
+    assert not loop.reference.known
