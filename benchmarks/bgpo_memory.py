@@ -1,11 +1,11 @@
-"""Memory and time of one update of a masked-diffusion policy over the number of masks a response: the bound, whose masks are
-backwarded one after the other, beside the ratio of evidence lower bounds, which holds all their graphs.
+"""Memory and time of one update of a masked-diffusion policy over the number of masks a response: the bound, whose
+masks are backwarded one after the other, beside the ratio of evidence lower bounds, which holds all their graphs.
 
     python benchmarks/bgpo_memory.py           benchmarks/results/bgpo_memory.json and docs/benchmarks/bgpo-memory.svg
 
 Two measures: bytes of tensors that autograd has saved for the backward pass, counted with
-`torch.autograd.graph.saved_tensors_hooks` (parameters aside), and the growth of the process's peak resident memory. Each
-point is a fresh fork of this process.
+`torch.autograd.graph.saved_tensors_hooks` (parameters aside), and the growth of the process's peak resident memory.
+Each point is a fresh fork of this process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ from anypolicy.methods.language.vrpo_ol import RatioLoss
 from anypolicy.policies.masked_diffusion import MaskedDiffusionLM, small_denoiser
 from anypolicy.version import __version__
 
-SIZES: dict[str, int] = {"layers": 4, "width": 128, "heads": 4, "vocabulary": 512, "rows": 8, "prompt": 16, "response": 48}
+SIZES: dict[str, int] = {
+    "layers": 4,
+    "width": 128,
+    "heads": 4,
+    "vocabulary": 512,
+    "rows": 8,
+    "prompt": 16,
+    "response": 48,
+}
 MASKS = (1, 2, 4, 8, 16, 32, 64)
 LOSSES = {"bound": BoundLoss, "ratio": RatioLoss}
 
@@ -89,7 +97,8 @@ def main() -> None:
             points.append(answer.get())
             child.join()
             p = points[-1]
-            print(f"{loss:<6} n={masks:<3} saved {p['saved']:8.1f} MiB   process +{p['process']:8.1f} MiB   {p['cpu']:.2f} s")
+            grown = f"saved {p['saved']:8.1f} MiB   process +{p['process']:8.1f} MiB"
+            print(f"{loss:<6} n={masks:<3} {grown}   {p['cpu']:.2f} s")
     if not args.quick:
         plot(points, HERE.parent / "docs/benchmarks/bgpo-memory.svg")
         print(write("bgpo_memory", ratios(points), {"anypolicy": __version__, "torch": torch.__version__},

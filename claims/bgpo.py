@@ -69,7 +69,9 @@ def items(task: ReverseAndSum):
     groups = []
     for i, p in enumerate(task.train[: len(ADVANTAGES)]):
         ids, n = np.array(p.reference, np.int64), len(p.reference)
-        segment = Segment(np.array(p.tokens, np.int64), ids, np.zeros(n, np.float32), np.ones(n, np.bool_), np.zeros(n, np.int64))
+        segment = Segment(
+            np.array(p.tokens, np.int64), ids, np.zeros(n, np.float32), np.ones(n, np.bool_), np.zeros(n, np.int64)
+        )
         groups.append(Group(str(i), p, [Trajectory(str(i), [segment], 0.0)]))
     batch = from_groups(groups)
     advantage = torch.tensor(ADVANTAGES)[:, None].expand(batch.response.shape)
@@ -99,14 +101,21 @@ def gradients(seed: int) -> dict:
     golden = gradient(policy, BoundLoss(GOLDEN), batch, seed, "golden")
     out: dict[str, float] = {}
     for n in MASKS:
-        out[f"cosine_{n}"], out[f"std_{n}"], out[f"bias_{n}"] = quality(policy, BoundLoss(n), batch, golden, f"{seed}/{n}")
+        out[f"cosine_{n}"], out[f"std_{n}"], out[f"bias_{n}"] = quality(
+            policy, BoundLoss(n), batch, golden, f"{seed}/{n}"
+        )
     # one pass, no clip acts on policy; sums over tokens, as the others, by the length that all responses share
     scale = batch.response.shape[1]
     g = torch.stack([scale * gradient(policy, OnePassLoss(), batch, seed, "one pass", i) for i in range(REPEATS)])
     out["one_pass_bias"] = float((g.mean(0) - golden).norm() / golden.norm())
     out["one_pass_cosine"] = float(torch.nn.functional.cosine_similarity(g, golden[None]).mean())
     for name, kind in (("bound", BoundLoss), ("ratio", RatioLoss)):
-        one, many = (peak_saved_bytes(lambda n=n, kind=kind: gradient(policy, kind(n), batch, seed, "memory"), policy.module.parameters()) for n in (1, 16))
+        one, many = (
+            peak_saved_bytes(
+                lambda n=n, kind=kind: gradient(policy, kind(n), batch, seed, "memory"), policy.module.parameters()
+            )
+            for n in (1, 16)
+        )
         out[f"memory_{name}"] = many / one
     return out
 

@@ -54,7 +54,7 @@ class Fixed:
 @pytest.mark.parametrize(
     ("tokens", "block", "steps", "want"),
     [
-        (8, 4, 0, [[1] * 4, [1] * 4]), (8, 4, 4, [[2, 2], [2, 2]]), (8, 4, 5, [[2, 1, 1], [2, 2]]),
+        (8, 4, 0, [[1] * 4, [1] * 4]), (8, 4, 4, [[2, 2], [2, 2]]), (8, 4, 5, [[2, 2], [2, 1, 1]]),
         (10, 4, 0, [[1] * 4, [1] * 4, [1, 1]]), (10, 4, 3, [[4], [4], [2]]), (5, 32, 2, [[3, 2]]),
         (4, 2, 99, [[1, 1], [1, 1]]), (512, 32, 256, [[2] * 16] * 16),
     ],
@@ -62,6 +62,16 @@ class Fixed:
 def test_schedule(tokens, block, steps, want):
     assert schedule(tokens, block, steps) == want
     assert sum(map(sum, want)) == tokens
+
+
+def test_every_block_gets_a_pass_and_every_pass_a_token():
+    for tokens in range(1, 30):
+        for block in range(1, 12):
+            blocks = -(-tokens // block)
+            for steps in range(blocks, tokens + 3):
+                plan = schedule(tokens, block, steps)
+                assert [sum(p) for p in plan] == [min(block, tokens - b) for b in range(0, tokens, block)]
+                assert min(min(p) for p in plan) >= 1 and sum(map(len, plan)) == min(steps, tokens)
 
 
 def test_a_block_needs_a_pass():
@@ -122,7 +132,9 @@ def test_it_is_the_written_out_algorithm_and_rows_do_not_mix():
 
 def test_what_a_segment_records():
     policy = small()
-    answers = DenoisingEngine(policy).generate([request([1, 2], 6), request([3], 2)], Sampling(7, entropy=True), rng(), 5)
+    answers = DenoisingEngine(policy).generate(
+        [request([1, 2], 6), request([3], 2)], Sampling(7, entropy=True), rng(), 5
+    )
     assert [len(a) for a in answers] == [6, 2]
     segments = [s for a in answers for s, _ in a]
     batch = from_groups([Group("", Prompt(""), [Trajectory("", [s], 0.0)]) for s in segments], torch.float64)

@@ -404,7 +404,15 @@ def test_bgpo_and_vrpo_with_the_same_masks_take_the_same_path():
         *_, (log, _) = fit(recipe, task, policy, steps=3, prompts=3)
         assert log["updates"] == 1
         paths.append(torch.cat([p.detach().flatten() for p in policy.module.parameters()]))
-    start = torch.cat([p.detach().flatten() for p in TinyAdd(0, base_accuracy=0.0, policy="masked-diffusion").make_policy(0).module.double().parameters()])
+    start = torch.cat(
+        [
+            p.detach().flatten()
+            for p in TinyAdd(0, base_accuracy=0.0, policy="masked-diffusion")
+            .make_policy(0)
+            .module.double()
+            .parameters()
+        ]
+    )
     assert (paths[0] - start).abs().max() > 1e-4
     torch.testing.assert_close(paths[0], paths[1], atol=1e-10, rtol=1e-8)
 

@@ -72,7 +72,9 @@ def own_code(tmp_path):
 
 
 def modern():
-    return small_denoiser(vocabulary=11, layers=2, width=16, heads=2, context_length=20, seed=0, eos_id=EOS, mask_id=MASK)
+    return small_denoiser(
+        vocabulary=11, layers=2, width=16, heads=2, context_length=20, seed=0, eos_id=EOS, mask_id=MASK
+    )
 
 
 def bert():
@@ -88,7 +90,10 @@ def ragged(targets=False):
     rng, groups = np.random.default_rng(0), []
     for g, (c, sizes) in enumerate([(3, (4, 2)), (6, (5,)), (1, (3, 3))]):
         prompt = rng.integers(0, 9, c).tolist()
-        ts = [Trajectory(f"{g}/{n}", [segment(rng.integers(0, 9, n).tolist(), prompt)], 0.0, target=targets) for n in sizes]
+        ts = [
+            Trajectory(f"{g}/{n}", [segment(rng.integers(0, 9, n).tolist(), prompt)], 0.0, target=targets)
+            for n in sizes
+        ]
         groups.append(Group(str(g), Prompt(str(g)), ts))
     return from_groups(groups, torch.float64)
 
@@ -114,7 +119,11 @@ def one_by_one(policy, batch, masked, temperature, hidden=None):
 def test_scores_are_those_of_the_models_own_pass(kind, temperature, own_code):
     module, _ = own_code
     torch.manual_seed(1)
-    policy = {"modern": modern, "bert": bert, "own": lambda: MaskedDiffusionLM(module.TinyModelLM(module.TinyConfig()), None)}[kind]()
+    policy = {
+        "modern": modern,
+        "bert": bert,
+        "own": lambda: MaskedDiffusionLM(module.TinyModelLM(module.TinyConfig()), None),
+    }[kind]()
     policy.module.double()
     assert policy.pads == (kind != "own")
     batch = ragged()
@@ -158,7 +167,9 @@ def test_tokens_that_the_policy_did_not_choose_are_seen():
 
 
 def test_a_causal_model_is_refused():
-    config = GPT2Config(vocab_size=11, n_positions=20, n_embd=16, n_layer=1, n_head=2, eos_token_id=EOS, bos_token_id=EOS)
+    config = GPT2Config(
+        vocab_size=11, n_positions=20, n_embd=16, n_layer=1, n_head=2, eos_token_id=EOS, bos_token_id=EOS
+    )
     config.mask_token_id = MASK
     with pytest.raises(InputError, match="causal"):
         MaskedDiffusionLM(GPT2LMHeadModel(config), None)
@@ -246,4 +257,6 @@ def test_weights_come_from_the_seed_alone():
     a, b = modern(), modern()
     c = small_denoiser(vocabulary=11, layers=2, width=16, heads=2, context_length=20, seed=1, eos_id=EOS, mask_id=MASK)
     assert all(torch.equal(x, y) for x, y in zip(a.module.parameters(), b.module.parameters(), strict=True))
-    assert not torch.equal(a.module.model.embeddings.tok_embeddings.weight, c.module.model.embeddings.tok_embeddings.weight)
+    assert not torch.equal(
+        a.module.model.embeddings.tok_embeddings.weight, c.module.model.embeddings.tok_embeddings.weight
+    )

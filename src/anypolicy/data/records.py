@@ -42,8 +42,8 @@ class Segment:
     tool's token is False); `version` counts optimiser steps at sampling time, −1 for a token that no policy of this run
     sampled: a forced one (mask True where its behaviour probability is known), or one written before the run (logp NaN
     where nobody knows it). `training_context` replaces `context` in the update where a method samples under one context
-    and trains under another. `entropy` is that of the distribution each token was drawn from, if recorded. `end` says how
-    many response tokens are the answer, where a policy of fixed length fills up what follows (None: all are).
+    and trains under another. `entropy` is that of the distribution each token was drawn from, if recorded. `end` says
+    how many response tokens are the answer, where a policy of fixed length fills up what follows (None: all are).
     """
 
     context: Tokens

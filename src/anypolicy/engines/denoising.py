@@ -6,6 +6,8 @@ every pass a token is drawn for each mask of the block, the most probable ones s
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
@@ -39,8 +41,8 @@ class DenoisingEngine:
     def generate(
         self, requests: list[Request], sampling: Sampling, generator: torch.Generator, version: int = 0
     ) -> list[list[tuple[Segment, Stop]]]:
-        """Responses to every request, in order. Log-probabilities (and entropies) are those of the policy's `score`: the
-        passes choose which tokens they keep, so nobody knows the probability of a response as a whole."""
+        """Responses to every request, in order. Log-probabilities (and entropies) are those of the policy's `score`:
+        the passes choose which tokens they keep, so nobody knows the probability of a response as a whole."""
         flat = [r for r in requests for _ in range(r.n)]
         for r in requests:
             if len(r.prefix) > limit(r, sampling):
@@ -127,14 +129,17 @@ class DenoisingEngine:
 
 
 def schedule(tokens: int, block: int, steps: int) -> list[list[int]]:
-    """For every block, how many tokens each of its passes keeps: `steps` passes (0: one a token) shared evenly by the
-    blocks, the tokens of a block shared evenly by its passes; what does not divide goes to the first ones."""
-    sizes = [min(block, tokens - b) for b in range(0, tokens, block)]
-    steps = steps or tokens
-    if steps < len(sizes):
-        raise InputError("denoising_steps", steps, f"{tokens} tokens in blocks of {block} need at least {len(sizes)}")
-    each, more = divmod(steps, len(sizes))
-    return [shared(size, min(each + (i < more), size)) for i, size in enumerate(sizes)]
+    """For every block, how many tokens each of its passes keeps: `steps` passes (0: one a token) shared by the blocks
+    in proportion to their tokens, the tokens of a block shared evenly by its passes, the first ones taking what is
+    over."""
+    edges = [*range(0, tokens, block), tokens]
+    steps = min(steps or tokens, tokens)
+    if steps < len(edges) - 1:
+        raise InputError(
+            "denoising_steps", steps, f"{tokens} tokens in blocks of {block} need at least {len(edges) - 1}"
+        )
+    passes = [steps * b // tokens - steps * a // tokens for a, b in pairwise(edges)]
+    return [shared(b - a, n) for (a, b), n in zip(pairwise(edges), passes, strict=True)]
 
 
 def shared(tokens: int, passes: int) -> list[int]:

@@ -29,8 +29,8 @@ def elbo_samples(
 ) -> Iterator[Float[Tensor, " rows"]]:
     """ℓ(y_t(j), t(j)) for j = 1 … samples, computed one after the other when asked for.
 
-    Masks come from each row's own seed and the row's `tokens` alone: the same seeds give the same masks for any weights,
-    padding, order and micro-batch. All other tokens of a row are seen.
+    Masks come from each row's own seed and the row's `tokens` alone: the same seeds give the same masks for any
+    weights, padding, order and micro-batch. All other tokens of a row are seen.
     """
     assert batch.row_seed is not None
     rngs = [torch.Generator().manual_seed(seed) for seed in batch.row_seed.tolist()]

@@ -248,8 +248,8 @@ class GroupLoop:
         return log | self.updater.step()
 
     def parts(self, micro: Batch) -> Iterator[LossTerms]:
-        """The loss of a micro-batch: one part, or, from a loss that makes its own passes, many; each is to be backwarded
-        before the next is asked for."""
+        """The loss of a micro-batch: one part, or, from a loss that makes its own passes, many; each is to be
+        backwarded before the next is asked for."""
         loss, critic, temperature = self.recipe.loss, self.recipe.critic, self.world.sampling.temperature
         if isinstance(loss, OwnPasses):
             yield from loss.passes(self.world.policy, micro, temperature)

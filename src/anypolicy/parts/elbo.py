@@ -1,6 +1,7 @@
 """The evidence lower bound of a masked-diffusion model, one random mask at a time: pure functions.
 
-A response of L tokens is corrupted by masks; the model predicts every masked token from the rest. With p_θ(y_i | y_t, x)
+A response of L tokens is corrupted by masks; the model predicts every masked token from the rest. With p_θ(y_i | y_t,
+x)
 
     log p_θ(y | x) ≥ B(y | x) = E_{t, y_t} [ (1/t) Σ_i 1[y_t,i = MASK] log p_θ(y_i | y_t, x) ]
 

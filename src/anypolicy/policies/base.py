@@ -92,8 +92,8 @@ class PredictsMasked(Protocol):
         self, batch: Batch, masked: Bool[Tensor, "rows tokens"], temperature: float,
         context_masked: Bool[Tensor, "rows context_tokens"] | None = None,
     ) -> Float[Tensor, "rows tokens"]:  # fmt: skip
-        """log p(y_i | y with MASK in place of the `masked` tokens, x) of the masked response tokens, in nats; 0 elsewhere.
-        `context_masked` hides tokens of each row's context too."""
+        """log p(y_i | y with MASK in place of the `masked` tokens, x) of the masked response tokens, in nats; 0
+        elsewhere. `context_masked` hides tokens of each row's context too."""
         ...
 
 

@@ -42,8 +42,8 @@ def load_policy(
     `spec`: a Hugging Face id, a folder with config.json and weights (a run's own `policy/` is one), a .gguf file, an
     alias, or
     `transformer:layers=2,width=64,heads=4` (bytes as tokens, weights from `seed`). `lora_rank` above 0 trains low-rank
-    adapters through peft and freezes the rest. `masked-diffusion:SOURCE` takes an id or a folder of a bidirectional model,
-    `masked-diffusion:layers=2,width=64,heads=4` makes one.
+    adapters through peft and freezes the rest. `masked-diffusion:SOURCE` takes an id or a folder of a bidirectional
+    model, `masked-diffusion:layers=2,width=64,heads=4` makes one.
     """
     quiet_transformers()
     name, _, arguments = spec.partition(":")
@@ -108,8 +108,8 @@ def holds_masked(folder: Path) -> bool:
 
 
 def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM:
-    """`layers=2,…` from scratch over bytes; else an id or a folder, `,own-code=true` behind it where its classes are code
-    of its own."""
+    """`layers=2,…` from scratch over bytes; else an id or a folder, `,own-code=true` behind it where its classes are
+    code of its own."""
     source, _, option = arguments.partition(",")
     if not source or "=" in source:
         s, tokenizer = sizes(arguments), ByT5Tokenizer(extra_ids=0, mask_token="<mask>")
@@ -131,17 +131,25 @@ def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM
             source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=bool(option)
         )
         local = Path(source).exists()
-        tokenizer = AutoTokenizer.from_pretrained(source) if has_tokenizer(Path(source)) or not local else None
+        tokenizer = tokenizer_of(source) if has_tokenizer(Path(source)) or not local else None
     except (OSError, ValueError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             "policy", source,
-            f"it is no masked-diffusion model that can be loaded ({first}); if its classes are code of its own that you "
-            f"have read, write masked-diffusion:{source},own-code=true",
+            f"it is no masked-diffusion model that can be loaded ({first}); if its classes are code of its own that "
+            f"you have read, write masked-diffusion:{source},own-code=true",
         ) from error  # fmt: skip
     policy = MaskedDiffusionLM(model, tokenizer)
     policy.module.requires_grad_(True)
     return policy
+
+
+def tokenizer_of(source: str) -> Any:
+    """The tokenizer of an id or a folder. transformers pairs some families of models with one class whatever the folder
+    says, so that of our own small models is made by its name."""
+    file = Path(source) / "tokenizer_config.json"
+    named = json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+    return (ByT5Tokenizer if named == "ByT5Tokenizer" else AutoTokenizer).from_pretrained(source)
 
 
 def has_tokenizer(folder: Path) -> bool:

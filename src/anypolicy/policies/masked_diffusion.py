@@ -150,7 +150,8 @@ class MaskedDiffusionLM:
         if logits:
             assert batch.target is not None
             wanted = Logits(z[batch.target[masked]], lambda x: x)
-        return Scores(zeros.masked_scatter(masked, logp), spread, self.states(batch, masked) if hidden else None, wanted)
+        states = self.states(batch, masked) if hidden else None
+        return Scores(zeros.masked_scatter(masked, logp), spread, states, wanted)
 
     def states(self, batch: Batch, masked: Tensor) -> Float[Tensor, "rows tokens width"]:
         """Last hidden states at the response tokens."""
@@ -213,8 +214,8 @@ def small_denoiser(
     *, vocabulary: int, layers: int, width: int, heads: int, context_length: int, seed: int, eos_id: int, mask_id: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> MaskedDiffusionLM:  # fmt: skip
-    """A small bidirectional transformer from scratch (ModernBERT's blocks: rotary positions, pre-norm, gated GELU;
-    every layer sees all tokens, no dropout, untied head). Weights from `seed` alone, as those of `small_transformer`."""
+    """A small bidirectional transformer from scratch: ModernBERT's blocks (rotary positions, pre-norm, gated GELU),
+    every layer sees all tokens, no dropout, untied head. Weights from `seed` alone, as those of `small_transformer`."""
     config = ModernBertConfig(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
         num_attention_heads=heads, max_position_embeddings=context_length, layer_types=["full_attention"] * layers,

@@ -1,18 +1,18 @@
 """BGPO: boundary-guided policy optimisation of masked-diffusion language models.
 
-Paper: arXiv 2510.11683v3, eq. 3–5 (ELBO samples), eq. 6–7 (objective), eq. 10–13 (the two bounds), eq. 18–19 (advantage,
-loss), algorithm 1.
+Paper: arXiv 2510.11683v3, eq. 3–5 (ELBO samples), eq. 6–7 (objective), eq. 10–13 (the two bounds), eq. 18–19
+(advantage, loss), algorithm 1.
 Idea: the ratio of ELBOs, exp of a mean over masks, is bounded from below by a sum over masks, so each mask is
 backwarded and freed by itself: memory does not grow with their number. On policy value and gradient are the same.
 Changes: advantage (population std), loss (the bound; no clip, no KL, sums of token log-probabilities), optimiser
 (AdamW 5e-7, one update a batch; `--minibatches 2` is the paper's off-policy variant).
-Silent: population or sample std; here population and eps 1e-6. How masks are drawn beside t ~ U[0, 1]; here, by default,
-their number is uniform, which has the same mean and far less variance. What a selection that drops tokens means: dropped
-tokens are seen, the bound is that of the others given them. An advantage that differs from token to token counts with
-its mean over the response. A response of several segments counts each as one.
-Differs: authors' code is not in reach. θ_old are the weights at the beginning of the step, with the masks of the update.
-On policy ℓ_old is ℓ_θ without gradient: no second pass. e^d is unbounded off policy where A < 0; the paper has no cap
-(`d_max`), the largest d is logged.
+Silent: population or sample std; here population and eps 1e-6. How masks are drawn beside t ~ U[0, 1]; here, by
+default, their number is uniform, which has the same mean and far less variance. What a selection that drops tokens
+means: dropped tokens are seen, the bound is that of the others given them. An advantage that differs from token to
+token counts with its mean over the response. A response of several segments counts each as one.
+Differs: authors' code is not in reach. θ_old are the weights at the beginning of the step, with the masks of the
+update. On policy ℓ_old is ℓ_θ without gradient: no second pass. e^d is unbounded off policy where A < 0; the paper has
+no cap (`d_max`), the largest d is logged.
 """
 
 from collections.abc import Iterator
@@ -93,9 +93,7 @@ class BoundLoss:
         claim="with the memory of one mask its gradient of 16 masks is less noisy, and it learns at least as much",
     )
 )
-def bgpo(
-    group_size: int = 8, samples: int = 16, draw: MaskDraw = "count", d_max: float | None = None
-) -> GroupRecipe:
+def bgpo(group_size: int = 8, samples: int = 16, draw: MaskDraw = "count", d_max: float | None = None) -> GroupRecipe:
     """Group-normalised rewards, 16 masks a response, one AdamW step of 5e-7 a batch."""
     base = grpo(group_size)
     return replace(

@@ -2,13 +2,13 @@
 
 Paper: "Simple and Effective Masked Diffusion Language Models", arXiv 2406.07524, eq. 10 with the linear schedule;
 LLaDA's pre-training and fine-tuning loss, arXiv 2502.09992, eq. 3 and 5.
-Idea: hide a random part of the reference response, predict it from the rest, and weigh by one over the hidden share: the
-mean over masks bounds the log-likelihood from below.
-Changes: rollout (references filled up with the stop token to the response limit, as the policy will write them), reward and
-advantage (none), loss, optimiser (AdamW 3e-4).
+Idea: hide a random part of the reference response, predict it from the rest, and weigh by one over the hidden share:
+the mean over masks bounds the log-likelihood from below.
+Changes: rollout (references filled up with the stop token to the response limit, as the policy will write them), reward
+and advantage (none), loss, optimiser (AdamW 3e-4).
 Silent: how masks are drawn beside t ~ U[0, 1]; here by default their number is uniform, which varies less.
-Differs: MDLM draws t stratified over a batch; the count has most of what that gains. The mean is over all target tokens of
-the optimiser batch.
+Differs: MDLM draws t stratified over a batch; the count has most of what that gains. The mean is over all target tokens
+of the optimiser batch.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,9 @@ class FilledRollout:
         groups = ReferenceRollout()(world, prompts, generator)
         for group in groups:
             for t in group.trajectories:
-                t.segments = [filled(s, world.sampling.max_tokens, world.policy.stop_ids, group.prompt) for s in t.segments]
+                t.segments = [
+                    filled(s, world.sampling.max_tokens, world.policy.stop_ids, group.prompt) for s in t.segments
+                ]
         return groups
 
 
@@ -54,7 +56,9 @@ def filled(segment: Segment, length: int, stop_ids: tuple[int, ...], prompt: Pro
     """The target with its last stop token repeated up to `length` tokens."""
     n = len(segment.response)
     if n > length:
-        raise InputError("reference", f"{n} tokens", f"that of prompt {prompt.id!r} must fit into max_tokens = {length}")
+        raise InputError(
+            "reference", f"{n} tokens", f"that of prompt {prompt.id!r} must fit into max_tokens = {length}"
+        )
     if n < length and segment.response[-1] not in stop_ids:
         raise InputError("reference", f"{n} tokens", f"it has no stop token at its end to fill up to {length} with")
     response = np.concatenate([segment.response, np.full(length - n, segment.response[-1], np.int64)])
