@@ -138,11 +138,13 @@ class Batch:
         new: dict[str, Any] = {name: getattr(self, name)[trajectories] for name in TRAJECTORY_FIELDS}
         return replace(part, trajectory=owner, **new)
 
-    def chunks(self, max_tokens: int, *, whole_groups: bool = False) -> list[Tensor]:
+    def chunks(self, max_tokens: int, *, whole_groups: bool = False, own_contexts: bool = False) -> list[Tensor]:
         """Row indices of micro-batches of at most `max_tokens` padded tokens, rows of one context together and the
         context counted once; a single row may exceed it. With `whole_groups` no group is split, and a single group may
-        exceed it."""
+        exceed it. With `own_contexts` every row counts its context: for policies that read it again for each."""
         context, response = self.context.shape[1], self.response.shape[1]
+        if own_contexts:
+            context, response = 0, context + response
         if len(self.context) * context + self.rows * response <= max_tokens:
             return [torch.arange(self.rows)]
         index = self.context_index.tolist()

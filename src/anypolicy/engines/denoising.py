@@ -118,7 +118,7 @@ class DenoisingEngine:
     def estimate(self, segments: list[Segment], sampling: Sampling) -> None:
         """The policy's own estimate of every sampled token's log-probability, and the entropy if asked for."""
         batch = from_groups([Group("", Prompt(""), [Trajectory("", [s], reward=0.0)]) for s in segments])
-        for rows in batch.chunks(TOKENS):
+        for rows in batch.chunks(TOKENS, own_contexts=True):
             part = batch.select(rows)
             scores = self.policy.score(part, sampling.temperature or 1.0, entropy=sampling.entropy)
             for i, row in enumerate(rows.tolist()):

@@ -25,7 +25,7 @@ from anypolicy.loops.describe import describe
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, LossTerms, OwnPasses, World
 from anypolicy.parts.moments import Moments
-from anypolicy.policies.base import Policy, Scores
+from anypolicy.policies.base import Denoises, Policy, Scores
 from anypolicy.runs.seeds import generator, number
 
 
@@ -210,7 +210,7 @@ class GroupLoop:
         chosen = loss.active(batch).nonzero().squeeze(1)
         for epoch in range(settings.epochs if len(chosen) else 0):
             part = replace(batch, row_seed=self.row_seeds(batch, epoch)).select(chosen)
-            for rows in part.chunks(self.micro_tokens):
+            for rows in self.chunks(part):
                 x = loss.before(self.world.policy, part.select(rows), self.world.sampling.temperature)
                 if x is None:
                     return out
@@ -236,8 +236,7 @@ class GroupLoop:
         assert batch.totals is not None
         batch = replace(batch, totals=batch.totals._replace(watched=float(batch.mask.sum())))
         log: dict[str, float] = {}
-        whole_groups = getattr(self.recipe.loss, "whole_groups", False)
-        for rows in batch.chunks(self.micro_tokens, whole_groups=whole_groups):
+        for rows in self.chunks(batch, whole_groups=getattr(self.recipe.loss, "whole_groups", False)):
             for terms, metrics in self.parts(batch.select(rows)):
                 torch.stack(list(terms.values())).sum().backward()
                 self.updater.accumulate()
@@ -246,6 +245,11 @@ class GroupLoop:
                     fold = {"max": max, "min": min}.get(name[-3:], lambda a, b: a + b)
                     log[name] = fold(log[name], x) if name in log else x
         return log | self.updater.step()
+
+    def chunks(self, batch: Batch, *, whole_groups: bool = False) -> list[Tensor]:
+        """Rows of each micro-batch. A policy that sees both sides reads a context again for every row."""
+        both_sides = isinstance(self.world.policy, Denoises)
+        return batch.chunks(self.micro_tokens, whole_groups=whole_groups, own_contexts=both_sides)
 
     def parts(self, micro: Batch) -> Iterator[LossTerms]:
         """The loss of a micro-batch: one part, or, from a loss that makes its own passes, many; each is to be
@@ -286,7 +290,7 @@ class GroupLoop:
         """Scores without gradients, micro-batch by micro-batch, in the batch's own row order."""
         assert policy is not None
         out: list[Tensor | None] = [None, None, None]
-        for rows in batch.chunks(self.micro_tokens):
+        for rows in self.chunks(batch):
             part = batch.select(rows)
             scores = policy.score(part, self.world.sampling.temperature, entropy=entropy, hidden=hidden)
             for i, x in enumerate(scores[:3]):

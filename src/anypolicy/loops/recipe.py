@@ -212,14 +212,14 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class GroupRecipe:
-    """A complete method for groups of sampled responses."""
+    """A complete method for groups of sampled responses. Instead of a `Loss` it may have one with `OwnPasses`."""
 
     sampler: Sampler
     rollout: Rollout
     reward: Reward
     advantage: Advantage
     selection: Selection
-    loss: Loss | OwnPasses
+    loss: Loss
     optimiser: Optimiser = field(default_factory=Optimiser)
     critic: Critic | None = None
 

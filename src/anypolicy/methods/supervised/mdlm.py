@@ -104,7 +104,7 @@ class EvidenceLoss:
         year=2024,
         family="supervised",
         idea="predict a randomly hidden part of the reference from the rest, weighed to a bound of the likelihood",
-        changes=("rollout", "loss", "optimiser"),
+        changes=("rollout", "reward", "advantage", "loss", "optimiser"),
         composes_with="supervised methods that change the optimiser; needs a masked-diffusion policy",
         claim="trains the policies of BGPO's claim from scratch",
         no_signal=(),
