@@ -141,16 +141,15 @@ def class_accuracy(policy: Policy, rng: np.random.Generator, sampler: torch.Gene
     return out
 
 
-def train_base(policy: CausalLM | MaskedDiffusionLM, seed: int, target: float, limit: int = 4000) -> None:
+def train_base(policy: CausalLM | MaskedDiffusionLM, seed: int, target: float) -> None:
     """Supervised steps (AdamW, weight decay 0.01, batch 128, classes 0.5/0.3/0.2) until the class-mean accuracy reaches
     the target: on the answer's tokens at 1e-3, looked at every 20 steps, or on the evidence lower bound of a
     masked-diffusion policy at 3e-3, looked at every 100. Held-out pairs are never seen."""
     rng = numpy_generator(seed, "tiny-add", "base")
     causal = isinstance(policy, CausalLM)
+    limit, long = (4000, "about half a minute") if causal else (10_000, "some minutes")
     optimiser = torch.optim.AdamW(policy.module.parameters(), lr=1e-3 if causal else 3e-3, weight_decay=0.01)
-    print(
-        f"tiny-add: training the base policy of seed {seed} (about half a minute, kept in the cache)", file=sys.stderr
-    )
+    print(f"tiny-add: training the base policy of seed {seed} ({long}, kept in the cache)", file=sys.stderr)
     for step in range(limit):
         if step % (20 if causal else 100) == 0:
             sampler = generator(seed, "tiny-add", "base", step)
