@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,8 @@ from anypolicy import catalogue
 from anypolicy.compose import Composition, compose
 from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
-from anypolicy.engines.native import NativeEngine
+from anypolicy.engines.choose import engine_for
+from anypolicy.engines.denoising import schedule
 from anypolicy.errors import InputError, check_names, check_numbers
 from anypolicy.loops.beside import beside_reference
 from anypolicy.loops.checks import check, stages
@@ -25,7 +27,7 @@ from anypolicy.loops.evaluate import evaluate
 from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.loops.recorded import stream_rows
-from anypolicy.policies.base import Policy
+from anypolicy.policies.base import Denoises, Policy
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel, Scale
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -73,6 +75,10 @@ class Settings:
     """sample among the k likeliest tokens; 0 for all"""
     max_tokens: int | None = None
     """response limit"""
+    block_length: int | None = None
+    """of a masked-diffusion policy: tokens filled in together, left to right; default 32"""
+    denoising_steps: int | None = None
+    """of a masked-diffusion policy: passes for a whole response; default one for each token"""
     dtype: Literal["float32", "bfloat16"] | None = None
     """of the policy; the optimiser keeps float32 master weights"""
     lora_rank: int = 0
@@ -178,7 +184,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
 
 def suggestions(policy: str) -> dict[str, Any]:
     """Settings that fit a kind of policy: small networks want larger steps than the papers' billions of parameters."""
-    if policy.startswith("transformer"):
+    if policy.startswith("transformer") or re.fullmatch("masked-diffusion:(.+=.+)?", policy):
         return {"lr": 3e-4}
     return {"lr": 1e-5, "dtype": "bfloat16"} if policy == "smollm2-135m" else {}
 
@@ -203,7 +209,7 @@ def positive(s: Settings) -> None:
     check_numbers(
         s,
         positive=("steps", "prompts", "group_size", "lr", "epochs", "minibatches", "max_tokens", "threads",
-                  "micro_tokens", "eval_prompts", "temperature", "top_p"),
+                  "block_length", "denoising_steps", "micro_tokens", "eval_prompts", "temperature", "top_p"),
         natural=("eval_every", "checkpoint_every", "lora_rank", "top_k", "seed"),
     )  # fmt: skip
     if s.top_p > 1:
@@ -239,8 +245,20 @@ def world_of(p: Plan) -> World:
     reward = load_reward(s.reward) if s.reward else None
     if s.reward_model:
         reward = RewardModel.load(s.reward_model, dtype=s.dtype, scale=s.reward_scale)
-    sampling = Sampling(s.max_tokens, s.temperature, s.top_p, s.top_k)
-    return World(policy, NativeEngine(policy), p.task, sampling, s.seed, reward_function=reward)
+    return World(policy, engine_for(policy), p.task, sampling_of(s, policy), s.seed, reward_function=reward)
+
+
+def sampling_of(s: Settings, policy: Policy) -> Sampling:
+    """How responses are drawn from the policy."""
+    assert s.max_tokens is not None
+    if isinstance(policy, Denoises):
+        block, steps = s.block_length or Sampling.block, s.denoising_steps or s.max_tokens
+        schedule(s.max_tokens, block, steps)
+        return Sampling(s.max_tokens, s.temperature, s.top_p, s.top_k, block=block, steps=steps)
+    for name in ("block_length", "denoising_steps"):
+        if getattr(s, name) is not None:
+            raise InputError(name, getattr(s, name), "the policy writes token by token: it is for masked diffusion")
+    return Sampling(s.max_tokens, s.temperature, s.top_p, s.top_k)
 
 
 def reference_of(recipe: GroupRecipe, policy: Policy, given: str | None = None, dtype: Any = None) -> Policy | None:
@@ -385,7 +403,7 @@ def fit(
     """The bare loop in memory, for studies and claims: yields the log of every step and the policy it has changed."""
     check(recipe, prompts, task)
     sampling = Sampling(max_tokens or task.max_tokens, temperature)
-    world = World(policy, NativeEngine(policy), task, sampling, seed)
+    world = World(policy, engine_for(policy), task, sampling, seed)
     reference = reference_of(recipe, policy)
     loop = GroupLoop(
         recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=reference, total_steps=steps

@@ -37,17 +37,10 @@ def gradient(loop, batch, micro_tokens=1 << 20):
     """Gradient of the whole loss of one optimiser batch, micro-batch by micro-batch."""
     for p in loop.world.policy.module.parameters():
         p.grad = None
-    loss = loop.recipe.loss
-    for rows in batch.chunks(micro_tokens, whole_groups=getattr(loss, "whole_groups", False)):
-        micro = batch.select(rows)
-        scores = loop.world.policy.score(
-            micro, 1.0, entropy=loss.needs_entropy, hidden=loop.value_head is not None,
-            logits=getattr(loss, "needs_logits", False),
-        )  # fmt: skip
-        terms = loss(scores, micro).terms
-        if loop.value_head is not None:
-            terms = terms | loop.recipe.critic.loss(loop.value(scores.hidden), micro).terms
-        torch.stack(list(terms.values())).sum().backward()
+    whole_groups = getattr(loop.recipe.loss, "whole_groups", False)
+    for rows in batch.chunks(micro_tokens, whole_groups=whole_groups):
+        for part in loop.parts(batch.select(rows)):
+            torch.stack(list(part.terms.values())).sum().backward()
     return loop.world.policy.module.logits.grad.clone()
 
 

@@ -27,7 +27,8 @@ class Batch:
 
     `context` is left-padded with `context_valid` False on padding; `context_index` gives each row its context.
     `logp_old` is the behaviour log-probability (nats, under the sampling temperature); `weight` multiplies a row's
-    terms. `target` is True on tokens of supervised targets (None: there are none); they have `mask` False, their
+    terms. `before` is what a loss with passes of its own computed with the weights before the first of several updates.
+    `target` is True on tokens of supervised targets (None: there are none); they have `mask` False, their
     trajectories reward NaN. `row_seed` is what a loss that draws random numbers draws them from, new for every pass.
     `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation limit. `totals` are the
     denominators of the whole optimiser batch and survive `select`, so a part of a batch reduces to its share.
@@ -64,6 +65,7 @@ class Batch:
     row_seed: Int[Tensor, " rows"] | None = None
     pairs: Int[Tensor, "pairs 2"] | None = None
     baseline: float | None = None
+    before: Float[Tensor, "rows numbers"] | None = None
     # the loop's own: the running moments of all rewards so far, and the seed of what stages draw at random in this step
     running: Moments | None = None
     seed: int = 0
@@ -142,11 +144,13 @@ class Batch:
         new: dict[str, Any] = {name: getattr(self, name)[trajectories] for name in TRAJECTORY_FIELDS}
         return replace(part, trajectory=owner, **new)
 
-    def chunks(self, max_tokens: int, *, whole_groups: bool = False) -> list[Tensor]:
+    def chunks(self, max_tokens: int, *, whole_groups: bool = False, own_contexts: bool = False) -> list[Tensor]:
         """Row indices of micro-batches of at most `max_tokens` padded tokens, rows of one context together and the
         context counted once; a single row may exceed it. With `whole_groups` no group is split, and a single group may
-        exceed it."""
+        exceed it. With `own_contexts` every row counts its context: for policies that read it again for each."""
         context, response = self.context.shape[1], self.response.shape[1]
+        if own_contexts:
+            context, response = 0, context + response
         if len(self.context) * context + self.rows * response <= max_tokens:
             return [torch.arange(self.rows)]
         index = self.context_index.tolist()
@@ -171,7 +175,7 @@ class Batch:
 TOKEN_FIELDS = {"response", "valid", "mask", "chosen", "read", "logp_old", "version", "logp_ref", "entropy", "value",
                 "value_target", "advantage", "target"}  # fmt: skip
 TRAJECTORY_FIELDS = ("reward", "correct", "group_id")
-ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory", "row_seed"}
+ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory", "row_seed", "before"}
 
 
 def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tokens: int | None = None) -> Batch:

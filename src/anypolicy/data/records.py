@@ -42,7 +42,8 @@ class Segment:
     tool's token is False); `version` counts optimiser steps at sampling time, −1 for a token that no policy of this run
     sampled: a forced one (mask True where its behaviour probability is known), or one written before the run (logp NaN
     where nobody knows it). `training_context` replaces `context` in the update where a method samples under one context
-    and trains under another. `entropy` is that of the distribution each token was drawn from, if recorded.
+    and trains under another. `entropy` is that of the distribution each token was drawn from, if recorded. `end` says
+    how many response tokens are the answer, where a policy of fixed length fills up what follows (None: all are).
     """
 
     context: Tokens
@@ -53,6 +54,12 @@ class Segment:
     training_context: Tokens | None = None
     media: dict[str, Any] = field(default_factory=dict)
     entropy: NDArray[np.float32] | None = None
+    end: int | None = None
+
+    @property
+    def answer(self) -> Tokens:
+        """The response without what fills it up."""
+        return self.response[: self.end]
 
 
 @dataclass(slots=True)
@@ -87,8 +94,8 @@ class Trajectory:
 
     @property
     def response(self) -> Tokens:
-        """The response ids of all segments, joined."""
-        return np.concatenate([s.response for s in self.segments])
+        """The answers of all segments, joined."""
+        return np.concatenate([s.answer for s in self.segments])
 
 
 @dataclass(slots=True)
@@ -141,7 +148,7 @@ def from_json(value: dict[str, Any], prompt: Prompt) -> Group:
             np.array(s["context"], np.int64), np.array(s["response"], np.int64), np.array(s["logp"], np.float32),
             np.array(s["mask"], np.bool_), np.array(s["version"], np.int64),
             None if train is None else np.array(train, np.int64), s["media"],
-            None if entropy is None else np.array(entropy, np.float32),
+            None if entropy is None else np.array(entropy, np.float32), s.get("end"),
         )  # fmt: skip
 
     def trajectory(t: dict[str, Any]) -> Trajectory:

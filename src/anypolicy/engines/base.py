@@ -14,13 +14,16 @@ from anypolicy.policies.base import Policy
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn. temperature 0 is greedy; top_p = 1 and top_k = 0 keep the whole vocabulary.
-    `entropy` asks to record the entropy of each token's distribution, before top-p/top-k."""
+    `entropy` asks to record the entropy of each token's distribution, before top-p/top-k. A masked-diffusion policy
+    fills in blocks of `block` tokens, all of them in `steps` passes (0: one for each token)."""
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     entropy: bool = False
+    block: int = 32
+    steps: int = 0
 
 
 class Request(NamedTuple):

@@ -64,14 +64,14 @@ def answered(world: World, prompts: Sequence[Prompt], temperature: float) -> lis
         requests = [Request(world.policy.encode(p)) for p in chunk]
         rng = generator(world.seed, "evaluation", start)
         answers = [answer for [answer] in world.engine.generate(requests, sampling, rng)]
-        texts = [world.policy.decode(segment.response) for segment, _ in answers]
-        given = [(p, s.response, text) for p, (s, _), text in zip(chunk, answers, texts, strict=True)]
+        texts = [world.policy.decode(segment.answer) for segment, _ in answers]
+        given = [(p, s.answer, text) for p, (s, _), text in zip(chunk, answers, texts, strict=True)]
         scores = verify(world.task, given)
         for prompt, (segment, stop), text, score in zip(chunk, answers, texts, scores, strict=True):
             shown = prompt.messages[-1]["content"] if prompt.messages else list(prompt.tokens or ())
             samples.append(
                 {"id": prompt.id, "prompt": shown, "response": text, "answer": prompt.answer, "reward": score.reward,
-                 "correct": score.correct, "stop": stop, "length": len(segment.response)}
+                 "correct": score.correct, "stop": stop, "length": len(segment.answer)}
             )  # fmt: skip
     return samples
 

@@ -24,10 +24,10 @@ from anypolicy.loops.checks import stages
 from anypolicy.loops.describe import describe
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.pairs import with_pairs
-from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, World
+from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, LossTerms, OwnPasses, World
 from anypolicy.loops.reference import Reference
 from anypolicy.parts.moments import Moments
-from anypolicy.policies.base import Policy, Scores
+from anypolicy.policies.base import Denoises, Policy, Scores
 from anypolicy.runs.seeds import generator, number
 
 
@@ -186,8 +186,8 @@ class GroupLoop:
         sums, seen = defaultdict[str, float](float), defaultdict[str, int](int)
         n, skipped, idle, tokens, read = 0, 0, 0, 0, 0
         edges: dict[str, float] = {}
-        for epoch in range(settings.epochs):
-            batch = replace(batch, row_seed=self.row_seeds(batch, epoch))
+        for epoch, before in enumerate(self.before(batch)):
+            batch = replace(batch, row_seed=self.row_seeds(batch, epoch), before=before)
             for part in self.minibatches(batch, epoch):
                 active = loss.active(part)
                 if self.value_head is not None:
@@ -214,6 +214,27 @@ class GroupLoop:
         """A seed for every row of a pass, so that no split of the batch changes what a loss draws for it."""
         return torch.randint(2**32, (batch.rows,), generator=generator(self.world.seed, "loss", self.steps, epoch))
 
+    @torch.no_grad()
+    def before(self, batch: Batch) -> list[Tensor | None]:
+        """What a loss with passes of its own has to know of the weights before several updates: for every epoch, since
+        each has its own random numbers. Rows that contribute to no term cost nothing."""
+        loss, settings = self.recipe.loss, self.recipe.optimiser
+        out: list[Tensor | None] = [None] * settings.epochs
+        if not isinstance(loss, OwnPasses) or settings.epochs * settings.minibatches == 1:
+            return out
+        chosen = loss.active(batch).nonzero().squeeze(1)
+        for epoch in range(settings.epochs if len(chosen) else 0):
+            part = replace(batch, row_seed=self.row_seeds(batch, epoch)).select(chosen)
+            for rows in self.chunks(part):
+                x = loss.before(self.world.policy, part.select(rows), self.temperature)
+                if x is None:
+                    return out
+                whole = out[epoch]
+                if whole is None:
+                    whole = out[epoch] = x.new_zeros(batch.rows, max(x.shape[1], batch.response.shape[1]))
+                whole[chosen[rows], : x.shape[1]] = x
+        return out
+
     def minibatches(self, batch: Batch, epoch: int) -> Iterator[Batch]:
         """Split by whole groups in a seeded order; each part carries its own denominators."""
         group = batch.group_id[batch.trajectory]
@@ -230,27 +251,42 @@ class GroupLoop:
         assert batch.totals is not None
         batch = self.with_baseline(replace(batch, totals=batch.totals._replace(watched=float(batch.mask.sum()))))
         log: dict[str, float] = {}
-        loss, temperature = self.recipe.loss, self.temperature
-        critic = self.recipe.critic
-        for rows in batch.chunks(self.micro_tokens, whole_groups=getattr(loss, "whole_groups", False)):
-            micro = batch.select(rows)
-            scores = self.world.policy.score(
-                micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None,
-                logits=getattr(loss, "needs_logits", False),
-            )  # fmt: skip
-            if self.rescores and self.recipe.optimiser.epochs * self.recipe.optimiser.minibatches == 1:
-                micro = self.rescored(micro, scores)
-            terms, metrics = loss(scores, micro)
-            if critic is not None:
-                values = critic.loss(self.value(scores.hidden), micro)
-                terms, metrics = terms | values.terms, metrics | values.metrics
-            torch.stack(list(terms.values())).sum().backward()
-            self.updater.accumulate()
-            for name, value in ({f"loss/{k}": v for k, v in terms.items()} | metrics).items():
-                x = float(value.detach())
-                fold = {"max": max, "min": min}.get(name[-3:], lambda a, b: a + b)
-                log[name] = fold(log[name], x) if name in log else x
+        for rows in self.chunks(batch, whole_groups=getattr(self.recipe.loss, "whole_groups", False)):
+            for terms, metrics in self.parts(batch.select(rows)):
+                torch.stack(list(terms.values())).sum().backward()
+                self.updater.accumulate()
+                for name, value in ({f"loss/{k}": v for k, v in terms.items()} | metrics).items():
+                    x = float(value.detach())
+                    fold = {"max": max, "min": min}.get(name[-3:], lambda a, b: a + b)
+                    log[name] = fold(log[name], x) if name in log else x
         return log | self.updater.step()
+
+    def chunks(self, batch: Batch, *, whole_groups: bool = False) -> list[Tensor]:
+        """Rows of each micro-batch. A policy that sees both sides reads a context again for every row."""
+        both_sides = isinstance(self.world.policy, Denoises)
+        return batch.chunks(self.micro_tokens, whole_groups=whole_groups, own_contexts=both_sides)
+
+    def parts(self, micro: Batch) -> Iterator[LossTerms]:
+        """The loss of a micro-batch: one part, or, from a loss that makes its own passes, many; each is to be
+        backwarded before the next is asked for."""
+        loss, critic, temperature = self.recipe.loss, self.recipe.critic, self.temperature
+        if isinstance(loss, OwnPasses):
+            yield from loss.passes(self.world.policy, micro, temperature)
+            if critic is not None:
+                scores = self.world.policy.score(micro, temperature, hidden=True)
+                yield critic.loss(self.value(scores.hidden), micro)
+            return
+        scores = self.world.policy.score(
+            micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None,
+            logits=getattr(loss, "needs_logits", False),
+        )  # fmt: skip
+        if self.rescores and self.recipe.optimiser.epochs * self.recipe.optimiser.minibatches == 1:
+            micro = self.rescored(micro, scores)
+        terms, metrics = loss(scores, micro)
+        if critic is not None:
+            values = critic.loss(self.value(scores.hidden), micro)
+            terms, metrics = terms | values.terms, metrics | values.metrics
+        yield LossTerms(terms, metrics)
 
     # --- scoring -----------------------------------------------------------------------------------------------------
     @property
@@ -280,7 +316,8 @@ class GroupLoop:
     def rescores(self) -> bool:
         """In reduced precision the engine's log-probabilities and the trainer's differ by rounding. That difference is
         no information, so tokens sampled by the current weights take the trainer's own value as logp_old."""
-        return self.world.policy.dtype not in (torch.float32, torch.float64)
+        narrow = self.world.policy.dtype not in (torch.float32, torch.float64)
+        return narrow and not isinstance(self.recipe.loss, OwnPasses)
 
     def rescored(self, batch: Batch, scores: Scores) -> Batch:
         fresh = batch.version == self.updater.updates
@@ -291,7 +328,7 @@ class GroupLoop:
         """Scores without gradients, micro-batch by micro-batch, in the batch's own row order."""
         assert policy is not None
         out: list[Tensor | None] = [None, None, None]
-        for rows in batch.chunks(self.micro_tokens):
+        for rows in self.chunks(batch):
             part = batch.select(rows)
             scores = policy.score(part, self.temperature, entropy=entropy, hidden=hidden)
             for i, x in enumerate(scores[:3]):

@@ -13,10 +13,10 @@ share, and what only one method has stands in its file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -165,6 +165,29 @@ class Loss(Protocol):
     def __call__(self, scores: Scores, batch: Batch) -> LossTerms: ...
 
 
+@runtime_checkable
+class OwnPasses(Protocol):
+    """A loss that makes its own forward passes and is a sum of independent parts: every part is backwarded and freed
+    before the next is computed. Its attributes are those of a `Loss`; it reads no entropy."""
+
+    @property
+    def needs_entropy(self) -> bool: ...
+
+    @property
+    def needs_reference(self) -> bool: ...
+
+    def active(self, batch: Batch) -> Bool[Tensor, " rows"]: ...
+
+    def before(self, policy: Policy, batch: Batch, temperature: float) -> Float[Tensor, "rows numbers"] | None:
+        """What it has to know of the weights before the first of several updates, without gradients; the parts find it
+        in `batch.before`. Called once for every pass over the batch, with that pass's `row_seed`."""
+        ...
+
+    def passes(self, policy: Policy, batch: Batch, temperature: float) -> Iterator[LossTerms]:
+        """The parts, each computed when asked for. Terms and metrics are shares, as those of a `Loss`, of all parts."""
+        ...
+
+
 class Critic(Protocol):
     """A value function on the policy's hidden state, with its own loss and learning rate."""
 
@@ -195,7 +218,7 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class GroupRecipe:
-    """A complete method for groups of sampled responses."""
+    """A complete method for groups of sampled responses. Instead of a `Loss` it may have one with `OwnPasses`."""
 
     sampler: Sampler
     rollout: Rollout

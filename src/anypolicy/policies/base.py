@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anypolicy.data.batch import Batch
@@ -80,4 +80,32 @@ class Policy(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the policy into an existing empty folder so that it can be loaded again by that path."""
+        ...
+
+
+@runtime_checkable
+class PredictsMasked(Protocol):
+    """A policy that predicts masked tokens of a response from the rest of it: what losses on a masked-diffusion model's
+    evidence lower bound ask for."""
+
+    def score_masked(
+        self, batch: Batch, masked: Bool[Tensor, "rows tokens"], temperature: float,
+        context_masked: Bool[Tensor, "rows context_tokens"] | None = None,
+    ) -> Float[Tensor, "rows tokens"]:  # fmt: skip
+        """log p(y_i | y with MASK in place of the `masked` tokens, x) of the masked response tokens, in nats; 0
+        elsewhere. `context_masked` hides tokens of each row's context too."""
+        ...
+
+
+@runtime_checkable
+class Denoises(PredictsMasked, Protocol):
+    """A masked-diffusion policy: it generates by filling in masks instead of token by token."""
+
+    mask_id: int
+
+    def predict(
+        self, tokens: Int[Tensor, "rows tokens"], valid: Bool[Tensor, "rows tokens"], where: Bool[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "n vocabulary"]:
+        """Logits (temperature 1) at the positions `where`, row by row; rows are padded on the right. The mask token has
+        probability 0."""
         ...

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
 from anypolicy.data.batch import Batch, from_groups
 from anypolicy.data.records import Group, Prompt, Segment, Tokens, Trajectory
@@ -23,6 +22,7 @@ from anypolicy.policies.base import Scores
 from anypolicy.policies.decoder import Decoder, DecoderState, Unsupported
 from anypolicy.policies.logits import Logits
 from anypolicy.policies.packed import NAME, Packing, pack
+from anypolicy.policies.text import prompt_ids, quiet_transformers, response_ids, single_token, stop_tokens, text_of
 
 TRIED = 8
 """Tokens that trying the fast passes takes at least."""
@@ -185,41 +185,17 @@ class CausalLM:
     # --- text --------------------------------------------------------------------------------------------------------
     def encode(self, prompt: Prompt) -> Tokens:
         """The prompt's own ids, or its messages through the chat template with the assistant's turn opened."""
-        if prompt.tokens is not None:
-            return np.array(prompt.tokens, np.int64)
-        if self.tokenizer is None:
-            raise InputError("policy", self.family, "it has no tokenizer, so it needs a task of token ids")
-        if self.tokenizer.chat_template is not None:
-            ids = self.tokenizer.apply_chat_template(
-                list(prompt.messages), add_generation_prompt=True, return_dict=False
-            )  # fmt: skip
-        elif len(prompt.messages) == 1:
-            ids = self.tokenizer.encode(prompt.messages[0]["content"])
-            if ids and ids[-1] == self.tokenizer.eos_token_id:
-                ids = ids[:-1]
-        else:
-            raise InputError("policy", self.family, "its tokenizer has no chat template, so give one message a prompt")
-        return np.array(ids, np.int64)
+        return prompt_ids(prompt, self.tokenizer, self.family)
 
     def encode_reference(self, prompt: Prompt) -> Tokens:
         """The ids themselves, or the text's ids; the end-of-sequence token follows unless a stop token ends them."""
-        ids = reference_ids(prompt, self.tokenizer)
-        if ids[-1] not in self.stop_ids:
-            own = None if self.tokenizer is None else self.tokenizer.eos_token_id
-            ids = [*ids, self.stop_ids[0] if own is None else own]
-        return np.array(ids, np.int64)
+        return response_ids(prompt, self.tokenizer, self.stop_ids)
 
     def decode(self, tokens: Tokens) -> str:
-        if self.tokenizer is None:
-            return " ".join(str(t) for t in tokens)
-        return str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+        return text_of(tokens, self.tokenizer)
 
     def token(self, text: str) -> int:
-        ids = [] if self.tokenizer is None else self.tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) != 1:
-            told = "it has no tokenizer" if self.tokenizer is None else f"its tokenizer reads {len(ids)} tokens"
-            raise InputError("token", text, f"it must be one token of the policy, but {told}: give another or an id")
-        return int(ids[0])
+        return single_token(text, self.tokenizer)
 
     # --- scoring -----------------------------------------------------------------------------------------------------
     def score(
@@ -360,31 +336,3 @@ class CausalLM:
         model.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-
-
-def reference_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """A prompt's reference as ids, without a stop token of our own."""
-    given = prompt.reference
-    if isinstance(given, str):
-        if tokenizer is None:
-            raise InputError("reference", given[:40], "the policy has no tokenizer: give the reference as token ids")
-        given = tuple(tokenizer.encode(given, add_special_tokens=False))
-    if not given:
-        raise InputError("reference", given, f"prompt {prompt.id!r} needs a reference response that is not empty")
-    return list(given)
-
-
-def quiet_transformers() -> None:
-    """Its bars and advice would stand in the middle of ours."""
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-
-
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
-    """End-of-sequence ids of the generation settings, the model and the tokenizer."""
-    found: set[int] = set()
-    for source in (model.generation_config, model.config.get_text_config(), tokenizer):
-        ids: Any = getattr(source, "eos_token_id", None)
-        many: list[Any] = list(ids) if isinstance(ids, list | tuple) else [ids]
-        found |= {int(i) for i in many if i is not None}
-    return tuple(sorted(found))

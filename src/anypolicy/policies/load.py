@@ -1,7 +1,9 @@
-"""One string, one policy: Hugging Face id or folder, GGUF file, `smollm2-135m`, or a small transformer."""
+"""One string, one policy: Hugging Face id or folder, GGUF file, `smollm2-135m`, or a small transformer; the same for
+masked-diffusion models."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -9,14 +11,23 @@ from typing import Any, Literal
 import torch
 import yaml
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    ByT5Tokenizer,
+)
 from transformers.utils.quantization_config import GgufConfig
 
 from anypolicy.errors import InputError
 from anypolicy.policies.base import Policy
-from anypolicy.policies.causal_lm import CausalLM, quiet_transformers
+from anypolicy.policies.causal_lm import CausalLM
+from anypolicy.policies.masked_diffusion import MaskedDiffusionLM, small_denoiser
 from anypolicy.policies.smollm2 import smollm2_folder
 from anypolicy.policies.table import TablePolicy
+from anypolicy.policies.text import quiet_transformers
 from anypolicy.policies.transformer import small_transformer
 
 ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
@@ -31,10 +42,15 @@ def load_policy(
     `spec`: a Hugging Face id, a folder with config.json and weights (a run's own `policy/` is one), a .gguf file, an
     alias, or
     `transformer:layers=2,width=64,heads=4` (bytes as tokens, weights from `seed`). `lora_rank` above 0 trains low-rank
-    adapters through peft and freezes the rest.
+    adapters through peft and freezes the rest. `masked-diffusion:SOURCE` takes an id or a folder of a bidirectional
+    model, `masked-diffusion:layers=2,width=64,heads=4` makes one.
     """
     quiet_transformers()
     name, _, arguments = spec.partition(":")
+    if name == "masked-diffusion" or holds_masked(Path(spec)):
+        if lora_rank:
+            raise InputError("lora_rank", lora_rank, "a masked-diffusion policy is trained whole: use 0")
+        return masked_diffusion(arguments if name == "masked-diffusion" else spec, dtype, seed)
     if name == "transformer":
         if lora_rank:
             raise InputError("lora_rank", lora_rank, "a transformer from scratch has nothing to adapt: use 0")
@@ -84,6 +100,58 @@ def from_pretrained(source: str, dtype: str) -> CausalLM:
     return CausalLM(model, tokenizer)
 
 
+def holds_masked(folder: Path) -> bool:
+    """Whether a folder has a model that was made to predict masked tokens."""
+    file = folder / "config.json"
+    names = json.loads(file.read_text()).get("architectures") or [] if file.is_file() else []
+    return any(str(name).endswith("ForMaskedLM") for name in names)
+
+
+def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM:
+    """`layers=2,…` from scratch over bytes; else an id or a folder, `,own-code=true` behind it where its classes are
+    code of its own."""
+    source, _, option = arguments.partition(",")
+    if not source or "=" in source:
+        s, tokenizer = sizes(arguments), ByT5Tokenizer(extra_ids=0, mask_token="<mask>")
+        made: Any = tokenizer
+        policy = small_denoiser(
+            vocabulary=len(made), layers=s["layers"], width=s["width"], heads=s["heads"], context_length=s["context"],
+            seed=seed, eos_id=int(made.eos_token_id), mask_id=int(made.mask_token_id), tokenizer=made,
+        )  # fmt: skip
+        policy.module.to(getattr(torch, dtype))
+        return policy
+    if option not in ("", "own-code=true"):
+        raise InputError("policy", option, "behind a masked-diffusion model stands nothing or own-code=true")
+    try:
+        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=bool(option))
+        own = getattr(config, "auto_map", None) or {}
+        kinds: dict[str, Any] = {"AutoModelForMaskedLM": AutoModelForMaskedLM, "AutoModel": AutoModel}
+        kind = next((kinds[k] for k in kinds if k in own), AutoModelForMaskedLM) if option else AutoModelForMaskedLM
+        model = kind.from_pretrained(
+            source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=bool(option)
+        )
+        local = Path(source).exists()
+        tokenizer = tokenizer_of(source) if has_tokenizer(Path(source)) or not local else None
+    except (OSError, ValueError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            "policy", source,
+            f"it is no masked-diffusion model that can be loaded ({first}); if its classes are code of its own that "
+            f"you have read, write masked-diffusion:{source},own-code=true",
+        ) from error  # fmt: skip
+    policy = MaskedDiffusionLM(model, tokenizer)
+    policy.module.requires_grad_(True)
+    return policy
+
+
+def tokenizer_of(source: str) -> Any:
+    """The tokenizer of an id or a folder. transformers pairs some families of models with one class whatever the folder
+    says, so that of our own small models is made by its name."""
+    file = Path(source) / "tokenizer_config.json"
+    named = json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+    return (ByT5Tokenizer if named == "ByT5Tokenizer" else AutoTokenizer).from_pretrained(source)
+
+
 def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
 
@@ -113,8 +181,8 @@ def unmark(model: Any) -> None:
             delattr(owner, name)
 
 
-def from_scratch(arguments: str, seed: int) -> CausalLM:
-    """`layers=2,width=64,heads=4,context=256` over bytes."""
+def sizes(arguments: str) -> dict[str, int]:
+    """`layers=2,width=64,heads=4,context=256`."""
     settings = {"layers": 2, "width": 64, "heads": 4, "context": 256}
     for pair in filter(None, arguments.split(",")):
         key, _, value = pair.partition("=")
@@ -126,6 +194,12 @@ def from_scratch(arguments: str, seed: int) -> CausalLM:
         settings[key] = number
     if settings["width"] % settings["heads"]:
         raise InputError("policy", arguments, "the width must be a multiple of the heads")
+    return settings
+
+
+def from_scratch(arguments: str, seed: int) -> CausalLM:
+    """A causal transformer of the given sizes over bytes."""
+    settings = sizes(arguments)
     tokenizer: Any = ByT5Tokenizer(extra_ids=0)
     return small_transformer(
         vocabulary=len(tokenizer), layers=settings["layers"], width=settings["width"], heads=settings["heads"],

@@ -18,8 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
-from anypolicy.policies.causal_lm import CausalLM, quiet_transformers
+from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import has_tokenizer
+from anypolicy.policies.text import quiet_transformers
 from anypolicy.runs.seeds import generator
 
 Scale = Literal["none", "standard", "unit"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -80,6 +80,13 @@ class TablePolicy:
             where = torch.zeros(*index.shape, self.hidden_size, dtype=self.dtype).scatter_(2, index[..., None], 1)
         wanted = Logits(all_logp[batch.target], lambda x: x) if logits else None
         return Scores(torch.where(batch.valid, logp, 0), spread, where, wanted)
+
+    def score_masked(
+        self, batch: Batch, masked: Bool[Tensor, "rows tokens"], temperature: float,
+        context_masked: Bool[Tensor, "rows context_tokens"] | None = None,
+    ) -> Float[Tensor, "rows tokens"]:  # fmt: skip
+        """Tokens are independent, so what is masked changes nothing; the prompt is one number and cannot be hidden."""
+        return torch.where(masked, self.score(batch, temperature).logp, 0)
 
     @torch.no_grad()
     def prefill(self, contexts: list[Tokens]) -> tuple[TableState, Tensor]:

@@ -27,15 +27,20 @@ def small_transformer(
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         model = GPT2LMHeadModel(config)
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Embedding):
-                module.weight.normal_(0, 1, generator=rng)
-            elif isinstance(module, Conv1D | nn.Linear):
-                fan_in = module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1]
-                bound = 1 / math.sqrt(fan_in)
-                module.weight.uniform_(-bound, bound, generator=rng)
-                if "bias" in dict(module.named_parameters()):
-                    module.bias.uniform_(-bound, bound, generator=rng)
+    initialise(model, seed)
     return CausalLM(model, tokenizer, (eos_id,))
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> None:
+    """Embeddings N(0, 1), linear layers uniform ±1/√fan_in, from `seed` alone."""
+    rng = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.normal_(0, 1, generator=rng)
+        elif isinstance(module, Conv1D | nn.Linear):
+            fan_in = module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1]
+            bound = 1 / math.sqrt(fan_in)
+            module.weight.uniform_(-bound, bound, generator=rng)
+            if "bias" in dict(module.named_parameters()):
+                module.bias.uniform_(-bound, bound, generator=rng)

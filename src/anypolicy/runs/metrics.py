@@ -42,6 +42,7 @@ NAMES: dict[str, str] = {
     "ratio/clipped": "share of trained tokens whose gradient the clip has set to 0",
     "kl/behaviour": "mean logp_old − logp of trained tokens, in nats",
     "kl/k3": "of a controller: mean ρ − 1 − ln ρ of the passes over a rollout, an estimate of the same",
+    "elbo/gap_max": "of losses on evidence lower bounds: largest ℓ_θ − ℓ_old of a response, in nats",
     "kl/ref": "mean k3 estimate of the divergence to the reference policy, in nats",
     "value/mean": "mean of the value head over trained tokens",
     "value/explained": "of a controller: 1 − var(return − V)/var(return) before the update",

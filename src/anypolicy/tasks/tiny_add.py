@@ -1,12 +1,14 @@
 """Tiny addition: a two-layer transformer that has half learnt to add, and the whole pipeline around it.
 
-Prompt: a + b =, three zero-padded digits each (8 tokens); answer: four digits, least significant first, then EOS.
+Prompt: a + b =, three zero-padded digits each (8 tokens); answer: four digits, least significant first, then EOS. The
+policy is a causal transformer or, on request, a masked-diffusion one.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +16,12 @@ from torch import Tensor, nn
 
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.engines.base import Request, Sampling
-from anypolicy.engines.native import NativeEngine
+from anypolicy.engines.choose import engine_for
 from anypolicy.errors import InputError
+from anypolicy.parts.elbo import elbo_sample, random_mask
 from anypolicy.policies.base import Policy
 from anypolicy.policies.causal_lm import CausalLM
+from anypolicy.policies.masked_diffusion import MaskedDiffusionLM, small_denoiser
 from anypolicy.policies.transformer import small_transformer
 from anypolicy.runs.seeds import generator, numpy_generator
 from anypolicy.tasks.base import Score
@@ -25,6 +29,8 @@ from anypolicy.tasks.pretrained import trained_once
 from anypolicy.tasks.split import place
 
 PLUS, EQUALS, EOS, DOT, PAD = range(10, 15)
+MASK = 15
+LENGTH = 8
 SHARES = (0.5, 0.3, 0.2)
 RECIPE = 1
 
@@ -56,12 +62,13 @@ class TinyAdd:
     have one wrong digit.
 
     The starting policy ("base") is trained by supervised steps until its accuracy at temperature 1, mean over the
-    classes, reaches `base_accuracy`; it is kept in the cache, one for each seed.
+    classes, reaches `base_accuracy`; it is kept in the cache, one for each seed. `policy` is its kind.
     """
 
     def __init__(
         self, seed: int, *, prompts: int = 600, heldout: int = 300, base_accuracy: float = 0.4,
         references: bool = False, reference_accuracy: float = 1.0,
+        policy: Literal["causal", "masked-diffusion"] = "causal",
     ):  # fmt: skip
         if not 0 <= base_accuracy < 1:
             raise InputError("tiny-add.base_accuracy", base_accuracy, "use a share in [0, 1)")
@@ -70,7 +77,7 @@ class TinyAdd:
         for field, count in (("prompts", prompts), ("heldout", heldout)):
             if count < 1:
                 raise InputError(f"tiny-add.{field}", count, "use a whole number above 0")
-        self.name, self.max_tokens, self.base_accuracy = "tiny-add", 8, base_accuracy
+        self.name, self.max_tokens, self.base_accuracy, self.policy = "tiny-add", LENGTH, base_accuracy, policy
         self.suggested = {"lr": 3e-4, "prompts": 32}
         rng = numpy_generator(seed, "tiny-add", "prompts")
         self.train = self.draw(rng, prompts, held=False)
@@ -102,10 +109,16 @@ class TinyAdd:
 
     def make_policy(self, seed: int) -> Policy:
         """The base of this seed, from the cache or trained now."""
-        policy = small_transformer(
-            vocabulary=15, layers=2, width=48, heads=4, context_length=24, seed=seed, eos_id=EOS, pad_id=PAD
-        )
         facts = [RECIPE, seed, self.base_accuracy]
+        if self.policy == "causal":
+            policy = small_transformer(
+                vocabulary=15, layers=2, width=48, heads=4, context_length=24, seed=seed, eos_id=EOS, pad_id=PAD
+            )
+        else:
+            facts.append(self.policy)
+            policy = small_denoiser(
+                vocabulary=16, layers=2, width=48, heads=4, context_length=24, seed=seed, eos_id=EOS, mask_id=MASK
+            )
         trained_once(policy, "tiny-add", facts, lambda: train_base(policy, seed, self.base_accuracy))
         return policy
 
@@ -118,31 +131,35 @@ def held_out(a: int, b: int) -> bool:
 def class_accuracy(policy: Policy, rng: np.random.Generator, sampler: torch.Generator, n: int) -> list[float]:
     """Accuracy at temperature 1 on n random problems of each class, held-out pairs included."""
     out: list[float] = []
-    engine = NativeEngine(policy)
+    engine = engine_for(policy)
     for k in (1, 2, 3):
         pairs = rng.integers(0, 10**k, (n, 2)).tolist()
         requests = [Request(np.array(prompt_ids(a, b), np.int64)) for a, b in pairs]
-        answers = engine.generate(requests, Sampling(8), sampler)
-        right = [tuple(s.response.tolist()) == answer_ids(*p) for p, [(s, _)] in zip(pairs, answers, strict=True)]
+        answers = engine.generate(requests, Sampling(LENGTH), sampler)
+        right = [tuple(s.answer.tolist()) == answer_ids(*p) for p, [(s, _)] in zip(pairs, answers, strict=True)]
         out.append(sum(right) / n)
     return out
 
 
-def train_base(policy: CausalLM, seed: int, target: float, limit: int = 4000) -> None:
-    """Supervised steps (AdamW 1e-3, weight decay 0.01, batch 128, classes 0.5/0.3/0.2, loss on the answer's tokens),
-    until the class-mean accuracy, looked at every 20 steps, reaches the target. Held-out pairs are never seen."""
+def train_base(policy: CausalLM | MaskedDiffusionLM, seed: int, target: float) -> None:
+    """Supervised steps (AdamW, weight decay 0.01, batch 128, classes 0.5/0.3/0.2) until the class-mean accuracy reaches
+    the target: on the answer's tokens at 1e-3, looked at every 20 steps, or on the evidence lower bound of a
+    masked-diffusion policy at 3e-3, looked at every 100. Held-out pairs are never seen."""
     rng = numpy_generator(seed, "tiny-add", "base")
-    optimiser = torch.optim.AdamW(policy.module.parameters(), lr=1e-3, weight_decay=0.01)
-    print(
-        f"tiny-add: training the base policy of seed {seed} (about half a minute, kept in the cache)", file=sys.stderr
-    )
+    causal = isinstance(policy, CausalLM)
+    limit, long = (4000, "about half a minute") if causal else (10_000, "some minutes")
+    optimiser = torch.optim.AdamW(policy.module.parameters(), lr=1e-3 if causal else 3e-3, weight_decay=0.01)
+    print(f"tiny-add: training the base policy of seed {seed} ({long}, kept in the cache)", file=sys.stderr)
     for step in range(limit):
-        if step % 20 == 0:
+        if step % (20 if causal else 100) == 0:
             sampler = generator(seed, "tiny-add", "base", step)
             if sum(class_accuracy(policy, rng, sampler, 512)) / 3 >= target:
                 return
         tokens = torch.tensor([prompt_ids(*p) + answer_ids(*p) for p in pairs(rng, 128)])
-        loss = answer_loss(policy, tokens)
+        if isinstance(policy, CausalLM):
+            loss = answer_loss(policy, tokens)
+        else:
+            loss = masked_loss(policy, tokens, generator(seed, "tiny-add", "masks", step))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.module.parameters(), 1.0)
@@ -167,3 +184,16 @@ def answer_loss(policy: CausalLM, tokens: Tensor) -> Tensor:
     """Mean cross-entropy of the five answer tokens."""
     logits = policy.module(input_ids=tokens[:, :-1]).logits[:, -5:]
     return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, -5:].flatten())
+
+
+def masked_loss(policy: MaskedDiffusionLM, tokens: Tensor, rng: torch.Generator) -> Tensor:
+    """−ELBO a token of the answers, filled up with EOS, on one random mask each."""
+    tokens = nn.functional.pad(tokens, (0, LENGTH - 5), value=EOS)
+    answer = torch.zeros_like(tokens, dtype=torch.bool)
+    answer[:, -LENGTH:] = True
+    uniform, level = torch.rand(tokens.shape, generator=rng), torch.rand(len(tokens), generator=rng)
+    masked, weight = random_mask(uniform, level, answer, "count")
+    z = policy.predict(tokens.masked_fill(masked, MASK), torch.ones_like(masked), masked)
+    logp = -nn.functional.cross_entropy(z, tokens[masked], reduction="none")
+    ell = elbo_sample(torch.zeros(tokens.shape).masked_scatter(masked, logp), masked, weight)
+    return -ell.mean() / LENGTH

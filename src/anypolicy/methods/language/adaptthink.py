@@ -138,7 +138,7 @@ class ReferenceReward:
             requests = [Request(world.policy.encode(p), self.samples) for p in new]
             rng = named_generator(world.seed, "reference", new[0].id)
             for p, answers in zip(new, world.reference.generate(requests, world.sampling, rng), strict=True):
-                scores = self.scores(world, p, [segment.response for segment, _ in answers])
+                scores = self.scores(world, p, [segment.answer for segment, _ in answers])
                 known[p.id] = sum(s.reward for s in scores) / len(scores)
         return known
 

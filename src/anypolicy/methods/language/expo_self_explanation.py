@@ -110,7 +110,7 @@ class SelfExplanation:
                 unfinished = stop == "length" and bool(world.policy.stop_ids)
                 if unfinished or not 0 < len(response) <= world.sampling.max_tokens:
                     continue
-                if self.only_correct and not correct(world, prompt, segment.response):
+                if self.only_correct and not correct(world, prompt, segment.answer):
                     continue
                 context = world.policy.encode(prompt)
                 target = resampled_target("explanation", segment, context, response)

@@ -1,0 +1,73 @@
+"""VRPO-OL: policy gradient on the ratio of two ELBO estimates, all masks in one graph. BGPO's baseline.
+
+Paper: arXiv 2510.11683v3, eq. 3–7 (there the online form of LLaDA 1.5's VRPO, arXiv 2505.19223).
+Idea: a masked-diffusion model's likelihood is replaced by a Monte-Carlo estimate of its evidence lower bound, with the
+same masks for both policies.
+Changes: advantage (population std), loss (exp of the mean difference over masks), optimiser (AdamW 5e-7).
+Silent: as BGPO. The paper has 4 masks (2 on code), the most its memory held.
+Differs: not known; the online form was not published by itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from anypolicy.catalogue import Card, method
+from anypolicy.data.batch import Batch
+from anypolicy.errors import InputError
+from anypolicy.loops.elbo import denoiser, elbo_distances, elbo_samples, row_advantage
+from anypolicy.loops.recipe import GroupRecipe, LossTerms, World
+from anypolicy.methods.language.bgpo import bgpo, elbo_ratio
+from anypolicy.parts.elbo import MaskDraw
+from anypolicy.policies.base import Policy
+
+
+@dataclass(frozen=True)
+class RatioLoss:
+    """−R̂, mean over responses: one part that holds the graphs of all masks."""
+
+    samples: int = 4
+    draw: MaskDraw = "count"
+    needs_entropy = needs_reference = False
+    whole_responses = any_behaviour = True
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError("samples", self.samples, "use at least 1 mask for each response")
+
+    def check(self, world: World) -> None:
+        denoiser(world.policy)
+
+    def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
+        assert batch.advantage is not None
+        return (batch.mask & (batch.advantage != 0)).any(1) & (batch.weight != 0)
+
+    def before(self, policy: Policy, batch: Batch, temperature: float) -> Float[Tensor, "rows samples"]:
+        return torch.stack(list(elbo_samples(policy, batch, batch.mask, temperature, self.samples, self.draw)), 1)
+
+    def passes(self, policy: Policy, batch: Batch, temperature: float) -> Iterator[LossTerms]:
+        ell = self.before(policy, batch, temperature)
+        d = ell - (ell.detach() if batch.before is None else batch.before[:, : self.samples])
+        objective = batch.weight * elbo_ratio(d, row_advantage(batch))
+        term = -objective.sum() / max(batch.counted().sequences, 1)
+        yield LossTerms({"ratio": term}, elbo_distances(d.detach().mean(1), batch, 1))
+
+
+@method(
+    Card(
+        title="Variance-Reduced Preference Optimization, online form",
+        paper="arXiv 2505.19223",
+        year=2025,
+        family="language",
+        idea="importance ratio of two Monte-Carlo estimates of the evidence lower bound on shared masks",
+        changes=("advantage", "loss", "optimiser"),
+        composes_with="samplers, rewards, selections and other advantages; needs a masked-diffusion policy",
+        claim="baseline of BGPO's claim",
+    )
+)
+def vrpo_ol(group_size: int = 8, samples: int = 4, draw: MaskDraw = "count") -> GroupRecipe:
+    """Group-normalised rewards, 4 masks a response in one graph, one AdamW step of 5e-7 a batch."""
+    return replace(bgpo(group_size), loss=RatioLoss(samples, draw))
