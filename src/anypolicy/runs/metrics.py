@@ -63,6 +63,15 @@ NAMES: dict[str, str] = {
     "eval/return": "of a controller: mean undiscounted return of the evaluation's episodes",
     "eval/return_se": "its standard error",
     "eval/success": "share of these episodes in which the environment said that the goal was reached",
+    "eval/error": "of a diffusion model: mean squared error of its prediction of the noise on held-out preferred samples, "
+    "mean over their numbers, the same noise and times in every evaluation",
+    "eval/distance": "of a diffusion model: distance of its samples to held-out preferred ones; Fréchet distance of a "
+    "classifier's hidden features, or energy distance of points",
+    "eval/recognised": "share of its samples in which a classifier sees the class that was asked for",
+    "eval/preferred": "share of its samples that are of the preferred kind",
+    "eval/balance": "of ring8: smallest share of a good cluster, times their number, over the share of all of them",
+    "error/winner": "of a diffusion model: mean squared error on the noise of preferred samples in the batch",
+    "error/loser": "the same for the other samples of the pairs, at the same noise and times",
     "episode/return": "of a controller: mean return of the episodes that ended, exploration included",
     "episode/length": "mean steps of these episodes",
     "episode/success": "share of them that reached the goal, where the environment says so",
