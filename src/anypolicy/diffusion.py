@@ -125,7 +125,9 @@ def plan(method: str, settings: DiffusionSettings, knobs: dict[str, Any] | None 
         if name in numbers and not numbers[name] > 0:
             raise InputError(f"{method}.{name}", numbers[name], "use a number above 0")
     if recipe.needs_pairs and task.losers is None:
-        raise InputError("task", settings.task, f"{method} learns from pairs: give `chosen` and `rejected` in every line")
+        raise InputError(
+            "task", settings.task, f"{method} learns from pairs: give `chosen` and `rejected` in every line"
+        )
     if settings.policy is None and task.base is None:
         raise InputError("policy", None, "name the model to start from: a pipeline, or a run's policy/ folder")
     if settings.policy == "fresh" and task.fresh is None:
@@ -172,9 +174,10 @@ def fits(model: DiffusionModel, p: DiffusionPlan) -> None:
     pixels = getattr(model, "pixels", None)
     shape = (3, pixels, pixels) if pixels else model.shape
     if tuple(samples.shape[1:]) != shape or isinstance(model, PipelineModel) != isinstance(labels[0], str):
-        told = " × ".join(map(str, samples.shape[1:]))
-        allowed = f"it makes {' × '.join(map(str, shape))}, the task has {told} of {'prompts' if isinstance(labels[0], str) else 'classes'}"
-        raise InputError("policy", p.settings.policy, allowed + (f" (set :size={pixels})" if pixels else ""))
+        makes, has = (" × ".join(map(str, x)) for x in (shape, samples.shape[1:]))
+        kind = "prompts" if isinstance(labels[0], str) else "classes"
+        hint = f" (set :size={pixels})" if pixels else ""
+        raise InputError("policy", p.settings.policy, f"it makes {makes}, the task has {has} of {kind}{hint}")
     for label in p.task.labels:
         model.condition([label])
 
@@ -302,10 +305,11 @@ def explain(p: DiffusionPlan) -> str:
     shown = [f"  {k:<14} {v}" for k, v in vars(p.recipe.learner).items()]
     fit = ", ".join(f"{k} {v}" for k, v in task.suggested.items() if k in p.knobs and p.knobs[k] == v)
     return "\n".join([
-        f"{p.method} on {s.task}: {pairs}, {len(task.heldout)} held out", f"starts from {s.policy or 'the model of the task'}",
-        "", f"  {'batch':<14} {p.recipe.batch}", *shown, "",
+        f"{p.method} on {s.task}: {pairs}, {len(task.heldout)} held out",
+        f"starts from {s.policy or 'the model of the task'}", "", f"  {'batch':<14} {p.recipe.batch}", *shown, "",
         *([f"  that fit this task: {fit}"] if fit else []),
-        f"  the run: {s.steps:,} updates on {s.threads} thread(s), evaluated every {s.eval_every:,} on {s.eval_samples} samples",
+        f"  the run: {s.steps:,} updates on {s.threads} thread(s), evaluated every {s.eval_every:,} on "
+        f"{s.eval_samples} samples",
     ])  # fmt: skip
 
 
@@ -316,7 +320,8 @@ def summary(run: DiffusionRun, where: Path) -> str:
     return "\n".join([
         "", *(f"{k.removeprefix('eval/'):<12} {first[k]:.4f}  →  {last[k]:.4f}" for k in names),
         f"report {where}   ({run.seconds:.0f} s)",
-        f"next: anypolicy resume {run.path} --steps {2 * last['step']}   # or: anypolicy eval {run.path} --samples 2000",
+        f"next: anypolicy resume {run.path} --steps {2 * last['step']}   # or: anypolicy eval {run.path} --samples "
+        "2000",
     ])  # fmt: skip
 
 

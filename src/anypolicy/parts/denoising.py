@@ -21,9 +21,9 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 
 def noised(
-    x0: Float[Tensor, "batch *shape"], noise: Float[Tensor, "batch *shape"], kept: Float[Tensor, " batch"],
+    x0: Float[Tensor, batch *shape], noise: Float[Tensor, batch *shape], kept: Float[Tensor, " batch"],
     prediction: Prediction,
-) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:  # fmt: skip
+) -> tuple[Float[Tensor, batch *shape], Float[Tensor, batch *shape]]:  # fmt: skip
     """x_t, and what the network is to predict of it: ε, or v = √ᾱ ε − √(1 − ᾱ) x₀ (arXiv 2202.00512)."""
     x, e, k = x0.flatten(1), noise.flatten(1), kept[:, None]
     target = e if prediction == "epsilon" else k.sqrt() * e - (1 - k).sqrt() * x
@@ -31,7 +31,7 @@ def noised(
 
 
 def denoising_error(
-    predicted: Float[Tensor, "batch *shape"], target: Float[Tensor, "batch *shape"]
+    predicted: Float[Tensor, batch * shape], target: Float[Tensor, batch * shape]
 ) -> Float[Tensor, " batch"]:
     """m: squared error of every sample, mean over its numbers."""
     return (predicted - target).square().flatten(1).mean(1)
@@ -45,18 +45,18 @@ def preference_inside(
     value = -0.5 * beta * ((winner - reference_winner) - sign * (loser - reference_loser))
     if not value.isfinite().all():
         row = int((~value.isfinite()).nonzero()[0])
-        raise InputError("denoising error", f"not finite in row {row}", "lower the learning rate, or look at that image")
+        raise InputError(
+            "denoising error", f"not finite in row {row}", "lower the learning rate, or look at that image"
+        )
     return value
 
 
 def preference_loss(inside: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
     """−log σ(inside) of every pair."""
-    return functional.softplus(-inside)
+    return -functional.logsigmoid(inside)
 
 
-def frechet(
-    a: Float[Tensor, "n features"], b: Float[Tensor, "m features"]
-) -> float:
+def frechet(a: Float[Tensor, "n features"], b: Float[Tensor, "m features"]) -> float:
     """‖μ_a − μ_b‖² + tr(C_a + C_b − 2 (C_a C_b)^½) of two sets of features taken as Gaussian (arXiv 1706.08500)."""
     for name, rows in (("generated", a), ("real", b)):
         if len(rows) < 2:

@@ -109,9 +109,10 @@ def samples_of(
 
 def pretrain(
     model: DiffusionModel, draw: Callable[[torch.Generator], tuple[Tensor, Sequence[Label]]], updates: int, lr: float,
-    seed: int,
+    seed: int, tick: Callable[[str], None] = lambda _: None,
 ) -> None:  # fmt: skip
-    """Fit a model from scratch to what `draw` gives: pictures in [0, 1] (or points) and their labels."""
+    """Fit a model from scratch to what `draw` gives: pictures in [0, 1] (or points) and their labels; `tick` is called
+    after every tenth of the updates."""
     optimiser = torch.optim.Adam(model.module.parameters(), lr=lr)
     for step in range(updates):
         rng = named(seed, "pretrain", step)
@@ -121,6 +122,8 @@ def pretrain(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        if (step + 1) % max(updates // 10, 1) == 0:
+            tick(f"loss {float(loss.detach()):.3f}")
 
 
 def class_rows(labels: Sequence[Label], classes: int) -> Int[Tensor, " labels"]:
@@ -138,8 +141,8 @@ class PointDiffusion:
     prediction: Prediction = "epsilon"
 
     def __init__(
-        self, seed: int, *, classes: int = 1, dimensions: int = 2, hidden: Sequence[int] = (96, 96, 96), steps: int = 20,
-        low: float = 1e-3, high: float = 0.4,
+        self, seed: int, *, classes: int = 1, dimensions: int = 2, hidden: Sequence[int] = (96, 96, 96),
+        steps: int = 20, low: float = 1e-3, high: float = 0.4,
     ):  # fmt: skip
         self.config = {"classes": classes, "dimensions": dimensions, "hidden": list(hidden), "steps": steps,
                        "low": low, "high": high}  # fmt: skip

@@ -55,7 +55,7 @@ class UNetModel:
 
     @classmethod
     def fresh(cls, seed: int, *, size: int, channels: int, classes: int, widths: Sequence[int]) -> UNetModel:
-        """Untrained: attention everywhere but at full resolution, T = 1,000 with a cosine schedule, DDIM in 20 steps."""
+        """Untrained: attention below full resolution, T = 1,000 with a cosine schedule, DDIM in 20 steps."""
         diffusers = library()
         depth = len(widths)
         with torch.random.fork_rng(devices=[]):
@@ -103,7 +103,7 @@ class UNetModel:
 
 class PipelineModel:
     """A text-to-image pipeline of Stable Diffusion's kind: its UNet is trained; text encoder and autoencoder stay as
-    they are. Sampling is that of the pipeline's own scheduler with classifier-free guidance against the empty prompt."""
+    they are. Sampling is its own scheduler's, with classifier-free guidance against the empty prompt."""
 
     def __init__(self, pipeline: Any, *, steps: int = 50, guidance: float = 7.5):
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler

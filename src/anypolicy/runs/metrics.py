@@ -63,8 +63,8 @@ NAMES: dict[str, str] = {
     "eval/return": "of a controller: mean undiscounted return of the evaluation's episodes",
     "eval/return_se": "its standard error",
     "eval/success": "share of these episodes in which the environment said that the goal was reached",
-    "eval/error": "of a diffusion model: mean squared error of its prediction of the noise on held-out preferred samples, "
-    "mean over their numbers, the same noise and times in every evaluation",
+    "eval/error": "of a diffusion model: mean squared error of its prediction of the noise on held-out preferred "
+    "samples, mean over their numbers, the same noise and times in every evaluation",
     "eval/distance": "of a diffusion model: distance of its samples to held-out preferred ones; Fréchet distance of a "
     "classifier's hidden features, or energy distance of points",
     "eval/recognised": "share of its samples in which a classifier sees the class that was asked for",

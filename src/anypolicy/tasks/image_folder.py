@@ -1,6 +1,6 @@
 """A folder of images with metadata.jsonl, in the layout of Hugging Face's image folders.
 
-Every line has `text` and `file_name` (a preferred image), or `text`, `chosen` and `rejected` (two images of one prompt).
+Every line has `text` and `file_name` (a preferred image), or `text`, `chosen` and `rejected` (two images of a prompt).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ring: points of eight clusters on a circle, three of which are preferred.
 
-Radius 2, standard deviation 0.15; clusters 0, 1 and 2 are the good ones. A perceptron is trained on all eight; the winners
-are 200 points of the good ones, the losers 200 of the others. Everything about the truth is known.
+Radius 2, standard deviation 0.15; clusters 0, 1 and 2 are the good ones. A perceptron is trained on all eight; the
+winners are 200 points of the good ones, the losers 200 of the others. Everything about the truth is known.
 """
 
 from __future__ import annotations
@@ -81,6 +81,6 @@ def ring8(*, winners: int = 200, base: int = 0) -> PictureTask:
     return PictureTask(
         "ring8", made["winners"], made["losers"], made["heldout"], [0], start, PointDiffusion,
         lambda samples, _: judge(samples, made["heldout"].points),
-        lambda: "the known distribution: preferred are samples within 3 standard deviations of one of the three good centres",
+        lambda: "the known distribution: preferred is what lies within 3 standard deviations of a good centre",
         {"beta": 2.0, "batch": 64, "lr": 1e-3, "warmup": 0, "weight_decay": 0.0, "stage": 42},
     )  # fmt: skip

@@ -22,12 +22,13 @@ from anypolicy.errors import InputError
 from anypolicy.parts.denoising import frechet
 from anypolicy.policies.denoisers import DiffusionModel, Label, pretrain
 from anypolicy.policies.image_models import UNetModel
+from anypolicy.progress import counting
 from anypolicy.runs.seeds import numpy_generator
 from anypolicy.tasks.pictures import PictureTask
 from anypolicy.tasks.pretrained import trained_once
 
 Score = Callable[[Tensor], Float[Tensor, " n"]]
-UPDATES, BATCH, LR = 3000, 128, 1e-3
+UPDATES, BATCH, LR = 1500, 64, 2e-3
 """How the models that learning starts from are trained."""
 
 
@@ -65,7 +66,7 @@ class Judge:
         from sklearn.neural_network import MLPClassifier
 
         self.score, self.word = score, word
-        self.classifier = MLPClassifier((64,), max_iter=300, random_state=0)
+        self.classifier = MLPClassifier((64,), max_iter=300, tol=1e-3, random_state=0)
         self.classifier.fit(train.images.flatten(1).numpy(), train.labels)
         self.medians = medians(train, score)
         self.real = preferred(heldout, self.medians, score)
@@ -131,11 +132,13 @@ def task_of(
     def draw(rng: torch.Generator) -> tuple[Tensor, list[Label]]:
         return train.take(torch.randint(len(train), (BATCH,), generator=rng).tolist())
 
+    def fit(model: DiffusionModel) -> None:
+        with counting(10, f"{name}: the model to start from, once", quiet=False) as tick:
+            pretrain(model, draw, UPDATES, LR, 0, tick)
+
     def base() -> DiffusionModel:
         model = fresh(0)
-        trained_once(
-            model, name, [UPDATES, BATCH, LR, widths], lambda: pretrain(model, draw, UPDATES, LR, 0)
-        )  # fmt: skip
+        trained_once(model, name, [UPDATES, BATCH, LR, widths], lambda: fit(model))
         return model
 
     return PictureTask(
@@ -161,7 +164,7 @@ def digits(*, winners: int = 10_000) -> PictureTask:
     order, cut = numpy_generator(0, "digits").permutation(len(images)), len(images) // 5
     held, train = (Pictures(images[i], found.target[i].tolist()) for i in (order[:cut], order[cut:]))
     suggested = {"beta": 20.0, "batch": 64, "lr": 1e-4, "warmup": 0}
-    return task_of("digits", train, held, ink, "more ink", (32, 64), winners, suggested)
+    return task_of("digits", train, held, ink, "more ink", (16, 32), winners, suggested)
 
 
 def photos(*, winners: int = 10_000) -> PictureTask:
@@ -178,4 +181,4 @@ def photos(*, winners: int = 10_000) -> PictureTask:
     order = numpy_generator(0, "photos").permutation(len(sets[0]))
     mixed = Pictures(sets[0].images[order], [sets[0].labels[i] for i in order])
     suggested = {"beta": 250.0, "batch": 64, "lr": 1e-4, "warmup": 0}
-    return task_of("photos", mixed, sets[1], sharpness, "sharper", (32, 64, 64), winners, suggested)
+    return task_of("photos", mixed, sets[1], sharpness, "sharper", (16, 32, 64), winners, suggested)

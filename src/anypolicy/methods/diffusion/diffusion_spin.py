@@ -6,8 +6,8 @@ it makes the preferred ones itself.
 Changes: who makes the losers: the last checkpoint, which is the reference too.
 Silent: nothing was taken from the paper itself; this is the baseline as it stands beside SePPO (arXiv 2410.05255), with
 SePPO's stages of 30 updates and Diffusion-DPO's β and rate.
-Differs: the paper's loss is over whole trajectories of the reverse process; here, as in Diffusion-DPO, of one time drawn
-for each sample. It trains many epochs an iteration on samples made beforehand; here they are made as they are needed.
+Differs: the paper's loss is over whole trajectories of the reverse process; here, as in Diffusion-DPO, of one time
+drawn for each sample. It trains many epochs an iteration on samples made beforehand; here they are made when needed.
 """
 
 from anypolicy.catalogue import Card, method
