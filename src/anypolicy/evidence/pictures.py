@@ -16,7 +16,7 @@ def grid(images: Float[Tensor, "n channels height width"], columns: int) -> byte
     """Pictures in [0, 1], row by row, a white line between them."""
     from PIL import Image
 
-    x = (images.clamp(0, 1) * 255).round().to(dtype=images.dtype).permute(0, 2, 3, 1).numpy().astype(np.uint8)
+    x = (images.clamp(0, 1) * 255).round().permute(0, 2, 3, 1).numpy().astype(np.uint8)
     x = np.repeat(x, 3, 3) if x.shape[3] == 1 else x
     n, height, width, _ = x.shape
     rows = -(-n // columns)
