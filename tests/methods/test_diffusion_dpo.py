@@ -43,7 +43,7 @@ def test_one_pass_over_pairs_is_two_over_samples():
     reference = learner.pools["reference"][0]
     m = [error_of(model, x, noise, t, condition, w) for w in (None, reference) for x in (winner, loser)]
     inside = -1.5 * ((m[0] - m[1]) - (m[2] - m[3]))
-    assert log["margin"] == pytest.approx(float(inside.mean()), rel=1e-5)
+    assert log["pairs/margin"] == pytest.approx(float(inside.mean()), rel=1e-5)
     assert log["loss/preference"] == pytest.approx(float(torch.nn.functional.softplus(-inside).mean()), rel=1e-6)
     assert log["pairs/accuracy"] == pytest.approx(float((inside > 0).float().mean()))
 
@@ -54,7 +54,7 @@ def test_equal_samples_of_a_pair_teach_nothing():
     learner = diffusion_dpo(batch=8, lr=0.1, warmup=0, weight_decay=0.0).learner(model, 0)
     x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
     log = learner.update(Batch(x, model.condition([0] * 8), x), 0, torch.Generator())
-    assert log["margin"] == 0 and log["loss/preference"] == pytest.approx(0.693147, abs=1e-6)
+    assert log["pairs/margin"] == 0 and log["loss/preference"] == pytest.approx(0.693147, abs=1e-6)
     assert log["grad_norm"] < 1e-4
 
 

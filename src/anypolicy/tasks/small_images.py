@@ -28,7 +28,7 @@ from anypolicy.tasks.pictures import PictureTask
 from anypolicy.tasks.pretrained import trained_once
 
 Score = Callable[[Tensor], Float[Tensor, " n"]]
-UPDATES, BATCH, LR = 1500, 64, 2e-3
+UPDATES, BATCH, LR = 1500, 64, 1e-3
 """How the models that learning starts from are trained."""
 
 

@@ -51,7 +51,12 @@ class PairPreferenceLearner:
         s, model, n = self.settings, self.model, len(batch.winner)
         assert batch.loser is not None
         noise, t = drawn(model, n, rng)
-        seen: dict[str, list[Tensor]] = {"loss/preference": [], "margin": [], "error/winner": [], "error/loser": []}
+        seen: dict[str, list[Tensor]] = {
+            "loss/preference": [],
+            "pairs/margin": [],
+            "error/winner": [],
+            "error/loser": [],
+        }
         for p in pieces(n, model.micro):
             pairs = (batch.winner[p], batch.loser[p], noise[p], t[p], batch.condition[p])
             with torch.no_grad():
@@ -63,7 +68,7 @@ class PairPreferenceLearner:
             for name, value in zip(seen, (loss, inside, *errors), strict=True):
                 seen[name].append(value.detach())
         log = {name: mean_of(values) for name, values in seen.items()}
-        log["pairs/accuracy"] = mean_of([(x > 0).float() for x in seen["margin"]])
+        log["pairs/accuracy"] = mean_of([(x > 0).float() for x in seen["pairs/margin"]])
         return log | descend(self.optimisers["optimiser"], step, s.warmup, s.clip)
 
 
@@ -77,7 +82,6 @@ class PairPreferenceLearner:
         ("loss", "data"),
         "any diffusion model and pairs of samples of one condition",
         "pairs of images make a diffusion model better than fine-tuning on their winners does",
-        metrics={"margin": "mean of what the logistic loss is taken of: β/2 times the gain on winners over losers"},
     ),
     trains="diffusion-model",
 )

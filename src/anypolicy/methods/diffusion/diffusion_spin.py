@@ -26,7 +26,6 @@ from anypolicy.methods.diffusion.seppo import seppo
         "any diffusion model and preferred samples alone",
         "self-play goes on improving where fine-tuning on the same samples stops",
         metrics={
-            "margin": "mean of what the logistic loss is taken of",
             "sign": "1: rivals are always pushed down",
             "behind": "share of the batch on which the last checkpoint denoises the preferred sample better",
             "reference": "0: one checkpoint is kept",

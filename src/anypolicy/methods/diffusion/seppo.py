@@ -87,8 +87,8 @@ class SemiPolicyLearner:
         """L = −log σ(−½β[(m_θ(x_w) − m_ref(x_w)) − s (m_θ(x_r) − m_ref(x_r))]), mean over the batch."""
         s, model, n = self.settings, self.model, len(batch.winner)
         noise, t = drawn(model, n, rng)
-        seen: dict[str, list[Tensor]] = {"loss/preference": [], "margin": [], "error/winner": [], "error/loser": [],
-                                         "sign": []}  # fmt: skip
+        names = ("loss/preference", "pairs/margin", "error/winner", "error/loser", "sign")
+        seen = {name: list[Tensor]() for name in names}
         behind = list[Tensor]()
         for p in pieces(n, model.micro):
             pairs = (batch.winner[p], rivals[p], noise[p], t[p], batch.condition[p])
@@ -117,7 +117,6 @@ class SemiPolicyLearner:
         "any diffusion model and preferred samples alone",
         "without the flipper it falls below fine-tuning; references drawn at random beat the first and the last",
         metrics={
-            "margin": "mean of what the logistic loss is taken of",
             "sign": "mean of s over the batch: 1 pushes rivals down, −1 pulls them up, 0 leaves them out",
             "behind": "share of the batch on which the reference denoises the preferred sample better than the model; "
             "it rises when training overshoots",
