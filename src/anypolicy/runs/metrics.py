@@ -47,8 +47,8 @@ NAMES: dict[str, str] = {
     "value/explained": "of a controller: 1 − var(return − V)/var(return) before the update",
     "pairs/accuracy": "of a reward model: share of the step's pairs whose chosen response scores higher; of a "
     "diffusion model: share whose loss is below log 2",
-    "pairs/margin": "of a reward model: mean score of chosen minus rejected responses, before the update; of a diffusion "
-    "model: mean of what the logistic loss is taken of",
+    "pairs/margin": "of a reward model: mean score of chosen minus rejected responses, before the update; of a "
+    "diffusion model: mean of what the logistic loss is taken of",
     "grad_norm": "norm of the policy's gradient before clipping, mean over updates",
     "grad_norm/critic": "the same for the value head",
     "lr": "learning rate, mean over updates",

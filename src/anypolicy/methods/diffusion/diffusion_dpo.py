@@ -51,12 +51,8 @@ class PairPreferenceLearner:
         s, model, n = self.settings, self.model, len(batch.winner)
         assert batch.loser is not None
         noise, t = drawn(model, n, rng)
-        seen: dict[str, list[Tensor]] = {
-            "loss/preference": [],
-            "pairs/margin": [],
-            "error/winner": [],
-            "error/loser": [],
-        }
+        names = ("loss/preference", "pairs/margin", "error/winner", "error/loser")
+        seen = {name: list[Tensor]() for name in names}
         for p in pieces(n, model.micro):
             pairs = (batch.winner[p], batch.loser[p], noise[p], t[p], batch.condition[p])
             with torch.no_grad():
