@@ -84,7 +84,7 @@ def on_a_lock(stage: Any) -> Any:
 def lock_loop(recipe: GroupRecipe, *, seed: int = 0, prompts: int = 8, micro_tokens: int = 1 << 20, **settings):
     """A loop on a small tabular lock; AdamW 0.1 unless the recipe is changed by the caller."""
     kind = LastTokenLock if hasattr(recipe.reward, "marks") else TabularLock
-    task = kind(seed, **({"prompts": 16, "length": 3, "references": True, "hints": True} | settings))
+    task = kind(seed, **({"prompts": 16, "length": 3, "references": True, "hints": True, "recorded": 4} | settings))
     policy = task.make_policy(seed)
     world = World(policy, NativeEngine(policy), task, Sampling(task.max_tokens), seed)
     recipe = replace(

@@ -21,6 +21,7 @@ EXAMPLES = """Any policy learns by any published method.
   anypolicy train ngrpo --task reasoning-gym/chain_sum --policy smollm2-135m
   anypolicy train grpo+ngrpo.advantage+sapo.loss+vade.sampler --task my_prompts.jsonl
   anypolicy resume runs/ngrpo-tiny-add-0
+  anypolicy train dpo --task preferences.jsonl --policy smollm2-135m
   anypolicy compare grpo ngrpo --task tabular-lock --seeds 5
   anypolicy reproduce ngrpo
   anypolicy train sac --task gym/HalfCheetah-v5 --steps 100000
@@ -238,6 +239,7 @@ def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
         seeds: int = 5,
         metric: str | None = None,
         workers: int = 1,
+        equal_kl: bool = False,
         quiet: bool = False,
     ) -> None:
         """Train methods with the same seeds and judge the difference.
@@ -252,6 +254,7 @@ def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
             seeds: runs of each method, with the same seeds in all
             metric: a name of the evaluation rows, e.g. eval/accuracy or probe/success
             workers: processes; give each run --threads 1 when using several
+            equal_kl: judge runs at the largest divergence from the reference that all of them reached
             quiet: no progress
         """
         from anypolicy import studies
@@ -263,7 +266,7 @@ def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
         out = given.pop("out")
         study = studies.compare(
             list(methods), task=task, seeds=seeds, out=out, metric=metric, knobs=changed(knobs), workers=workers,
-            quiet=quiet, **given,
+            quiet=quiet, equal_kl=equal_kl, **given,
         )  # fmt: skip
         print(study)
 

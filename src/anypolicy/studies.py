@@ -13,9 +13,9 @@ from anypolicy import catalogue, control, diffusion, training
 from anypolicy.errors import InputError
 from anypolicy.evidence.claims import Verdict, run_claim
 from anypolicy.evidence.compare import Comparison, compare_runs
+from anypolicy.evidence.equal_kl import at_equal_divergence
 from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, save_curves
 from anypolicy.evidence.report import Block, Figure, Samples, Table, Text, write_report
-from anypolicy.loops.evaluate import evaluate as evaluate_world
 from anypolicy.progress import counting
 from anypolicy.runs.checkpoint import latest_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
@@ -76,8 +76,7 @@ def evaluate(path: str | Path, *, prompts: int | None = None, temperature: float
         if (folder := latest_checkpoint(run.path)) is None:
             raise InputError("run", str(path), "it has no checkpoint yet: go on with `anypolicy resume`")
         training.load_into(p, folder, loop)
-        chosen = p.task.heldout[: prompts or p.settings.eval_prompts]
-        log, samples = evaluate_world(world, chosen, temperature)
+        log, samples = training.held_out(p, loop, prompts, temperature)
         run.write_samples("eval", samples)
         return log
 
@@ -91,6 +90,12 @@ def run_summary(run: training.Run, page: Path) -> str:
         lines.append(
             f"held-out accuracy  {held_out(first)}  →  {held_out(last)}   ({last['eval/n']:.0f} prompts, greedy)"
         )
+    if "eval/pair_accuracy" in last:
+        before, after = (f"{r['eval/pair_accuracy']:.3f} [{r['eval/pair_low']:.3f}, {r['eval/pair_high']:.3f}]" for r in
+                         (first, last))  # fmt: skip
+        lines.append(f"held-out pairs in the right order  {before}  →  {after}   ({last['eval/pairs']:.0f} pairs)")
+    if "eval/kl" in last:
+        lines.append(f"divergence from the reference  {last['eval/kl']:.3f} ± {last['eval/kl_se']:.3f} nats a response")
     if "eval/perplexity" in last:
         change = f"{first['eval/perplexity']:.3f}  →  {last['eval/perplexity']:.3f}"
         lines.append(f"held-out perplexity of the reference responses  {change}")
@@ -138,6 +143,7 @@ def run_page(run: training.Run) -> Path:
         drawn = [r for r in rows if "accuracy" in r]
         sampled = Curve("training prompts, sampled", [r["step"] for r in drawn], [[r["accuracy"] for r in drawn]])
         blocks.append(Figure("Accuracy", learning_curves([curve, sampled] if drawn else [curve], y="accuracy")))
+    blocks += reference_figures(evaluations)
     if "eval/perplexity" in evaluations[-1]:
         curve = Curve("held out", steps, [[r["eval/perplexity"] for r in evaluations]])
         blocks.append(Figure("Perplexity of the reference responses", learning_curves([curve], y="perplexity")))
@@ -156,6 +162,24 @@ def run_page(run: training.Run) -> Path:
     with RunDirectory.open(run.path, lock=False) as folder:
         blocks.append(Table("Recipe", ["setting", "value"], list(folder.recipe().items())))
     return write_report(run.path / "report.html", run.path.name, blocks)
+
+
+def reference_figures(evaluations: list[dict[str, Any]]) -> list[Block]:
+    """How held-out pairs are ordered, how far both sides have moved, and the divergence it cost."""
+    steps, last, blocks = [r["step"] for r in evaluations], evaluations[-1], list[Block]()
+
+    def curves(*names: tuple[str, str]) -> list[Curve]:
+        return [Curve(shown, steps, [[r[name] for r in evaluations]]) for name, shown in names]
+
+    if "eval/pair_accuracy" in last:
+        found = learning_curves(curves(("eval/pair_accuracy", "held out")), y="share of pairs")
+        blocks.append(Figure("Pairs in the right order", found))
+        both = curves(("eval/chosen", "chosen"), ("eval/rejected", "rejected"))
+        blocks.append(Figure("Log-ratio to the reference", learning_curves(both, y="nats")))
+    if "eval/kl" in last:
+        found = learning_curves(curves(("eval/kl", "sampled responses")), y="nats a response")
+        blocks.append(Figure("Divergence from the reference", found))
+    return blocks
 
 
 # --- compare ---------------------------------------------------------------------------------------------------------
@@ -203,14 +227,16 @@ def family_of(arm: str) -> Any:
 
 def compare(
     methods: list[str], *, task: str, seeds: int = 5, out: str | Path | None = None, metric: str | None = None,
-    knobs: dict[str, dict[str, Any]] | None = None, workers: int = 1, quiet: bool = False, **settings: Any,
+    knobs: dict[str, dict[str, Any]] | None = None, workers: int = 1, quiet: bool = False, equal_kl: bool = False,
+    **settings: Any,
 ) -> Comparison:  # fmt: skip
     """Train every method with the same seeds and say which is better, by how much, how surely and at what cost.
 
     Runs are kept under `out`; a comparison that was killed goes on where it was. `metric` is a name of the evaluation
     rows, larger is better; by default held-out accuracy, without a verifier the mean log-probability of the held-out
     reference responses, or the task's own probe where there is no held-out split; of controllers the share of
-    successful episodes, or the mean return; of diffusion models the share of preferred samples.
+    successful episodes, or the mean return; of diffusion models the share of preferred samples. With `equal_kl` runs
+    are judged at the largest divergence from the reference that all of them reached, not at their last step.
     """
     if len(methods) < 2 or len(set(methods)) < len(methods):
         raise InputError("methods", methods, "name at least two different methods")
@@ -229,7 +255,7 @@ def compare(
         for arm, seed, rows in run_jobs(jobs, workers):
             ledgers[arm][seed] = rows
             tick(f"{arm} seed {seed}")
-    return summarise(ledgers, metric, folder, task)
+    return summarise(ledgers, metric, folder, task, equal_kl=equal_kl)
 
 
 def run_jobs(jobs: list[Any], workers: int) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
@@ -244,13 +270,18 @@ def run_jobs(jobs: list[Any], workers: int) -> Iterator[tuple[str, int, list[dic
 
 
 def summarise(
-    ledgers: dict[str, dict[int, list[dict[str, Any]]]], metric: str | None, folder: Path, task: str
+    ledgers: dict[str, dict[int, list[dict[str, Any]]]],
+    metric: str | None,
+    folder: Path,
+    task: str,
+    *,
+    equal_kl: bool = False,
 ) -> Comparison:
     """Final values, curves and cost of every arm, judged, and the report written."""
     some = next(iter(next(iter(ledgers.values())).values()))
     names = [k for k in some[-1] if k.startswith(("eval/", "probe/")) and k != "eval/perplexity"]
     unit = "steps" if {"eval/return", "eval/error"} & set(names) else "tokens"
-    known = ("eval/accuracy", "eval/logp", "eval/success", "eval/return", "eval/preferred")
+    known = ("eval/accuracy", "eval/pair_accuracy", "eval/logp", "eval/success", "eval/return", "eval/preferred")
     metric = metric or next((k for k in known if k in names), "probe/success")
     if metric not in names:
         raise InputError("metric", metric, f"the evaluations have {', '.join(names)}", choices=names)
@@ -266,7 +297,13 @@ def summarise(
         }
         steps = [r["step"] for r in next(iter(evaluations.values()))]
         curves.append(Curve(arm, steps, [[r[metric] for r in rows] for rows in evaluations.values()]))
-    comparison = compare_runs(final, curves=curves, costs=cost, metric=metric, task=task, unit=unit)
+    label, over_kl = metric, list[Curve]()
+    if equal_kl:
+        rows = {arm: {s: [r for r in x if r.get("event") == "eval"] for s, x in runs.items()} for arm, runs in
+                ledgers.items()}  # fmt: skip
+        target, final, over_kl = at_equal_divergence(rows, metric)
+        label = f"{metric} at {target:.3g} nats from the reference"
+    comparison = compare_runs(final, curves=curves, costs=cost, metric=label, task=task, unit=unit, over_kl=over_kl)
     comparison.report(folder / "report.html")
     save_curves(folder / "curves.svg", curves, y=metric, title=f"{task}, {len(next(iter(final.values())))} seeds")
     return comparison

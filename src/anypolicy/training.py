@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from anypolicy import catalogue
@@ -18,10 +19,12 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError, check_names, check_numbers
+from anypolicy.loops.beside import beside_reference
 from anypolicy.loops.checks import check, stages
 from anypolicy.loops.evaluate import evaluate
 from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import GroupRecipe, World
+from anypolicy.loops.recorded import stream_rows
 from anypolicy.policies.base import Policy
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel, Scale
@@ -90,10 +93,14 @@ class Settings:
     """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
     reward: str | None = None
     """your own reward: FILE.py:FUNCTION(prompt, responses) -> one number each"""
+    reference: str | None = None
+    """policy that divergences are taken to, with the same tokens; default the policy as the run begins"""
     reward_model: str | None = None
     """a learned reward: the run or folder of a reward model, or one of the Hugging Face hub"""
     reward_scale: Scale = "none"
     """of a learned reward: none, standard (mean 0, std 1 on its training responses), unit (in (-1, 1))"""
+    record: bool = False
+    """keep every scored group in groups.jsonl, to train on the stream again"""
     method_file: tuple[Path, ...] = ()
     """.py files with methods of your own"""
 
@@ -181,6 +188,9 @@ def overridden(recipe: GroupRecipe, s: Settings) -> GroupRecipe:
     for name in ("group_size", "reward"):
         if recipe.rollout.group_size == 0 and getattr(s, name) is not None:
             raise InputError(name, getattr(s, name), "this method samples no responses: leave it out")
+    for name in ("reward", "reward_model"):
+        if getattr(recipe.reward, "needs_recorded", False) and getattr(s, name) is not None:
+            raise InputError(name, getattr(s, name), "this method learns from recorded scores: leave it out")
     if s.group_size is not None:
         recipe = replace(recipe, rollout=replace(recipe.rollout, group_size=s.group_size))  # type: ignore[type-var]
     given = {"lr": s.lr, "kind": s.optimiser, "epochs": s.epochs, "minibatches": s.minibatches}
@@ -233,15 +243,24 @@ def world_of(p: Plan) -> World:
     return World(policy, NativeEngine(policy), p.task, sampling, s.seed, reward_function=reward)
 
 
-def reference_of(recipe: GroupRecipe, policy: Policy) -> Policy | None:
-    """A frozen copy of the policy as it is now, if a stage of the recipe needs one."""
+def reference_of(recipe: GroupRecipe, policy: Policy, given: str | None = None, dtype: Any = None) -> Policy | None:
+    """A frozen policy, if a stage of the recipe needs one: the `given` one, or a copy of the policy as it is now."""
     needed = any(getattr(stage, "needs_reference", False) for stage in stages(recipe))
-    return copy.deepcopy(policy) if needed else None
+    if given is None:
+        return copy.deepcopy(policy) if needed else None
+    if not needed:
+        raise InputError("reference", given, "no stage of this method looks at a reference: leave it out")
+    other = load_policy(given, dtype=dtype)
+    mine, theirs = (getattr(getattr(x, "tokenizer", None), "get_vocab", dict)() for x in (policy, other))
+    sizes = {x.prefill([np.zeros(1, np.int64)])[1].shape[1] for x in (policy, other)}
+    if mine != theirs or len(sizes) > 1:
+        raise InputError("reference", given, "its tokens are not the policy's: use a model with the same tokenizer")
+    return other
 
 
 def group_loop(p: Plan, world: World) -> GroupLoop:
     """The loop at step 0."""
-    reference = reference_of(p.recipe, world.policy)
+    reference = reference_of(p.recipe, world.policy, p.settings.reference, p.settings.dtype)
     assert p.settings.prompts is not None
     return GroupLoop(
         p.recipe, world, prompts=p.settings.prompts, micro_tokens=p.settings.micro_tokens, reference=reference,
@@ -302,20 +321,37 @@ def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
     digest = {"digest": recipe_digest(p.comparable()), "recipe": p.comparable()}
 
     def save(step: int) -> None:
-        save_checkpoint(run.path, step, {"optimiser": loop.updater.tensors()}, digest | {"loop": loop.state()})
+        save_checkpoint(run.path, step, {"optimiser": loop.tensors()}, digest | {"loop": loop.state()})
 
-    def held_out(step: int) -> dict[str, Any]:
-        log, samples = evaluate(world, p.task.heldout[: s.eval_prompts])
+    def learned(_: int) -> dict[str, Any]:
+        log, step = loop.step(), loop.steps - 1
+        if s.record:
+            run.append_groups(stream_rows(step, loop.seen))
+        return log
+
+    def evaluated(step: int) -> dict[str, Any]:
+        log, samples = held_out(p, loop)
         run.write_samples(f"step-{step:06d}", samples)
         return log
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
         run, Schedule(s.steps, s.eval_every, s.checkpoint_every), first, title=p.composition.spec, trackers=s.trackers,
-        written=p.written(), quiet=quiet, learn=lambda _: loop.step(), evaluate=held_out, save=save,
+        written=p.written(), quiet=quiet, learn=learned, evaluate=evaluated, save=save,
     )  # fmt: skip
     run.save_policy(world.policy.save)
     return Run(run.path, run.read(), world.policy, time.monotonic() - began)
+
+
+def held_out(
+    p: Plan, loop: GroupLoop, prompts: int | None = None, temperature: float = 0.0
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The held-out evaluation of a run's policy, beside its reference if it has one; and the responses."""
+    chosen = p.task.heldout[: prompts or p.settings.eval_prompts]
+    log, samples = evaluate(loop.world, chosen, temperature)
+    if loop.reference is not None:
+        log |= beside_reference(loop.world, loop.reference.start, chosen)
+    return log, samples
 
 
 def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> int:

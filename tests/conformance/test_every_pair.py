@@ -11,7 +11,7 @@ import torch
 from anypolicy import catalogue
 from anypolicy.compose import STAGES, compose
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import check
+from anypolicy.loops.checks import check, stages
 from tests.helpers import lock_loop
 
 METHODS = sorted(catalogue.methods())
@@ -45,7 +45,17 @@ def needs_partner(recipe):
     untaught = getattr(recipe.loss, "needs_targets", False) and not getattr(recipe.rollout, "gives_targets", False)
     least = [getattr(s, "min_group", 0 if getattr(s, "needs_targets", False) else 1) for s in users]
     most = [getattr(s, "max_group", size) for s in users]
-    return untaught or not max(least) <= size <= min(most) or valued != (recipe.critic is not None)
+    by_hand, known = getattr(recipe.rollout, "unknown_behaviour", False), getattr(recipe.loss, "any_behaviour", False)
+    unread = getattr(recipe.reward, "needs_recorded", False) and not by_hand
+    unseen = recipe.reference.moves and not any(getattr(s, "needs_reference", False) for s in stages(recipe))
+    return (
+        unread
+        or unseen
+        or (by_hand and not known)
+        or untaught
+        or not max(least) <= size <= min(most)
+        or valued != (recipe.critic is not None)
+    )
 
 
 def distinct(stage):

@@ -6,14 +6,14 @@ import torch
 from anypolicy.errors import InputError
 from anypolicy.loops.diffusion import Batch
 from anypolicy.methods.diffusion.diffusion_dpo import diffusion_dpo
-from anypolicy.parts.denoising import preference_inside, preference_loss
+from anypolicy.parts.preference import diffusion_margin, sigmoid
 from anypolicy.policies.denoisers import PointDiffusion, copied, error_of
 
 
 def worked(m_w, m_l, ref_w, ref_l, beta):
     w, loser = (torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (m_w, m_l))
-    inside = preference_inside(w, loser, *(torch.tensor([x], dtype=torch.float64) for x in (ref_w, ref_l)), beta)
-    loss = preference_loss(inside)
+    inside = diffusion_margin(w, loser, *(torch.tensor([x], dtype=torch.float64) for x in (ref_w, ref_l)), beta)
+    loss = sigmoid(inside, 1.0)
     loss.sum().backward()
     return float(inside), float(loss), float(w.grad), float(loser.grad)
 

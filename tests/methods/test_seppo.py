@@ -10,8 +10,8 @@ from anypolicy.loops.diffusion import Batch, DiffusionLoop, Pool
 from anypolicy.methods.diffusion import seppo as file
 from anypolicy.methods.diffusion.diffusion_dpo import diffusion_dpo
 from anypolicy.methods.diffusion.diffusion_spin import diffusion_spin
-from anypolicy.methods.diffusion.seppo import flipper, seppo
-from anypolicy.parts.denoising import preference_inside, preference_loss
+from anypolicy.methods.diffusion.seppo import flipped_margin, flipper, seppo
+from anypolicy.parts.preference import sigmoid
 from anypolicy.policies.denoisers import PointDiffusion, copied, pair_errors
 from anypolicy.tasks.ring8 import Points
 
@@ -25,8 +25,8 @@ def worked(*cases, aaf="sign", beta=10.0):
     m_w, ref_w, m_r, ref_r = torch.tensor(cases, dtype=torch.float64).T
     m_w, m_r = (x.clone().requires_grad_() for x in (m_w, m_r))
     sign = flipper(m_w, ref_w, aaf)
-    inside = preference_inside(m_w, m_r, ref_w, ref_r, beta, sign)
-    loss = preference_loss(inside)
+    inside = flipped_margin(m_w, m_r, ref_w, ref_r, beta, sign)
+    loss = sigmoid(inside, 1.0)
     loss.sum().backward()
     return sign.tolist(), inside.tolist(), float(loss.mean()), m_w.grad.tolist(), m_r.grad.tolist()
 
@@ -91,7 +91,7 @@ def test_the_sign_carries_no_gradient(aaf):
         m_w, m_r = pair_errors(model, winner, rival, noise, t, condition)
         before = pair_errors(model, winner, rival, noise, t, condition, reference)
         sign = flipper(m_w, before[0], aaf)
-        return preference_loss(preference_inside(m_w, m_r, *before, 10.0, sign)).mean(), sign
+        return sigmoid(flipped_margin(m_w, m_r, *before, 10.0, sign), 1.0).mean(), sign
 
     value, sign = loss()
     assert len(set(sign.tolist())) == 2

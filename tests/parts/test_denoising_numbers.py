@@ -11,9 +11,8 @@ from anypolicy.parts.denoising import (
     energy_distance,
     frechet,
     noised,
-    preference_inside,
-    preference_loss,
 )
+from anypolicy.parts.preference import diffusion_margin, sigmoid
 
 
 def test_targets():
@@ -43,27 +42,16 @@ def test_agrees_with_the_form_with_sums():
         sums = torch.rand(4, 6, generator=rng, dtype=torch.float64) * d
         weight = float(torch.rand((), generator=rng)) * 0.2
         means = sums / d
-        got = preference_loss(preference_inside(*means, beta=2 * d * weight))
+        got = sigmoid(diffusion_margin(*means, beta=2 * d * weight), 1.0)
         want = -torch.nn.functional.logsigmoid(-weight * ((sums[0] - sums[2]) - (sums[1] - sums[3])))
         assert torch.allclose(got, want, atol=1e-12)
 
 
-def test_identities(f64):
-    rng = torch.Generator().manual_seed(2)
-    for _ in range(200):
-        w, loser, rw, rl = torch.rand(4, 3, generator=rng, dtype=torch.float64)
-        beta = float(torch.rand((), generator=rng)) * 20
-        inside, swapped = preference_inside(w, loser, rw, rl, beta), preference_inside(loser, w, rl, rw, beta)
-        assert torch.allclose(preference_loss(swapped) - preference_loss(inside), inside, atol=1e-12)
-        same = preference_loss(preference_inside(w, loser, w, loser, beta))
-        assert torch.allclose(same, torch.full_like(same, math.log(2)))
-
-
-def test_what_is_not_finite_is_refused(f64):
-    one = f64(1.0, 1.0)
+def test_what_is_not_finite_is_refused():
+    zeros = torch.zeros(2, 3)
     for bad in (math.nan, math.inf):
         with pytest.raises(InputError, match="row 1"):
-            preference_inside(f64(1.0, bad), one, one, one, 2.0)
+            denoising_error(torch.tensor([[0.0] * 3, [0.0, bad, 0.0]]), zeros)
 
 
 def test_frechet(f64):

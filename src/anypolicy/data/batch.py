@@ -31,7 +31,8 @@ class Batch:
     trajectories reward NaN. `row_seed` is what a loss that draws random numbers draws them from, new for every pass.
     `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation limit. `totals` are the
     denominators of the whole optimiser batch and survive `select`, so a part of a batch reduces to its share.
-    `progress` runs from 0 at the first step of a run to 1 at its last.
+    `progress` runs from 0 at the first step of a run to 1 at its last. `pairs` are trajectories (chosen, rejected),
+    also of other parts of the batch; `baseline` is a number that a loss has asked for.
     """
 
     context: Int[Tensor, "contexts context_tokens"]
@@ -61,6 +62,8 @@ class Batch:
     progress: float | None = None
     target: Bool[Tensor, "rows tokens"] | None = None
     row_seed: Int[Tensor, " rows"] | None = None
+    pairs: Int[Tensor, "pairs 2"] | None = None
+    baseline: float | None = None
     # the loop's own: the running moments of all rewards so far, and the seed of what stages draw at random in this step
     running: Moments | None = None
     seed: int = 0
@@ -93,6 +96,9 @@ class Batch:
             return self.totals
         group = self.group_id[self.trajectory]
         totals = count(self.mask, self.trajectory, group)
+        if self.pairs is not None:
+            here = torch.isin(self.pairs, self.trajectory).all(1)
+            totals = totals._replace(preferences=float(here.sum()))
         if self.target is None:
             return totals
         rows = float(self.sampled[torch.unique(self.trajectory)].sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class Comparison:
     differences: list[Difference]
     curves: list[Curve]
     unit: str = "tokens"
+    over_kl: list[Curve] = field(default_factory=list[Curve])
 
     @property
     def winner(self) -> str | None:
@@ -87,6 +88,12 @@ class Comparison:
         """Learning curves, mean over seeds with their range."""
         return learning_curves(self.curves, y=self.metric)
 
+    def divergence(self) -> list[Figure]:
+        """The metric over the divergence from the reference, where runs are compared at equal divergence."""
+        if not self.over_kl:
+            return []
+        return [Figure("At equal divergence", learning_curves(self.over_kl, x="eval/kl (nats)", y=self.metric))]
+
     def report(self, path: Path) -> Path:
         """The whole comparison as one static page."""
         arms = [(a.name, a.middle.point, a.middle.low, a.middle.high) for a in self.arms]
@@ -101,6 +108,7 @@ class Comparison:
             [
                 Text(self.sentences()),
                 Figure("Learning curves", self.plot()),
+                *self.divergence(),
                 Figure("Final value", interval_dots(arms, x=f"{self.metric} (interquartile mean, 95 % interval)")),
                 Figure("Probability of improvement", interval_dots(chance, x="P(a run is better)", mark=0.5)),
                 Table(
@@ -118,7 +126,7 @@ class Comparison:
 
 def compare_runs(
     final: dict[str, dict[int, float]], *, curves: Sequence[Curve], costs: dict[str, dict[int, float]], metric: str,
-    task: str, unit: str = "tokens",
+    task: str, unit: str = "tokens", over_kl: Sequence[Curve] = (),
 ) -> Comparison:  # fmt: skip
     """Judge final values (arm → seed → value) of runs paired by seed; larger is better."""
     arms = []
@@ -137,4 +145,5 @@ def compare_runs(
         chance = improvement_interval(np.array(x)[:, None], np.array(y)[:, None])
         differences.append(Difference(best.name, other.name, mean_interval(gaps, level), chance, more, len(gaps)))
     order = [a.name for a in arms]
-    return Comparison(task, metric, arms, differences, sorted(curves, key=lambda c: order.index(c.name)), unit)
+    curves, over_kl = (sorted(c, key=lambda x: order.index(x.name)) for c in (curves, over_kl))
+    return Comparison(task, metric, arms, differences, curves, unit, over_kl)

@@ -20,7 +20,7 @@ class Curve:
     """One arm: a value at each of `steps` for every seed, (seeds, steps)."""
 
     name: str
-    steps: list[int]
+    steps: Sequence[float]
     values: list[list[float]]
 
     def band(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -60,10 +60,10 @@ def learning_curves(curves: Sequence[Curve], *, x: str = "step", y: str, title: 
         mean, low, high = c.band()
         if len(c.values) > 1:
             out.add_trace(go.Scatter(
-                x=c.steps + c.steps[::-1], y=[*high, *low[::-1]], fill="toself", mode="lines", line={"width": 0},
+                x=[*c.steps, *c.steps[::-1]], y=[*high, *low[::-1]], fill="toself", mode="lines", line={"width": 0},
                 fillcolor=shade(colour, 0.15), hoverinfo="skip", showlegend=False,
             ))  # fmt: skip
-        out.add_trace(go.Scatter(x=c.steps, y=mean, name=c.name, mode="lines+markers", line={"color": colour}))
+        out.add_trace(go.Scatter(x=[*c.steps], y=mean, name=c.name, mode="lines+markers", line={"color": colour}))
     return out
 
 

@@ -43,6 +43,12 @@ def check_partners(recipe: GroupRecipe) -> None:
             "rollout", type(recipe.rollout).__name__,
             f"it verifies answers, which {type(recipe.reward).__name__} must not see: use another of the two",
         )  # fmt: skip
+    if getattr(recipe.reward, "needs_recorded", False) and not getattr(recipe.rollout, "unknown_behaviour", False):
+        raise InputError(
+            "reward", type(recipe.reward).__name__, "it reads the scores of recorded responses: use a rollout of those"
+        )
+    if recipe.reference.moves and not any(getattr(s, "needs_reference", False) for s in stages(recipe)):
+        raise InputError("reference", type(recipe.reference).__name__, "no stage of the recipe looks at a reference")
     if getattr(recipe.rollout, "unknown_behaviour", False) and not getattr(recipe.loss, "any_behaviour", False):
         raise InputError(
             "loss", type(recipe.loss).__name__, "nobody knows how likely these responses were where they were "

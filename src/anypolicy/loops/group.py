@@ -23,14 +23,17 @@ from anypolicy.errors import InputError
 from anypolicy.loops.checks import stages
 from anypolicy.loops.describe import describe
 from anypolicy.loops.optimise import Updater
+from anypolicy.loops.pairs import with_pairs
 from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, World
+from anypolicy.loops.reference import Reference
 from anypolicy.parts.moments import Moments
 from anypolicy.policies.base import Policy, Scores
 from anypolicy.runs.seeds import generator, number
 
 
 class GroupLoop:
-    """One recipe at work on one policy. `step()` is one rollout batch and its updates; `state()` is all it remembers.
+    """One recipe at work on one policy. `step()` is one rollout batch and its updates; `state()` is all it remembers;
+    `seen` are the groups that the last step sampled.
 
     `prompts` is the number of groups of a full step; `micro_tokens` bounds the padded tokens of one forward pass and
     does not change the result. `total_steps` is the length of the run, which schedules refer to.
@@ -43,14 +46,17 @@ class GroupLoop:
         if reference is not None:
             world = replace(world, reference=world.engine.of(reference))
         self.recipe, self.world, self.prompts, self.micro_tokens = recipe, world, prompts, micro_tokens
-        self.reference, self.total_steps = reference, total_steps
+        self.total_steps = total_steps
+        self.reference: Reference | None = None
+        if reference is not None:
+            self.reference = Reference(recipe.reference, reference, world.policy, world.seed)
         if total_steps is None and getattr(recipe.selection, "needs_progress", False):
             raise InputError("total_steps", None, f"{type(recipe.selection).__name__} follows a schedule of the run")
         for stage in stages(recipe):
             if hasattr(stage, "check"):
                 stage.check(world)
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
-        self.steps, self.carried, self.replayed = 0, list[Group](), list[Group]()
+        self.steps, self.carried, self.replayed, self.seen = 0, list[Group](), list[Group](), list[Group]()
         sets: dict[str, tuple[Iterable[nn.Parameter], float]] = {
             "policy": (world.policy.module.parameters(), recipe.optimiser.lr)
         }
@@ -78,6 +84,8 @@ class GroupLoop:
 
     def step(self) -> dict[str, float]:
         """Collect one batch of experience, learn from it, and say what happened."""
+        if self.reference is not None:
+            self.reference.advance(self.steps)
         batch, metrics = self.collect()
         metrics |= self.update(batch) if batch.rows else {"updates": 0.0, "updates/skipped": 1.0}
         self.steps += 1
@@ -101,6 +109,7 @@ class GroupLoop:
             if not choice.short or round >= self.recipe.selection.max_rounds:
                 break
         self.carried, self.replayed = marked(groups, choice.surplus), marked(groups, choice.replay)
+        self.seen = seen
         metrics = describe(seen, self.order.metrics()) | dict(choice.metrics)
         metrics["groups/kept"], metrics["groups/carried"] = float(choice.groups.sum()), float(len(self.carried))
         batch = narrowed(batch, choice)
@@ -110,6 +119,8 @@ class GroupLoop:
             batch = replace(self.credited(replace(batch, mask=batch.chosen)), mask=batch.mask)
         if choice.mask is not None and not getattr(self.recipe.loss, "whole_responses", False):
             batch = batch.trimmed()
+        if getattr(self.recipe.loss, "needs_pairs", False) and batch.rows:
+            batch = with_pairs(batch)
         return batch, metrics
 
     def batched(self, groups: list[Group]) -> Batch:
@@ -148,8 +159,8 @@ class GroupLoop:
     def credited(self, batch: Batch) -> Batch:
         """Fill in what the advantage asks for, then the advantage."""
         stage: Any = self.recipe.advantage
-        if getattr(stage, "needs_reference", False) and batch.logp_ref is None:
-            batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
+        if getattr(stage, "needs_reference", False):
+            batch = self.referenced(batch)
         if batch.entropy is None and self.reads_entropy:
             batch = replace(batch, entropy=self.scores(batch, self.world.policy, entropy=True).entropy)
         if getattr(stage, "needs_value", False) and batch.value is None:
@@ -164,8 +175,10 @@ class GroupLoop:
     def update(self, batch: Batch) -> dict[str, float]:
         """All epochs and mini-batches over one batch of experience; the log of the first and last update."""
         loss, settings = self.recipe.loss, self.recipe.optimiser
-        if loss.needs_reference and batch.logp_ref is None:
-            batch = replace(batch, logp_ref=self.scores(batch, self.reference).logp)
+        if loss.needs_reference:
+            batch = self.referenced(batch)
+        if self.temperature != self.world.sampling.temperature:
+            batch = replace(batch, logp_old=torch.full_like(batch.logp_old, torch.nan))
         if self.rescores and settings.epochs * settings.minibatches > 1:
             batch = self.rescored(batch, self.scores(batch, self.world.policy))
         sums, seen = defaultdict[str, float](float), defaultdict[str, int](int)
@@ -213,9 +226,9 @@ class GroupLoop:
     def one_update(self, batch: Batch) -> dict[str, float]:
         """Forward and backward of every micro-batch, then one optimiser step."""
         assert batch.totals is not None
-        batch = replace(batch, totals=batch.totals._replace(watched=float(batch.mask.sum())))
+        batch = self.with_baseline(replace(batch, totals=batch.totals._replace(watched=float(batch.mask.sum()))))
         log: dict[str, float] = {}
-        loss, temperature = self.recipe.loss, self.world.sampling.temperature
+        loss, temperature = self.recipe.loss, self.temperature
         critic = self.recipe.critic
         for rows in batch.chunks(self.micro_tokens, whole_groups=getattr(loss, "whole_groups", False)):
             micro = batch.select(rows)
@@ -239,6 +252,29 @@ class GroupLoop:
 
     # --- scoring -----------------------------------------------------------------------------------------------------
     @property
+    def temperature(self) -> float:
+        """Of the log-probabilities that are trained."""
+        return 1.0 if getattr(self.recipe.loss, "plain_temperature", False) else self.world.sampling.temperature
+
+    def referenced(self, batch: Batch) -> Batch:
+        """With the reference's log-probabilities."""
+        if batch.logp_ref is not None:
+            return batch
+        reference = self.reference
+        assert reference is not None
+        return replace(batch, logp_ref=reference.logp(batch, lambda part: self.scores(part, reference.policy).logp))
+
+    def with_baseline(self, batch: Batch) -> Batch:
+        """With the number of the whole optimiser batch that the loss asks for, if it does."""
+        baseline = getattr(self.recipe.loss, "baseline", None)
+        if baseline is None or (reference := self.reference) is None:
+            return batch
+        policies = (self.world.policy, reference.policy)
+        return replace(batch, baseline=baseline(batch, *(
+            lambda part, p=p: self.scores(part, p).logp for p in policies
+        )))  # fmt: skip
+
+    @property
     def rescores(self) -> bool:
         """In reduced precision the engine's log-probabilities and the trainer's differ by rounding. That difference is
         no information, so tokens sampled by the current weights take the trainer's own value as logp_old."""
@@ -255,7 +291,7 @@ class GroupLoop:
         out: list[Tensor | None] = [None, None, None]
         for rows in batch.chunks(self.micro_tokens):
             part = batch.select(rows)
-            scores = policy.score(part, self.world.sampling.temperature, entropy=entropy, hidden=hidden)
+            scores = policy.score(part, self.temperature, entropy=entropy, hidden=hidden)
             for i, x in enumerate(scores[:3]):
                 if x is not None:
                     shape = (batch.rows, batch.response.shape[1], *x.shape[2:])
@@ -271,11 +307,16 @@ class GroupLoop:
         return self.value_head(hidden.to(self.float_dtype)).squeeze(-1)
 
     # --- memory ------------------------------------------------------------------------------------------------------
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint: the updater's and the reference's."""
+        return self.updater.tensors() | ({} if self.reference is None else self.reference.tensors())
+
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the updater's tensors."""
+        """What a checkpoint needs beside `tensors`."""
         kept = {"carried": [to_json(g) for g in self.carried], "replayed": [to_json(g) for g in self.replayed]}
+        beside = {} if self.reference is None else {"reference": self.reference.state()}
         return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(),
-                "memory": copy.deepcopy(self.world.memory), **kept}  # fmt: skip
+                "memory": copy.deepcopy(self.world.memory), **kept, **beside}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.steps = state["steps"]
@@ -287,6 +328,8 @@ class GroupLoop:
             [from_json(g, prompts[g["position"]]) for g in state[name]] for name in ("carried", "replayed")
         )
         self.updater.restore(tensors, state["updates"])
+        if self.reference is not None:
+            self.reference.restore(state["reference"], tensors)
 
 
 def marked(groups: list[Group], mark: Tensor | None) -> list[Group]:
@@ -308,7 +351,7 @@ def narrowed(batch: Batch, choice: Choice) -> Batch:
     if batch.target is not None:
         later = False if choice.surplus is None else choice.surplus[group]
         kept = kept | (batch.target.any(1) & ~torch.as_tensor(later))
-    batch = batch.select(kept)
+    batch = replace(batch.select(kept), pairs=choice.pairs)
     if choice.trajectories is None:
         return batch
     return batch.draw(torch.cat([choice.trajectories, (~batch.sampled).nonzero().squeeze(1)]))

@@ -25,6 +25,7 @@ from torch import Tensor
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.engines.base import Engine, Sampling
+from anypolicy.loops.reference import Fixed, ReferenceMode
 from anypolicy.policies.base import Policy, Scores
 from anypolicy.tasks.base import Task
 
@@ -103,6 +104,7 @@ class Choice(NamedTuple):
     `surplus` marks kept groups beyond the target that the next step begins with; `replay` marks groups that are trained
     on again in the next step, beside its own; `short` asks for more prompts; `metrics` are logged. `trajectories` are
     the indices of those kept (of kept groups), repeated where one was drawn more than once; without it all are.
+    `pairs` are trajectories (chosen, rejected) of kept groups, for losses that learn from pairs.
     """
 
     groups: Bool[Tensor, " groups"]
@@ -113,6 +115,7 @@ class Choice(NamedTuple):
     replay: Bool[Tensor, " groups"] | None = None
     metrics: Mapping[str, float] = MappingProxyType({})
     trajectories: Int[Tensor, " drawn"] | None = None
+    pairs: Int[Tensor, "pairs 2"] | None = None
 
 
 class Selection(Protocol):
@@ -142,7 +145,10 @@ class Loss(Protocol):
     """May say more as class attributes: `whole_groups`, it couples the rows of a group, so micro-batches never split
     one; `whole_responses`, it reads log-probabilities of tokens that a selection has dropped; `any_behaviour`, it needs
     no log-probability of the behaviour policy; `min_group`, the responses that it compares; `needs_targets`, it learns
-    from target tokens alone; `needs_logits`, it needs the whole distribution there (`scores.logits`)."""
+    from target tokens alone; `needs_logits`, it needs the whole distribution there (`scores.logits`); `needs_pairs`, it
+    learns from `batch.pairs`; `plain_temperature`, it scores at temperature 1, whatever the responses were sampled at;
+    `baseline(batch, score)`, a number of the whole optimiser batch that it needs beforehand (`batch.baseline`), made
+    of two scorings without gradient, by the policy and by the reference."""
 
     @property
     def needs_entropy(self) -> bool:
@@ -199,6 +205,7 @@ class GroupRecipe:
     loss: Loss
     optimiser: Optimiser = field(default_factory=Optimiser)
     critic: Critic | None = None
+    reference: ReferenceMode = field(default_factory=Fixed)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Losses of diffusion models with a reference: the denoising error of a sample, preference between two errors.
+"""The denoising error of a sample, which takes the place of minus its log-probability in `parts.preference`, and
+distances between sets of samples.
 
-m(x₀) = mean over all numbers of (target − f_θ(x_t, t, c))², so β belongs to a mean: in the form with sums it is β/(2D).
-A lower error means a more likely sample, and −m takes the place of a log-probability.
+m(x₀) = mean over all numbers of (target − f_θ(x_t, t, c))². It is a mean, so β belongs to D numbers: with sums it is β/(2D).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from anypolicy.errors import InputError
 from anypolicy.parts.diffusion import diffused
@@ -34,26 +33,13 @@ def denoising_error(
     predicted: Float[Tensor, batch * shape], target: Float[Tensor, batch * shape]
 ) -> Float[Tensor, " batch"]:
     """m: squared error of every sample, mean over its numbers."""
-    return (predicted - target).square().flatten(1).mean(1)
-
-
-def preference_inside(
-    winner: Float[Tensor, " pairs"], loser: Float[Tensor, " pairs"], reference_winner: Float[Tensor, " pairs"],
-    reference_loser: Float[Tensor, " pairs"], beta: float, sign: Float[Tensor, " pairs"] | float = 1.0,
-) -> Float[Tensor, " pairs"]:  # fmt: skip
-    """−½ β [(m_w − m_ref,w) − s (m_l − m_ref,l)] (Diffusion-DPO, arXiv 2311.12908, with s = 1)."""
-    value = -0.5 * beta * ((winner - reference_winner) - sign * (loser - reference_loser))
-    if not value.isfinite().all():
-        row = int((~value.isfinite()).nonzero()[0])
+    error = (predicted - target).square().flatten(1).mean(1)
+    if not error.isfinite().all():
+        row = int((~error.isfinite()).nonzero()[0])
         raise InputError(
             "denoising error", f"not finite in row {row}", "lower the learning rate, or look at that image"
         )
-    return value
-
-
-def preference_loss(inside: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-    """−log σ(inside) of every pair."""
-    return -functional.logsigmoid(inside)
+    return error
 
 
 def frechet(a: Float[Tensor, "n features"], b: Float[Tensor, "m features"]) -> float:

@@ -19,8 +19,8 @@ class Totals(NamedTuple):
 
     `watched` counts the tokens that get a forward pass: what logged means divide by, and nothing else. `groups` counts
     every group of the batch, also one without a masked token; `group_sequences` gives every row the number of
-    sequences with a masked token in its group, `pairs` counts their pairs within groups. `target` are the same counts
-    over the supervised tokens, if any.
+    sequences with a masked token in its group, `pairs` counts their pairs within groups, `preferences` those that were
+    made to learn from. `target` are the same counts over the supervised tokens, if any.
     """
 
     tokens: float
@@ -31,6 +31,7 @@ class Totals(NamedTuple):
     groups: float = 0.0
     group_sequences: Float[Tensor, " rows"] | None = None
     pairs: float = 0.0
+    preferences: float = 0.0
     target: Totals | None = None
 
     def select(self, rows: Tensor) -> Totals:

@@ -106,10 +106,16 @@ class RunDirectory:
         """One line of timing.jsonl (seconds: different in every run)."""
         append_line(self.path / "timing.jsonl", row)
 
+    def append_groups(self, rows: list[dict[str, Any]]) -> None:
+        """Lines of groups.jsonl (the groups of a step, if the run keeps them)."""
+        for row in rows:
+            append_line(self.path / "groups.jsonl", row)
+
     def sync(self) -> None:
-        """Put the ledger on the disk, before a checkpoint counts on it."""
-        if (self.path / "metrics.jsonl").exists():
-            sync(self.path / "metrics.jsonl")
+        """Put ledger and groups on the disk, before a checkpoint counts on them."""
+        for path in (self.path / "metrics.jsonl", self.path / "groups.jsonl"):
+            if path.exists():
+                sync(path)
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines of the ledger."""
@@ -117,7 +123,7 @@ class RunDirectory:
 
     def truncate_to(self, step: int) -> None:
         """Drop what was logged at or after `step`, and a half-written last line."""
-        for name in ("metrics.jsonl", "timing.jsonl"):
+        for name in ("metrics.jsonl", "timing.jsonl", "groups.jsonl"):
             path = self.path / name
             if path.exists():
                 kept = [row for row in read_lines(path) if row["step"] < step]

@@ -45,10 +45,17 @@ NAMES: dict[str, str] = {
     "kl/ref": "mean k3 estimate of the divergence to the reference policy, in nats",
     "value/mean": "mean of the value head over trained tokens",
     "value/explained": "of a controller: 1 − var(return − V)/var(return) before the update",
-    "pairs/accuracy": "of a reward model: share of the step's pairs whose chosen response scores higher; of a "
-    "diffusion model: share whose loss is below log 2",
-    "pairs/margin": "of a reward model: mean score of chosen minus rejected responses, before the update; of a "
-    "diffusion model: mean of what the logistic loss is taken of",
+    "pairs/accuracy": "share of the step's pairs whose chosen response has the higher log-ratio to the reference (a "
+    "tie ½); of a reward model: scores higher; of a diffusion model: whose loss is below log 2",
+    "pairs/margin": "mean log-ratio (of a reward model: score) of chosen minus rejected responses, before the update; of "
+    "a diffusion model: mean of what the logistic loss is taken of",
+    "pairs/chosen": "mean log-ratio ln π/π_ref of chosen responses, in nats",
+    "pairs/rejected": "mean log-ratio of rejected responses: that both fall is usual, and not seen in the margin",
+    "pairs/made": "pairs that the step trains on",
+    "pairs/tied": "groups whose responses all have the same reward, so that they make no pair",
+    "pairs/equal": "responses that equal another of their group",
+    "kl/proxy": "mean log-ratio of both sides of the pairs, in nats; an estimate of the divergence to the reference "
+    "only where the policy itself wrote them (see eval/kl)",
     "grad_norm": "norm of the policy's gradient before clipping, mean over updates",
     "grad_norm/critic": "the same for the value head",
     "lr": "learning rate, mean over updates",
@@ -57,7 +64,16 @@ NAMES: dict[str, str] = {
     "eval/low": "lower end of its 95 % Wilson interval",
     "eval/high": "upper end of its 95 % Wilson interval",
     "eval/n": "held-out prompts (or pairs) evaluated",
-    "eval/margin": "of a reward model: mean score of chosen minus rejected responses of held-out pairs",
+    "eval/margin": "mean log-ratio (of a reward model: score) of chosen minus rejected responses of held-out pairs",
+    "eval/pair_accuracy": "share of held-out pairs whose chosen response has the higher log-ratio to the reference",
+    "eval/pair_low": "lower end of its 95 % Wilson interval",
+    "eval/pair_high": "upper end of its 95 % Wilson interval",
+    "eval/pairs": "held-out pairs evaluated",
+    "eval/chosen": "mean log-ratio of their chosen responses, in nats",
+    "eval/rejected": "mean log-ratio of their rejected responses, in nats",
+    "eval/kl": "divergence of whole responses from the reference as the run began, in nats, at temperature 1, on up to "
+    "64 prompts: one sampled response each, next-token divergences over the whole vocabulary summed",
+    "eval/kl_se": "its standard error over prompts",
     "eval/reward": "mean reward of the held-out answers",
     "eval/length": "mean tokens of the held-out answers",
     "eval/logp": "mean log-probability of a token of the held-out reference responses, in nats, at temperature 1",
@@ -94,7 +110,7 @@ def documented(name: str, more: Mapping[str, str] | None = None) -> bool:
     return name in NAMES or name in (more or {}) or (bool(slash) and any(k.startswith(head + "/<") for k in NAMES))
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(correct: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson interval of a proportion (95 % by default); (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0

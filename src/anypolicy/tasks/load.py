@@ -28,9 +28,14 @@ def hub(name: str, seed: int, settings: dict[str, Any]) -> Task:
 
 
 def jsonl(name: str, seed: int, settings: dict[str, Any]) -> Task:
-    from anypolicy.tasks.prompts import from_jsonl
+    from anypolicy.tasks import prompts, recorded
+    from anypolicy.tasks.lines import json_lines
 
-    return call(from_jsonl, name, (name,), settings)
+    _, first = next(json_lines(name, "a prompt"), ("", {}))
+    kinds = {("chosen", "rejected"): recorded.from_pairs, ("completion", "label"): recorded.from_labels,
+             ("context", "responses"): recorded.from_stream}  # fmt: skip
+    build = next((b for fields, b in kinds.items() if all(f in first for f in fields)), prompts.from_jsonl)
+    return call(build, name, (name,), settings)
 
 
 def tiny_add(name: str, seed: int, settings: dict[str, Any]) -> Task:

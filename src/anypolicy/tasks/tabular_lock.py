@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ class TabularLock:
     With `references` every prompt has a reference response whose tokens are right with probability
     `reference_accuracy` each, else a random wrong one.
 
+    With `recorded` every prompt has so many recorded responses; the first is right, the others have random wrong tokens
+    at some positions, and their scores are the share of right tokens.
+
     With `hints` every prompt carries its answer, and the table has a second row for it in which the answer is in sight:
     + `hint` on the target tokens.
 
@@ -47,6 +50,7 @@ class TabularLock:
         self, seed: int, *, start: Start = "graded", prompts: int = 32, length: int = 3, vocabulary: int = 8,
         sigma: float = 1.0, low: float = 1.0, high: float = 4.0, bias: float = 4.0,
         references: bool = False, reference_accuracy: float = 1.0, hints: bool = False, hint: float = 3.0,
+        recorded: int = 0,
     ):  # fmt: skip
         for name, value in (("prompts", prompts), ("length", length), ("vocabulary", vocabulary)):
             if value < 1 + (name == "vocabulary"):
@@ -86,10 +90,29 @@ class TabularLock:
             answers = [tuple(ids) for ids in self.target.tolist()]
             helped = self.start.scatter_add(2, self.target[..., None], torch.full((*shape, 1), hint))
             self.start = torch.cat([self.start, helped])
+        info = self.recorded(recorded, rng)
         self.train = [
-            Prompt(f"lock-{n}", tokens=(n,), answer=answers[n], reference=shown[n]) for n in range(prompts)
-        ]  # fmt: skip
+            Prompt(f"lock-{n}", tokens=(n,), answer=answers[n], reference=shown[n], info=info[n])
+            for n in range(prompts)
+        ]
         self._answers = self.target.numpy()
+
+    def recorded(self, count: int, rng: torch.Generator) -> list[dict[str, Any]]:
+        """`responses` and `scores` of every prompt."""
+        shape = (count, *self.target.shape)
+        if not count:
+            return [{}] * len(self.target)
+        vocabulary = self.start.shape[2]
+        other = (self.target + torch.randint(1, vocabulary, shape, generator=rng)) % vocabulary
+        wrong = torch.rand(shape, generator=rng) < 0.5
+        wrong[..., -1] |= ~wrong.any(2)
+        wrong[0] = False
+        made = torch.where(wrong, other, self.target).transpose(0, 1)
+        scores = 1 - wrong.float().mean(2).T
+        return [
+            {"responses": [tuple(r) for r in rows.tolist()], "scores": own.tolist()}
+            for rows, own in zip(made, scores, strict=True)
+        ]
 
     def add(self, tokens: Tensor, amount: Tensor) -> None:
         """Raise the initial logits of one token per position."""

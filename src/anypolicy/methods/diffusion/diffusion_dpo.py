@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of, pieces
-from anypolicy.parts.denoising import preference_inside, preference_loss
+from anypolicy.parts.preference import diffusion_margin, sigmoid
 from anypolicy.policies.denoisers import DiffusionModel, drawn, pair_errors
 
 
@@ -58,10 +58,10 @@ class PairPreferenceLearner:
             with torch.no_grad():
                 reference = pair_errors(model, *pairs, self.pools["reference"][0])
             errors = pair_errors(model, *pairs)
-            inside = preference_inside(*errors, *reference, s.beta)
-            loss = preference_loss(inside)
+            margin = diffusion_margin(*errors, *reference, s.beta)
+            loss = sigmoid(margin, 1.0)
             (loss.sum() / n).backward()
-            for name, value in zip(seen, (loss, inside, *errors), strict=True):
+            for name, value in zip(seen, (loss, margin, *errors), strict=True):
                 seen[name].append(value.detach())
         log = {name: mean_of(values) for name, values in seen.items()}
         log["pairs/accuracy"] = mean_of([(x > 0).float() for x in seen["pairs/margin"]])

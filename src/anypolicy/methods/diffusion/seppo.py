@@ -24,7 +24,7 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
 from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of, pieces, sampled
-from anypolicy.parts.denoising import preference_inside, preference_loss
+from anypolicy.parts.preference import diffusion_margin, sigmoid
 from anypolicy.policies.denoisers import DiffusionModel, Weights, drawn, pair_errors
 from anypolicy.runs.seeds import generator
 
@@ -40,6 +40,14 @@ def flipper(
     if gain.isnan().any():
         raise InputError("denoising error", "NaN", "a sign cannot be taken of it: lower the learning rate")
     return {"sign": gain.sign(), "indicator": (gain > 0).to(gain.dtype), "off": torch.ones_like(gain)}[kind]
+
+
+def flipped_margin(
+    winner: Float[Tensor, " pairs"], rival: Float[Tensor, " pairs"], reference_winner: Float[Tensor, " pairs"],
+    reference_rival: Float[Tensor, " pairs"], beta: float, sign: Float[Tensor, " pairs"],
+) -> Float[Tensor, " pairs"]:  # fmt: skip
+    """−½β[(m_θ(x_w) − m_ref(x_w)) − s (m_θ(x_r) − m_ref(x_r))]: Diffusion-DPO's with the rival's terms times s."""
+    return diffusion_margin(winner, sign * rival, reference_winner, sign * reference_rival, beta)
 
 
 @dataclass(frozen=True)
@@ -96,10 +104,10 @@ class SemiPolicyLearner:
                 before = pair_errors(model, *pairs, reference)
             errors = pair_errors(model, *pairs)
             sign = flipper(errors[0], before[0], s.aaf)
-            inside = preference_inside(*errors, *before, s.beta, sign)
-            loss = preference_loss(inside)
+            margin = flipped_margin(*errors, *before, s.beta, sign)
+            loss = sigmoid(margin, 1.0)
             (loss.sum() / n).backward()
-            for name, value in zip(seen, (loss, inside, *errors, sign), strict=True):
+            for name, value in zip(seen, (loss, margin, *errors, sign), strict=True):
                 seen[name].append(value.detach())
             behind.append((errors[0].detach() > before[0]).float())
         log = {name: mean_of(values) for name, values in seen.items()} | {"behind": mean_of(behind)}

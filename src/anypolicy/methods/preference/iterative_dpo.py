@@ -1,0 +1,48 @@
+"""Iterative DPO: rounds of sampling, labelling and one pass of DPO from the policy of the round before.
+
+Paper: arXiv 2401.10020 and 2312.16682, among others; there is no first one.
+Idea: offline DPO improves the policy that wrote the pairs, so let the improved one write the next.
+Changes: rollout (n responses), selection (best and worst), loss, optimiser (one pass of mini-batches), reference.
+Silent: which reference; here that of the round (`round`), or the policy as the run began (`init`), another method.
+Differs: a round is one step of the loop: the responses of all its `prompts` are sampled by the policy at its beginning,
+then `minibatches` updates make one pass over their pairs. Ties make no pair. Sums over tokens.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from anypolicy.catalogue import Card, method
+from anypolicy.loops.pairs import CONFLICTS, PairLoss
+from anypolicy.loops.recipe import GroupRecipe
+from anypolicy.loops.reference import Fixed, PerRound
+from anypolicy.methods.preference.dpo import Sigmoid
+from anypolicy.methods.preference.online_dpo import sampled_pairs
+from anypolicy.parts.pairing import Pairing
+
+
+@method(
+    Card(
+        title="Iterative direct preference optimisation",
+        paper="arXiv 2312.16682",
+        year=2023,
+        family="preference",
+        idea="rounds: sample from the policy, keep best and worst, one pass of DPO with that policy as reference",
+        changes=("rollout", "selection", "loss", "optimiser", "reference"),
+        composes_with="samplers, rewards, other losses of pairs",
+        claim="baseline of the claims of other methods",
+        conflicts=CONFLICTS,
+    )
+)
+def iterative_dpo(
+    beta: float = 0.1,
+    samples: int = 8,
+    pairing: Pairing = "best_worst",
+    minibatches: int = 4,
+    reference: Literal["round", "init"] = "round",
+) -> GroupRecipe:
+    """Eight responses a prompt, the best with the worst, four updates a round, reference renewed every round."""
+    recipe = sampled_pairs(PairLoss(Sigmoid(beta)), samples, pairing)
+    return replace(
+        recipe, optimiser=replace(recipe.optimiser, minibatches=minibatches),
+        reference=PerRound() if reference == "round" else Fixed(),
+    )  # fmt: skip

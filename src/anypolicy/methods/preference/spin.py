@@ -1,0 +1,74 @@
+"""SPIN: self-play fine-tuning. The policy learns to tell good responses from those of its own last iteration.
+
+Paper: arXiv 2401.01335 (algorithm 1, eq. 4.7).
+Idea: fine-tuning targets are the chosen, samples of the last iterate the rejected responses of a DPO whose reference is
+that iterate; when its samples look like the targets, nothing is left to learn.
+Changes: rollout (the prompt's reference response and one sample), reward (which is which), selection (these pairs, of
+this iteration and the last), loss, optimiser, reference (renewed every iteration).
+Silent: nothing that matters here.
+Differs: an iteration is one step of the loop over its `prompts`. The authors run RMSprop at 5e-7 (1e-7 and β = 5 in
+later iterations) with a linear schedule and 3 to 6 epochs an iteration; here AdamW at 5e-7 and one pass (`--epochs`,
+`--minibatches`). A sample that equals its target makes no pair. Log-probabilities are sums over tokens.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from anypolicy.catalogue import Card, method
+from anypolicy.data.records import Group, Prompt
+from anypolicy.errors import InputError
+from anypolicy.loops.pairs import CONFLICTS, MakePairs, PairLoss
+from anypolicy.loops.recipe import GroupRecipe, World
+from anypolicy.loops.recorded import RecordedReward, recorded_group
+from anypolicy.loops.reference import PerRound
+from anypolicy.loops.stages import GroupRollout
+from anypolicy.methods.preference.dpo import Sigmoid, dpo
+from anypolicy.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class AgainstOwn:
+    """The reference response of a prompt, scored 1, and `group_size` − 1 samples, scored 0."""
+
+    unknown_behaviour = True
+    group_size: int = 2
+
+    def check_task(self, task: Task) -> None:
+        for prompt in task.train:
+            if prompt.reference is None:
+                raise InputError("task", task.name, f"prompt {prompt.id!r} has no reference response to learn from")
+
+    def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
+        groups = GroupRollout(self.group_size - 1)(world, prompts, generator)
+        for group in groups:
+            given = {"responses": [group.prompt.reference], "scores": [1.0]}
+            [target] = recorded_group(world.policy, replace(group.prompt, info=given)).trajectories
+            for t in group.trajectories:
+                t.info["score"] = 0.0
+            group.trajectories.insert(0, target)
+        return groups
+
+
+@method(
+    Card(
+        title="Self-play fine-tuning converts weak language models to strong language models",
+        paper="arXiv 2401.01335",
+        year=2024,
+        family="preference",
+        idea="DPO of fine-tuning targets against samples of the last iterate, which is the reference too",
+        changes=("rollout", "reward", "selection", "loss", "optimiser", "reference"),
+        composes_with="samplers, other losses of pairs",
+        claim="baseline of the claims of other methods",
+        conflicts=CONFLICTS,
+        no_signal=(),
+    )
+)
+def spin(beta: float = 0.1, minibatches: int = 4, previous: bool = True) -> GroupRecipe:
+    """One sample against every target, β = 0.1, data of this iteration and the previous, four updates."""
+    base = dpo()
+    return replace(
+        base, rollout=AgainstOwn(), reward=RecordedReward(), selection=MakePairs("best_worst", previous),
+        loss=PairLoss(Sigmoid(beta)), reference=PerRound(),
+        optimiser=replace(base.optimiser, lr=5e-7, minibatches=minibatches),
+    )  # fmt: skip
