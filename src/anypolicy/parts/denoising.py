@@ -1,7 +1,8 @@
 """The denoising error of a sample, which takes the place of minus its log-probability in `parts.preference`, and
 distances between sets of samples.
 
-m(x₀) = mean over all numbers of (target − f_θ(x_t, t, c))². It is a mean, so β belongs to D numbers: with sums it is β/(2D).
+m(x₀) = mean over all numbers of (target − f_θ(x_t, t, c))². It is a mean, so β belongs to D numbers: with sums it is
+β/(2D).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 
 def noised(
-    x0: Float[Tensor, batch *shape], noise: Float[Tensor, batch *shape], kept: Float[Tensor, " batch"],
+    x0: Float[Tensor, " batch *shape"], noise: Float[Tensor, " batch *shape"], kept: Float[Tensor, " batch"],
     prediction: Prediction,
-) -> tuple[Float[Tensor, batch *shape], Float[Tensor, batch *shape]]:  # fmt: skip
+) -> tuple[Float[Tensor, " batch *shape"], Float[Tensor, " batch *shape"]]:  # fmt: skip
     """x_t, and what the network is to predict of it: ε, or v = √ᾱ ε − √(1 − ᾱ) x₀ (arXiv 2202.00512)."""
     x, e, k = x0.flatten(1), noise.flatten(1), kept[:, None]
     target = e if prediction == "epsilon" else k.sqrt() * e - (1 - k).sqrt() * x
@@ -30,7 +31,7 @@ def noised(
 
 
 def denoising_error(
-    predicted: Float[Tensor, batch * shape], target: Float[Tensor, batch * shape]
+    predicted: Float[Tensor, " batch *shape"], target: Float[Tensor, " batch *shape"]
 ) -> Float[Tensor, " batch"]:
     """m: squared error of every sample, mean over its numbers."""
     error = (predicted - target).square().flatten(1).mean(1)

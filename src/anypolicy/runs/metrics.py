@@ -47,8 +47,8 @@ NAMES: dict[str, str] = {
     "value/explained": "of a controller: 1 − var(return − V)/var(return) before the update",
     "pairs/accuracy": "share of the step's pairs whose chosen response has the higher log-ratio to the reference (a "
     "tie ½); of a reward model: scores higher; of a diffusion model: whose loss is below log 2",
-    "pairs/margin": "mean log-ratio (of a reward model: score) of chosen minus rejected responses, before the update; of "
-    "a diffusion model: mean of what the logistic loss is taken of",
+    "pairs/margin": "mean log-ratio (of a reward model: score) of chosen minus rejected responses, before the update; "
+    "of a diffusion model: mean of what the logistic loss is taken of",
     "pairs/chosen": "mean log-ratio ln π/π_ref of chosen responses, in nats",
     "pairs/rejected": "mean log-ratio of rejected responses: that both fall is usual, and not seen in the margin",
     "pairs/made": "pairs that the step trains on",
