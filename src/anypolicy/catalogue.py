@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from anypolicy.errors import InputError
 
-Trains = Literal["policy", "reward-model", "controller", "problem"]
+Trains = Literal["policy", "reward-model", "controller", "problem", "diffusion-model"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Card:
 @dataclass(frozen=True)
 class Method:
     """A catalogued method: `build(**knobs)` gives its recipe, with the paper's defaults. `trains` says what learns: a
-    policy by the stages of a group recipe, a reward model from pairs, a controller in an environment; a "problem" is
-    solved exactly, and `build` gives its Solution."""
+    policy by the stages of a group recipe, a reward model from pairs, a controller in an environment, a diffusion model
+    from samples that were preferred; a "problem" is solved exactly, and `build` gives its Solution."""
 
     slug: str
     card: Card

@@ -26,6 +26,7 @@ EXAMPLES = """Any policy learns by any published method.
   anypolicy reproduce ngrpo
   anypolicy train sac --task gym/HalfCheetah-v5 --steps 100000
   anypolicy record runs/sac-gym-HalfCheetah-v5-0 --out demos.safetensors
+  anypolicy train seppo --task digits
   anypolicy solve horizon-free-rfe --out solved/rfe
   anypolicy make-datasets dqn --task gym/CartPole-v1 --out cartpole | inspect cartpole
   anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
@@ -41,7 +42,7 @@ class NoKnobs:
 
 
 def trained_by(specs: list[str], files: list[str], command: str) -> str:
-    """What the named methods train: a policy, a reward model or a controller."""
+    """What the named methods train: a policy, a reward model, a controller or a diffusion model."""
     from anypolicy import catalogue
 
     for path in files:
@@ -49,8 +50,8 @@ def trained_by(specs: list[str], files: list[str], command: str) -> str:
     own = {"reward-model": "reward-model", "solve": "problem", "make-datasets": "controller"}
     if command in own:
         return own[command]
-    alone = [catalogue.methods(None).get(spec) for spec in specs]
-    return "controller" if any(m is not None and m.trains == "controller" for m in alone) else "policy"
+    alone = {m.trains for spec in specs if (m := catalogue.methods(None).get(spec)) is not None}
+    return next((kind for kind in ("controller", "diffusion-model") if kind in alone), "policy")
 
 
 def knobs_type(specs: list[str], trains: Any) -> type:
@@ -76,10 +77,12 @@ def settings_type(trains: str) -> type:
     """The settings of a run that trains this, or of making data sets."""
     from anypolicy.control import ControlSettings
     from anypolicy.datasets import DatasetSettings
+    from anypolicy.diffusion import DiffusionSettings
     from anypolicy.reward_models import RewardSettings
     from anypolicy.training import Settings
 
-    own = {"reward-model": RewardSettings, "controller": ControlSettings, "data": DatasetSettings}
+    own = {"reward-model": RewardSettings, "controller": ControlSettings, "data": DatasetSettings,
+           "diffusion-model": DiffusionSettings}  # fmt: skip
     return own.get(trains, Settings)
 
 
@@ -116,12 +119,16 @@ def train_command(Knobs: type, Settings: type) -> Callable[..., None]:
           anypolicy train grpo+ngrpo.advantage --task tiny-add --ngrpo.virtual-reward 1.0 --lr 3e-4
           anypolicy train grpo --task prompts.jsonl:verifier=numeric --policy path/to/model --dtype bfloat16
           anypolicy train sac --task gym/Pendulum-v1 --steps 20000
+          anypolicy train seppo --task digits
         """
-        from anypolicy import control, training
+        from anypolicy import control, diffusion, training
 
+        given = next(iter(changed(knobs).values()), {})
         if isinstance(settings, control.ControlSettings):
-            given = next(iter(changed(knobs).values()), {})
-            finish_control(control.start(control.plan(method, settings, given), quiet=quiet), quiet)
+            finish_with(control, control.start(control.plan(method, settings, given), quiet=quiet), quiet)
+            return
+        if isinstance(settings, diffusion.DiffusionSettings):
+            finish_with(diffusion, diffusion.start(diffusion.plan(method, settings, given), quiet=quiet), quiet)
             return
         run = training.start(training.plan(method, settings, changed(knobs)), quiet=quiet)
         finish(run, quiet)
@@ -183,13 +190,11 @@ def finish(run: Any, quiet: bool) -> None:
         print(run_summary(run, page))
 
 
-def finish_control(run: Any, quiet: bool) -> None:
-    """Report of a finished run of a controller, on the screen and as a page."""
-    from anypolicy.control import page, summary
-
-    where = page(run)
+def finish_with(family: Any, run: Any, quiet: bool) -> None:
+    """Report of a finished run by the module of its family, on the screen and as a page."""
+    where = family.page(run)
     if not quiet:
-        print(summary(run, where))
+        print(family.summary(run, where))
 
 
 def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False) -> None:
@@ -203,10 +208,12 @@ def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False)
         steps: make the run this long in all
         quiet: no progress
     """
-    from anypolicy import control, reward_models, training
+    from anypolicy import control, diffusion, reward_models, training
 
     if control.is_control_run(run):
-        finish_control(control.resume(run, steps=steps, quiet=quiet), quiet)
+        finish_with(control, control.resume(run, steps=steps, quiet=quiet), quiet)
+    elif diffusion.is_diffusion_run(run):
+        finish_with(diffusion, diffusion.resume(run, steps=steps, quiet=quiet), quiet)
     elif not reward_models.is_reward_run(run):
         finish(training.resume(run, steps=steps, quiet=quiet), quiet)
     elif steps is not None:
@@ -217,9 +224,9 @@ def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False)
 
 def evaluate(
     run: Positional[Path], prompts: int | None = None, temperature: float = 0.0, episodes: int | None = None,
-    video: Path | None = None,
+    video: Path | None = None, samples: int | None = None,
 ) -> None:  # fmt: skip
-    """Evaluate a run's newest checkpoint: on held-out prompts, or in fresh episodes.
+    """Evaluate a run's newest checkpoint: on held-out prompts, in fresh episodes, or by samples.
 
       anypolicy eval runs/ngrpo-tiny-add-0
       anypolicy eval runs/ngrpo-tiny-add-0 --prompts 500 --temperature 1
@@ -231,9 +238,17 @@ def evaluate(
         temperature: 0 is greedy
         episodes: of a controller: how many episodes
         video: of a controller: film the first episode into this .mp4 or .gif file
+        samples: of a diffusion model: how many
     """
-    from anypolicy import control, reward_models, studies
+    from anypolicy import control, diffusion, reward_models, studies
 
+    if diffusion.is_diffusion_run(run):
+        if prompts is not None or temperature or episodes is not None or video is not None:
+            raise InputError("eval", str(run), "a diffusion model is evaluated by --samples alone")
+        print(json.dumps(diffusion.evaluate_run(run, samples=samples), indent=2))
+        return
+    if samples is not None:
+        raise InputError("samples", samples, "only diffusion models are evaluated by samples")
     if control.is_control_run(run):
         if prompts is not None or temperature:
             raise InputError("prompts", prompts or temperature, "a controller is evaluated in --episodes")
@@ -547,10 +562,14 @@ def explain_command(Knobs: type, Settings: type) -> Callable[..., None]:
         anypolicy explain ngrpo+vade --task tiny-add
         anypolicy explain sac --task gym/Hopper-v5
         """
-        from anypolicy import control, studies
+        from anypolicy import control, diffusion, studies
 
+        alone = next(iter(changed(knobs).values()), {})
         if isinstance(settings, control.ControlSettings):
-            print(control.explain(control.plan(method, settings, next(iter(changed(knobs).values()), {}))))
+            print(control.explain(control.plan(method, settings, alone)))
+            return
+        if isinstance(settings, diffusion.DiffusionSettings):
+            print(diffusion.explain(diffusion.plan(method, settings, alone)))
             return
         given = settings_dict(settings)
         print(studies.explain(method, task=given.pop("task"), knobs=changed(knobs), **given))

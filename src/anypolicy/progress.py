@@ -60,6 +60,10 @@ class Progress:
             self.held = f"  held-out {text}"
         elif "eval/return" in row:
             self.held = f"  evaluated {row['eval/return']:.1f} ± {row.get('eval/return_se', float('nan')):.1f}"
+        elif "eval/distance" in row:
+            self.held = f"  distance {row['eval/distance']:.3f}  preferred {row['eval/preferred']:.2f}"
+        elif "eval/error" in row:
+            self.held = f"  held-out error {row['eval/error']:.4f}"
         elif "eval/perplexity" in row:
             self.held = f"  held-out perplexity {row['eval/perplexity']:.3f}"
         elif probes := {k: v for k, v in row.items() if k.startswith("probe/")}:

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from anypolicy import catalogue, control, training
+from anypolicy import catalogue, control, diffusion, training
 from anypolicy.errors import InputError
 from anypolicy.evidence.claims import Verdict, run_claim
 from anypolicy.evidence.compare import Comparison, compare_runs
@@ -202,25 +202,27 @@ def one_run(
             raise InputError(
                 "out", str(out), f"a run with other settings is there ({', '.join(changed)}): choose another"
             )
-        resume = control.resume if isinstance(p, control.ControlPlan) else training.resume
-        run = resume(out, steps=p.settings.steps, quiet=True)
+        rows = family_of(arm).resume(out, steps=p.settings.steps, quiet=True).rows
     else:
-        run = control.start(p, quiet=True) if isinstance(p, control.ControlPlan) else training.start(p, quiet=True)
-    return arm, seed, run.rows
+        rows = family_of(arm).start(p, quiet=True).rows
+    return arm, seed, rows
 
 
 def planned(
     arm: str, task: str, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]
-) -> training.Plan | control.ControlPlan:
+) -> training.Plan | control.ControlPlan | diffusion.DiffusionPlan:
     """The plan of an arm, whatever it trains."""
-    if trains_controller(arm):
+    if family_of(arm) is control:
         return control.plan(arm, control.ControlSettings(task, **settings), knobs.get(arm))
+    if family_of(arm) is diffusion:
+        return diffusion.plan(arm, diffusion.DiffusionSettings(task, **settings), knobs.get(arm))
     return training.plan(arm, training.Settings(task, **settings), knobs_of(arm, knobs))
 
 
-def trains_controller(arm: str) -> bool:
+def family_of(arm: str) -> Any:
+    """The module that plans, starts and resumes runs of an arm."""
     known = catalogue.methods(None).get(arm)
-    return known is not None and known.trains == "controller"
+    return {"controller": control, "diffusion-model": diffusion}.get(known.trains if known else "", training)
 
 
 def compare(
@@ -233,8 +235,8 @@ def compare(
     Runs are kept under `out`; a comparison that was killed goes on where it was. `metric` is a name of the evaluation
     rows, larger is better; by default held-out accuracy, without a verifier the mean log-probability of the held-out
     reference responses, or the task's own probe where there is no held-out split; of controllers the share of
-    successful episodes, or the mean return. With `equal_kl` runs are judged at the largest divergence from the
-    reference that all of them reached, not at their last step.
+    successful episodes, or the mean return; of diffusion models the share of preferred samples. With `equal_kl` runs
+    are judged at the largest divergence from the reference that all of them reached, not at their last step.
     """
     if len(methods) < 2 or len(set(methods)) < len(methods):
         raise InputError("methods", methods, "name at least two different methods")
@@ -278,8 +280,8 @@ def summarise(
     """Final values, curves and cost of every arm, judged, and the report written."""
     some = next(iter(next(iter(ledgers.values())).values()))
     names = [k for k in some[-1] if k.startswith(("eval/", "probe/")) and k != "eval/perplexity"]
-    unit = "steps" if "eval/return" in names else "tokens"
-    known = ("eval/accuracy", "eval/pair_accuracy", "eval/logp", "eval/success", "eval/return")
+    unit = "steps" if {"eval/return", "eval/error"} & set(names) else "tokens"
+    known = ("eval/accuracy", "eval/pair_accuracy", "eval/logp", "eval/success", "eval/return", "eval/preferred")
     metric = metric or next((k for k in known if k in names), "probe/success")
     if metric not in names:
         raise InputError("metric", metric, f"the evaluations have {', '.join(names)}", choices=names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,16 @@ class Samples:
     rows: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]
 
 
-Block = Text | Table | Figure | Samples
+@dataclass(frozen=True)
+class Picture:
+    """A PNG under a heading, held in the page itself."""
+
+    heading: str
+    png: bytes
+    caption: str
+
+
+Block = Text | Table | Figure | Samples | Picture
 
 
 def write_report(path: Path, title: str, blocks: Sequence[Block]) -> Path:
@@ -83,6 +93,10 @@ def render(block: Block) -> str:
         head = "".join(f"<th>{html.escape(str(c))}</th>" for c in block.columns)
         rows = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in block.rows)
         return f"<h2>{html.escape(block.heading)}</h2><div class=wide><table><tr>{head}</tr>{rows}</table></div>"
+    if isinstance(block, Picture):
+        data, text = base64.b64encode(block.png).decode(), html.escape(block.caption)
+        shown = f'<img alt="{text}" src="data:image/png;base64,{data}" style="max-width:100%">'
+        return f"<h2>{html.escape(block.heading)}</h2>{shown}<p class=soft>{text}</p>"
     if isinstance(block, Figure):
         config = {"displaylogo": False, "responsive": True}
         chart = block.figure.to_html(full_html=False, include_plotlyjs=False, config=config)

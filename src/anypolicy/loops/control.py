@@ -36,14 +36,18 @@ class Acted(NamedTuple):
     stored: Float[Tensor, "environments actions"]
 
 
-class Learner(Protocol):
-    """What every learner has."""
+class Trained(Protocol):
+    """All that a checkpoint holds of a learner, by name."""
 
     @property
     def modules(self) -> Mapping[str, nn.Module]: ...
 
     @property
     def optimisers(self) -> Mapping[str, Optimizer]: ...
+
+
+class Learner(Trained, Protocol):
+    """What every learner of control has."""
 
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
         """Actions for the environments; without `explore` as the paper evaluates."""
@@ -319,12 +323,12 @@ def stacked(made: list[Transitions]) -> Transitions:
     return Transitions(*(torch.stack([getattr(t, name) for t in made]) for name in Transitions.__dataclass_fields__))
 
 
-def weights_of(learner: Learner) -> dict[str, Tensor]:
+def weights_of(learner: Trained) -> dict[str, Tensor]:
     """Weights and buffers of all modules, by name: everything that acting may need."""
     return {f"{m}.{k}": v for m, module in learner.modules.items() for k, v in module.state_dict().items()}
 
 
-def tensors_of(learner: Learner) -> dict[str, Tensor]:
+def tensors_of(learner: Trained) -> dict[str, Tensor]:
     """Weights, buffers and optimiser moments of a learner, by name."""
     out = weights_of(learner)
     for o, optimiser in learner.optimisers.items():
@@ -333,7 +337,7 @@ def tensors_of(learner: Learner) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in out.items()}
 
 
-def load_tensors(learner: Learner, tensors: dict[str, Tensor]) -> None:
+def load_tensors(learner: Trained, tensors: dict[str, Tensor]) -> None:
     """The inverse of `tensors_of`."""
     load_modules(learner, tensors)
     for o, optimiser in learner.optimisers.items():
@@ -345,7 +349,7 @@ def load_tensors(learner: Learner, tensors: dict[str, Tensor]) -> None:
         optimiser.load_state_dict({"state": dict(moments), "param_groups": optimiser.state_dict()["param_groups"]})
 
 
-def load_modules(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+def load_modules(learner: Trained, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `weights_of`."""
     for m, module in learner.modules.items():
         module.load_state_dict({k.removeprefix(f"{m}."): v for k, v in tensors.items() if k.startswith(f"{m}.")})

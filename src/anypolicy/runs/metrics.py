@@ -47,8 +47,9 @@ NAMES: dict[str, str] = {
     "value/mean": "mean of the value head over trained tokens",
     "value/explained": "of a controller: 1 − var(return − V)/var(return) before the update",
     "pairs/accuracy": "share of the step's pairs whose chosen response has the higher log-ratio to the reference (a "
-    "tie ½); of a reward model: scores higher",
-    "pairs/margin": "mean log-ratio (of a reward model: score) of chosen minus rejected responses, before the update",
+    "tie ½); of a reward model: scores higher; of a diffusion model: whose loss is below log 2",
+    "pairs/margin": "mean log-ratio (of a reward model: score) of chosen minus rejected responses, before the update; "
+    "of a diffusion model: mean of what the logistic loss is taken of",
     "pairs/chosen": "mean log-ratio ln π/π_ref of chosen responses, in nats",
     "pairs/rejected": "mean log-ratio of rejected responses: that both fall is usual, and not seen in the margin",
     "pairs/made": "pairs that the step trains on",
@@ -81,6 +82,15 @@ NAMES: dict[str, str] = {
     "eval/return": "of a controller: mean undiscounted return of the evaluation's episodes",
     "eval/return_se": "its standard error",
     "eval/success": "share of these episodes in which the environment said that the goal was reached",
+    "eval/error": "of a diffusion model: mean squared error of its prediction of the noise on held-out preferred "
+    "samples, mean over their numbers, the same noise and times in every evaluation",
+    "eval/distance": "of a diffusion model: distance of its samples to held-out preferred ones; Fréchet distance of a "
+    "classifier's hidden features, or energy distance of points",
+    "eval/recognised": "share of its samples in which a classifier sees the class that was asked for",
+    "eval/preferred": "share of its samples that are of the preferred kind",
+    "eval/balance": "of ring8: smallest share of a good cluster, times their number, over the share of all of them",
+    "error/winner": "of a diffusion model: mean squared error on the noise of preferred samples in the batch",
+    "error/loser": "the same for the other samples of the pairs, at the same noise and times",
     "episode/return": "of a controller: mean return of the episodes that ended, exploration included",
     "episode/length": "mean steps of these episodes",
     "episode/success": "share of them that reached the goal, where the environment says so",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
 from anypolicy.errors import InputError
 from anypolicy.tasks.base import Task
+
+Built = TypeVar("Built")
 
 
 def reasoning_gym(name: str, seed: int, settings: dict[str, Any]) -> Task:
@@ -126,7 +128,7 @@ def _pairs(arguments: str) -> list[str]:
     return parts
 
 
-def call(build: Callable[..., Task], name: str, first: tuple[Any, ...], settings: dict[str, Any]) -> Task:
+def call(build: Callable[..., Built], name: str, first: tuple[Any, ...], settings: dict[str, Any]) -> Built:
     """Build with keyword settings whose names and types the builder's own signature says.
 
     A builder that takes further settings (**config) checks those itself.

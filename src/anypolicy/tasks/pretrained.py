@@ -8,16 +8,21 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from anypolicy.policies.base import Policy
 from anypolicy.runs.files import cache_folder
 
 
-def trained_once(policy: Policy, task: str, facts: list[Any], train: Callable[[], None]) -> None:
+class HasModule(Protocol):
+    @property
+    def module(self) -> nn.Module: ...
+
+
+def trained_once(policy: HasModule, task: str, facts: list[Any], train: Callable[[], None]) -> None:
     """Put the weights that `train` gives the policy into it: from the cache if it was called with these `facts` (and
     this torch) before, else by training now."""
     key = json.dumps([*facts, torch.__version__])

@@ -1,0 +1,94 @@
+"""A folder of images with metadata.jsonl, in the layout of Hugging Face's image folders.
+
+Every line has `text` and `file_name` (a preferred image), or `text`, `chosen` and `rejected` (two images of a prompt).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anypolicy.errors import InputError
+from anypolicy.policies.denoisers import Label
+from anypolicy.tasks.pictures import PictureTask
+
+Record = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images read when they are needed: cut to their middle square and resized to `size`."""
+
+    paths: list[Path]
+    labels: list[str]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, rows: Sequence[int]) -> tuple[Tensor, list[Label]]:
+        return torch.stack([read(self.paths[i], self.size) for i in rows]), [self.labels[i] for i in rows]
+
+
+def read(path: Path, size: int) -> Tensor:
+    """An image as (3, size, size) in [0, 1]."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    except OSError as error:
+        raise InputError("task", str(path), "this image cannot be read: mend or remove its line") from error
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+
+
+def records(folder: Path) -> list[Record]:
+    """The lines of metadata.jsonl, every field checked and every file there."""
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        raise InputError("task", str(folder), "put a metadata.jsonl there, one image (or pair of images) a line")
+    out = list[Record]()
+    for n, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(str(path), f"line {n}", f"it is not JSON ({error})") from error
+        fields = ("text", "chosen", "rejected") if isinstance(row, dict) and "chosen" in row else ("text", "file_name")
+        for name in fields:
+            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
+                raise InputError(str(path), f"line {n}", f"it needs the text field {name!r}")
+        for name in fields[1:]:
+            if not (folder / row[name]).is_file():
+                raise InputError(str(path), f"line {n}", f"{name} names {row[name]!r}, which is not in the folder")
+        if "chosen" in fields and row["chosen"] == row["rejected"]:
+            raise InputError(str(path), f"line {n}", "chosen and rejected are the same image: remove the pair")
+        if out and ("chosen" in out[0]) != ("chosen" in fields):
+            raise InputError(str(path), f"line {n}", "all lines have file_name, or all have chosen and rejected")
+        out.append({name: row[name] for name in fields})
+    if len(out) < 2:
+        raise InputError("task", str(path), "it has less than 2 lines: one is held out")
+    return out
+
+
+def image_folder(folder: Path, *, size: int = 512, heldout: float = 0.1) -> PictureTask:
+    """The last `heldout` of the lines (at least one) is held out; its prompts are those that evaluations sample."""
+    if not 0 < heldout < 1:
+        raise InputError("folder.heldout", heldout, "use a share between 0 and 1")
+    if size < 8:
+        raise InputError("folder.size", size, "use at least 8 pixels")
+    rows = records(folder)
+    cut = len(rows) - max(round(heldout * len(rows)), 1)
+    best = "chosen" if "chosen" in rows[0] else "file_name"
+
+    def files(part: list[Record], name: str) -> Files:
+        return Files([folder / r[name] for r in part], [r["text"] for r in part], size)
+
+    losers = files(rows[:cut], "rejected") if best == "chosen" else None
+    held = files(rows[cut:], best)
+    return PictureTask(str(folder), files(rows[:cut], best), losers, held, list(dict.fromkeys(held.labels)))

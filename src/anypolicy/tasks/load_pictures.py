@@ -1,0 +1,26 @@
+"""Tasks of diffusion models by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from anypolicy.errors import InputError
+from anypolicy.tasks.image_folder import image_folder
+from anypolicy.tasks.load import call, parse
+from anypolicy.tasks.pictures import PictureTask
+from anypolicy.tasks.ring8 import ring8
+from anypolicy.tasks.small_images import digits, photos
+
+NAMED: dict[str, Callable[..., PictureTask]] = {"digits": digits, "photos": photos, "ring8": ring8}
+
+
+def load_pictures(spec: str) -> PictureTask:
+    """`digits`, `photos`, `ring8`, or a folder of images with metadata.jsonl. Settings follow a colon."""
+    name, _, arguments = spec.partition(":")
+    if name in NAMED:
+        return call(NAMED[name], name, (), parse(arguments))
+    if not Path(name).is_dir():
+        allowed = f"a diffusion model learns from {', '.join(NAMED)} or a folder of images with metadata.jsonl"
+        raise InputError("task", spec, allowed, choices=NAMED)
+    return call(image_folder, "folder", (Path(name),), parse(arguments))
