@@ -308,7 +308,7 @@ def test_solving_tells_the_loss_and_what_it_rests_on():
         ({"env": "FrozenLake-v1"}, "env", "data FILE.npz"),
         ({"data": "none.npz"}, "data", "kernels, weights"),
         ({"data": "rows.npz"}, "kernels[kernel 1, state 0, action 1]", "sum to 1"),
-        ({"data": "shape.npz"}, "kernels", "[d, states, actions, states]"),
+        ({"data": "shape.npz"}, "data[kernels]", "[d, states, actions, states]"),
         ({"data": "weights.npz"}, "data[weights]", "sum 1"),
         ({"data": "reward.npz"}, "rewards[17]", "at most 1"),
         ({"data": "word.npz"}, "data[kernel]", "did you mean 'kernels'"),

@@ -158,7 +158,10 @@ def from_file(path: str, *, need_weights: bool) -> tuple[Mixture, Array]:
     """The candidates of a .npz file, with the weights of the real dynamics, and rewards."""
     needs = ("kernels", "weights") if need_weights else ("kernels",)
     arrays = load_arrays(path, needs, ("weights", "rewards", "start"))
-    model = LinearMixtureModel.of_kernels(arrays["kernels"])
+    kernels = arrays["kernels"]
+    if kernels.ndim != 4:
+        raise InputError("data[kernels]", kernels.shape, "their shape must be [d, states, actions, states]")
+    model = LinearMixtureModel.of_kernels(kernels)
     w = np.asarray(arrays.get("weights", np.full(model.d, 1 / model.d)), float)
     if w.shape != (model.d,):
         raise InputError("data[weights]", w.shape, f"give one for each of the {model.d} kernels")
