@@ -17,7 +17,7 @@ setup: .venv/.ready
 	@echo "making .venv (torch and transformers: a few minutes, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet "$(TORCH)"
-	@$(BIN)/python -m pip install --quiet -e ".[tasks,control,tensorboard,lora]"
+	@$(BIN)/python -m pip install --quiet -e ".[tasks,control,exact,diffusion,tensorboard,lora]"
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready

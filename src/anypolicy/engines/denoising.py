@@ -65,7 +65,8 @@ class DenoisingEngine:
                     filled[i] = ids
         segments = [self.segment(r, ids, version) for r, ids in zip(flat, filled, strict=True)]
         self.estimate(segments, sampling)
-        answers = iter([(s, "length" if s.end is None else "eos") for s in segments])
+        stops: list[Stop] = ["length" if s.end is None else "eos" for s in segments]
+        answers = iter(zip(segments, stops, strict=True))
         return [[next(answers) for _ in range(r.n)] for r in requests]
 
     def fill(

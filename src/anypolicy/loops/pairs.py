@@ -20,12 +20,6 @@ from anypolicy.parts.surrogate import token_ratio
 from anypolicy.policies.base import Scores
 from anypolicy.runs.seeds import generator
 
-CONFLICTS = {
-    ("loss", "d3s.selection"): "the loss needs the log-probability of whole responses, the selection drops tokens of "
-    "them: keep another selection"
-}
-"""What no loss of whole responses goes with."""
-
 
 # --- making pairs ----------------------------------------------------------------------------------------------------
 class Made(NamedTuple):

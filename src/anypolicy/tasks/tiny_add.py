@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class TinyAdd:
 
     def make_policy(self, seed: int) -> Policy:
         """The base of this seed, from the cache or trained now."""
-        facts = [RECIPE, seed, self.base_accuracy]
+        facts: list[Any] = [RECIPE, seed, self.base_accuracy]
         if self.policy == "causal":
             policy = small_transformer(
                 vocabulary=15, layers=2, width=48, heads=4, context_length=24, seed=seed, eos_id=EOS, pad_id=PAD

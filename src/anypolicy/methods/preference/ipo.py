@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypolicy.catalogue import Card, method
-from anypolicy.loops.pairs import CONFLICTS, Pair, PairLoss, check_positive
+from anypolicy.loops.pairs import Pair, PairLoss, check_positive
 from anypolicy.loops.recipe import GroupRecipe
+from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import recorded_pairs
 from anypolicy.parts.pairing import Pairing
 from anypolicy.parts.preference import scaled_squared, squared

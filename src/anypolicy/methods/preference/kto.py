@@ -21,10 +21,11 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.loops.pairs import CONFLICTS, behaviour_metrics, check_positive, responses
+from anypolicy.loops.pairs import behaviour_metrics, check_positive, responses
 from anypolicy.loops.recipe import GroupRecipe, LossTerms
 from anypolicy.loops.recorded import RecordedReward, RecordedRollout
 from anypolicy.loops.stages import KeepAll
+from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import dpo
 from anypolicy.parts import preference
 from anypolicy.policies.base import Scores

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group
 from anypolicy.errors import InputError
-from anypolicy.loops.pairs import CONFLICTS, MakePairs, PairLoss
+from anypolicy.loops.pairs import MakePairs, PairLoss
 from anypolicy.loops.recipe import GroupRecipe, Loss, Reward, World
 from anypolicy.loops.stages import GroupRollout, VerifierReward
 from anypolicy.methods.language.grpo import grpo
+from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid
 from anypolicy.parts.pairing import Pairing
 
