@@ -1,6 +1,7 @@
 """BGPO: the bounds by hand, ELBO samples by hand, separate backward passes, their memory, bad input, the command line."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -430,16 +431,37 @@ def test_a_selection_that_drops_tokens_leaves_them_in_sight():
 
 # --- command line ----------------------------------------------------------------------------------------------------
 TINY = "tiny-add:policy=masked-diffusion,base_accuracy=0.0,prompts=24,heldout=8"
-SMALL = ["--task", TINY, "--prompts", "4", "--group-size", "4", "--trackers", "--quiet", "--eval-prompts", "8"]
 
 
 @pytest.mark.parametrize("slug", ["bgpo", "diffu-grpo"])
 def test_a_run_that_stopped_goes_on_to_the_same_bits(slug, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "r.py").write_text("def r(prompt, responses):\n    return [float(len(set(x))) for x in responses]\n")
-    command = ["train", slug, *SMALL, "--reward", "r.py:r", "--minibatches", "2", "--eval-every", "2"]
-    command += ["--checkpoint-every", "2", "--block-length", "4", "--denoising-steps", "4"]
+    (tmp_path / "r.py").write_text("def r(prompt, responses):\n    return [float(len(x)) for x in responses]\n")
+    rows = [json.dumps({"prompt": f"say {i}", "answer": str(i)}) for i in range(12)]
+    (tmp_path / "task.jsonl").write_text("\n".join(rows))
+    command = [
+        "train",
+        slug,
+        "--task",
+        "task.jsonl",
+        "--policy",
+        "masked-diffusion:layers=1,width=16,heads=2,context=16",
+    ]
+    command += [
+        "--max-tokens",
+        "4",
+        "--block-length",
+        "2",
+        "--denoising-steps",
+        "2",
+        "--prompts",
+        "4",
+        "--group-size",
+        "4",
+    ]
+    command += ["--reward", "r.py:r", "--minibatches", "2", "--trackers", "--quiet", "--checkpoint-every", "2"]
     command += ["--bgpo.samples", "2"] if slug == "bgpo" else []
+    command += ["--eval-every", "2"]
     assert main([*command, "--steps", "4", "--out", "whole"]) == 0
     assert main([*command, "--steps", "2", "--out", "part"]) == 0
     assert main(["resume", "part", "--steps", "4", "--quiet"]) == 0
