@@ -127,9 +127,11 @@ def sampled(logp, length, draw, n):
     uniform = torch.rand(n, length, generator=rng, dtype=torch.float64)
     level = torch.rand(n, generator=rng, dtype=torch.float64)
     masked, weight = random_mask(uniform, level, torch.ones(n, length, dtype=torch.bool), draw)
-    table = {m: logp(m) for k in range(1, length + 1) for m in itertools.combinations(range(length), k)}
-    rows = [table.get(tuple(np.flatnonzero(m)), (0,) * length) for m in masked.numpy()]
-    values = torch.tensor([[x or 0.0 for x in row] for row in rows], dtype=torch.float64)
+    table = torch.zeros(2**length, length, dtype=torch.float64)  # by the masked set as a binary number
+    for k in range(1, length + 1):
+        for m in itertools.combinations(range(length), k):
+            table[sum(2**i for i in m), list(m)] = torch.tensor([logp(m)[i] for i in m], dtype=torch.float64)
+    values = table[(masked * 2 ** torch.arange(length)).sum(1)]
     return elbo_sample(values, masked, weight)
 
 
