@@ -74,7 +74,7 @@ class Judge:
 
     def seen(self, images: Tensor) -> np.ndarray:
         """The class that the classifier sees."""
-        return self.classifier.predict(images.flatten(1).numpy())
+        return np.asarray(self.classifier.predict(images.flatten(1).numpy()))
 
     def features(self, images: Tensor) -> Float[Tensor, "n 64"]:
         """The classifier's hidden layer."""
