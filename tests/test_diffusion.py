@@ -44,7 +44,7 @@ def test_the_report_shows_samples_before_and_after(run):
     from PIL import Image
 
     page = (run / "report.html").read_text()
-    pictures = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    pictures = re.findall(r'<img alt="[^"]*" src="data:image/png;base64,([^"]+)"', page)
     assert len(pictures) == 2 and "held-out images" in page
     shown = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
     assert shown.width > 800

@@ -87,10 +87,8 @@ def pair_errors(
     weights: Weights | None = None,
 ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:  # fmt: skip
     """m of winners and of losers in one pass: the two of a pair share condition, noise and time."""
-    x, noise, t, condition = (
-        torch.cat([a, b]) for a, b in ((winner, loser), (noise, noise), (t, t), (condition, condition))
-    )
-    first, second = error_of(model, x, noise, t, condition, weights).chunk(2)
+    x0, noises, times = torch.cat([winner, loser]), torch.cat([noise, noise]), torch.cat([t, t])
+    first, second = error_of(model, x0, noises, times, torch.cat([condition, condition]), weights).chunk(2)
     return first, second
 
 

@@ -49,7 +49,7 @@ class UNetModel:
         self.module: nn.Module = unet.eval()
         self.unet, self.scheduler, self.steps, self.micro = unet, scheduler, steps, 256
         self.classes: int = unet.config.num_class_embeds
-        self.kept = scheduler.alphas_cumprod.float()
+        self.kept: Tensor = scheduler.alphas_cumprod.float()
         self.prediction: Prediction = predicts(scheduler)
         size = unet.config.sample_size
         self.shape: tuple[int, ...] = (unet.config.in_channels, size, size)
@@ -114,7 +114,7 @@ class PipelineModel:
         for part in (pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False)
         self.module: nn.Module = pipeline.unet
-        self.kept = self.scheduler.alphas_cumprod.float()
+        self.kept: Tensor = self.scheduler.alphas_cumprod.float()
         self.prediction: Prediction = predicts(self.scheduler)
         size = pipeline.unet.config.sample_size
         self.shape: tuple[int, ...] = (pipeline.unet.config.in_channels, size, size)
@@ -139,8 +139,8 @@ class PipelineModel:
         def guided(x: Tensor, t: Tensor) -> Tensor:
             if self.guidance == 1:
                 return self.predict(x, t, condition, weights)
-            twice, times, prompts = (torch.cat(pair) for pair in ((x, x), (t, t), (empty, condition)))
-            without, along = self.predict(twice, times, prompts, weights).chunk(2)
+            both = torch.cat([empty, condition])
+            without, along = self.predict(torch.cat([x, x]), torch.cat([t, t]), both, weights).chunk(2)
             return without + self.guidance * (along - without)
 
         return reverse(self.scheduler, guided, (len(condition), *self.shape), generator, self.steps)

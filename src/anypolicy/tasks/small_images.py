@@ -117,7 +117,7 @@ def task_of(
 ) -> PictureTask:  # fmt: skip
     """The task of small images whose score decides which are preferred."""
     if winners < 1:
-        raise InputError(f"{name}.winners", winners, "use at least 1 preferred image (0 is not all)")
+        raise InputError(f"{name}.winners", winners, "use at least 1")
     middle, classes = medians(train, score), max(train.labels) + 1
     best, worst = (preferred(train, middle, score, above=x) for x in (True, False))
     best = Pictures(best.images[:winners], best.labels[:winners])
