@@ -84,7 +84,14 @@ class KahnemanTversky:
         changes=("rollout", "reward", "loss"),
         composes_with="samplers, rollouts, rewards and selections; it reads rewards, so an advantage changes nothing",
         claim="baseline of the claims of other methods",
-        conflicts=CONFLICTS,
+        conflicts=CONFLICTS
+        | {
+            (
+                "loss",
+                "iterative-dpo.optimiser",
+            ): "its mini-batches of the groups that are kept may hold one prompt, which "
+            "has no response of another: keep another optimiser"
+        },
         no_signal=(),
         metrics={
             "kto/baseline": "ρ, the estimated divergence from which gains and losses are counted, in nats",
