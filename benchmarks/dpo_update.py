@@ -4,8 +4,7 @@
     python benchmarks/dpo_update.py --models 1m --blocks 4 --quick      a look, nothing written
 
 `update` computes the reference's log-probabilities anew on both sides, `known` has them on both. Loss and gradient of
-both
-sides must agree before anything is timed. A ratio above 1 means that anypolicy needs less.
+both sides must agree before anything is timed. A ratio above 1 means that anypolicy needs less.
 """
 
 from __future__ import annotations

@@ -303,9 +303,9 @@ def start(p: Plan, *, quiet: bool = False) -> Run:
     name = f"{p.composition.spec}-{p.settings.task}-{p.settings.seed}".replace("/", "-").replace(":", "-")
     out = Path(p.settings.out or Path("runs") / name)
     RunDirectory.check_free(out)
-    world = world_of(p)
+    loop = group_loop(p, world_of(p))
     with RunDirectory.create(out, p.written()) as run:
-        return go(p, run, world, quiet=quiet)
+        return go(p, run, loop, quiet=quiet)
 
 
 def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -> Run:
@@ -315,7 +315,7 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -
         if steps is not None:
             written["steps"] = steps
         p = plan_from(written)
-        return go(p, run, world_of(p), quiet=quiet)
+        return go(p, run, group_loop(p, world_of(p)), quiet=quiet)
 
 
 def plan_from(written: dict[str, Any]) -> Plan:
@@ -331,10 +331,9 @@ def plan_from(written: dict[str, Any]) -> Plan:
     return plan(method, settings, knobs)
 
 
-def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
+def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
     """The run itself, and the policy it ends with."""
     s, began = p.settings, time.monotonic()
-    loop = group_loop(p, world)
     first = restore(p, run, loop)
     digest = {"digest": recipe_digest(p.comparable()), "recipe": p.comparable()}
 
@@ -357,8 +356,8 @@ def go(p: Plan, run: RunDirectory, world: World, *, quiet: bool) -> Run:
         run, Schedule(s.steps, s.eval_every, s.checkpoint_every), first, title=p.composition.spec, trackers=s.trackers,
         written=p.written(), quiet=quiet, learn=learned, evaluate=evaluated, save=save,
     )  # fmt: skip
-    run.save_policy(world.policy.save)
-    return Run(run.path, run.read(), world.policy, time.monotonic() - began)
+    run.save_policy(loop.world.policy.save)
+    return Run(run.path, run.read(), loop.world.policy, time.monotonic() - began)
 
 
 def held_out(

@@ -46,7 +46,8 @@ def needs_partner(recipe):
     least = [getattr(s, "min_group", 0 if getattr(s, "needs_targets", False) else 1) for s in users]
     most = [getattr(s, "max_group", size) for s in users]
     by_hand, known = getattr(recipe.rollout, "unknown_behaviour", False), getattr(recipe.loss, "any_behaviour", False)
-    unread = getattr(recipe.reward, "needs_recorded", False) and not by_hand
+    recorded = getattr(recipe.reward, "needs_recorded", False)
+    unread = recorded and (not by_hand or getattr(recipe.selection, "needs_verdicts", False))
     unseen = recipe.reference.moves and not any(getattr(s, "needs_reference", False) for s in stages(recipe))
     return (
         unread

@@ -221,7 +221,7 @@ def test_scored_responses_from_a_file(tmp_path):
         ({"scores": [1.0]}, "one length"),
         ({"scores": [1.0, "good", 0.0]}, "finite"),
         ({"responses": ["a", "", "c"]}, "token ids"),
-        ({"responses": ["a"], "scores": [1.0]}, "at least two"),
+        ({"responses": ["a"], "scores": [1.0]}, "at least 2"),
     ],
 )
 def test_what_a_file_must_hold_is_checked_before_any_work(tmp_path, change, match):

@@ -320,6 +320,7 @@ def test_a_reference_with_other_tokens_is_refused(tmp_path):
     other.save(tmp_path / "other")
     with pytest.raises(InputError, match="same tokenizer"):
         small(sums_file(tmp_path / "p.jsonl"), tmp_path / "run", reference=str(tmp_path / "other"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_given_reference_is_the_one(tmp_path):

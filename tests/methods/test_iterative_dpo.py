@@ -30,4 +30,4 @@ def test_the_first_update_of_every_round_is_at_the_reference():
 def test_settings():
     assert iterative_dpo().reference == PerRound(1)
     assert iterative_dpo(reference="init").reference == Fixed()
-    assert iterative_dpo(samples=4).rollout.group_size == 4
+    assert iterative_dpo(samples=6).rollout.group_size == 6

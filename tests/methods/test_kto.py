@@ -8,6 +8,7 @@ import torch
 
 from anypolicy import training
 from anypolicy.errors import InputError
+from anypolicy.loops.checks import check
 from anypolicy.methods.preference.kto import KahnemanTversky, kto, mismatched
 from anypolicy.policies.base import Scores
 from anypolicy.tasks.load import load_task
@@ -55,7 +56,12 @@ def test_the_baseline_is_the_clamped_mean_of_the_mismatched():
 
 def test_one_prompt_has_no_mismatched_response():
     with pytest.raises(InputError, match="at least 2"):
-        lock_loop(kto(), prompts=1).step()
+        check(kto(), 1)
+    with pytest.raises(InputError, match="at least 2"):
+        check(replace(kto(), optimiser=replace(kto().optimiser, minibatches=2)), 3)
+    check(kto(), 2)
+    log = lock_loop(kto(), prompts=1).step()
+    assert (log["updates"], log["updates/skipped"]) == (0, 1)
 
 
 def test_labels_of_a_file(tmp_path):

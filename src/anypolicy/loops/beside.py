@@ -78,7 +78,7 @@ def ordered_pairs(policy: Policy, reference: Policy, prompts: Sequence[Prompt]) 
     known = [p for p in prompts if len(p.info.get("responses", ())) > 1]
     if not known:
         return {}
-    batch = from_groups([scored_group(policy, p) for p in known])
+    batch = from_groups([scored_group(policy, p) for p in known], torch.float64)
     pairs, logp, logp_ref = preferences(batch, "all").pairs, *(likelihoods(p, batch) for p in (policy, reference))
     r = responses(logp, replace(batch, logp_ref=logp_ref))
     at = torch.searchsorted(r.name, pairs)

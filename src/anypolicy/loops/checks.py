@@ -23,6 +23,9 @@ def check(recipe: GroupRecipe, prompts: int, task: Task | None = None) -> None:
     check_partners(recipe)
     if prompts < 1:
         raise InputError("prompts", prompts, "use at least 1")
+    least = getattr(recipe.loss, "min_prompts", 1)
+    if prompts // recipe.optimiser.minibatches < least > 1:
+        raise InputError("prompts", prompts, f"the loss compares prompts: use at least {least} for every mini-batch")
     if recipe.optimiser.minibatches > prompts:
         raise InputError("minibatches", recipe.optimiser.minibatches, f"a step has only {prompts} groups to split")
     if task is not None:
@@ -46,6 +49,12 @@ def check_partners(recipe: GroupRecipe) -> None:
     if getattr(recipe.reward, "needs_recorded", False) and not getattr(recipe.rollout, "unknown_behaviour", False):
         raise InputError(
             "reward", type(recipe.reward).__name__, "it reads the scores of recorded responses: use a rollout of those"
+        )
+    if getattr(recipe.selection, "needs_verdicts", False) and getattr(recipe.reward, "needs_recorded", False):
+        raise InputError(
+            "selection",
+            type(recipe.selection).__name__,
+            "it reads verdicts, which recorded scores have not: use another",
         )
     if recipe.reference.moves and not any(getattr(s, "needs_reference", False) for s in stages(recipe)):
         raise InputError("reference", type(recipe.reference).__name__, "no stage of the recipe looks at a reference")

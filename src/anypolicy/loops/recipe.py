@@ -120,7 +120,7 @@ class Choice(NamedTuple):
 
 class Selection(Protocol):
     """May set the class attributes `needs_entropy` (the loop then fills `batch.entropy`, recorded while sampling where
-    the engine can) and `needs_progress` (it follows a schedule)."""
+    the engine can), `needs_progress` (it follows a schedule) and `needs_verdicts` (it reads the verifier's)."""
 
     @property
     def max_rounds(self) -> int:
@@ -146,9 +146,9 @@ class Loss(Protocol):
     one; `whole_responses`, it reads log-probabilities of tokens that a selection has dropped; `any_behaviour`, it needs
     no log-probability of the behaviour policy; `min_group`, the responses that it compares; `needs_targets`, it learns
     from target tokens alone; `needs_logits`, it needs the whole distribution there (`scores.logits`); `needs_pairs`, it
-    learns from `batch.pairs`; `plain_temperature`, it scores at temperature 1, whatever the responses were sampled at;
-    `baseline(batch, score)`, a number of the whole optimiser batch that it needs beforehand (`batch.baseline`), made
-    of two scorings without gradient, by the policy and by the reference."""
+    learns from `batch.pairs`; `min_prompts`, the prompts that an optimiser batch must have; `plain_temperature`, it
+    scores at temperature 1, whatever the responses were sampled at; `baseline(batch, score, score_reference)`, a number
+    of the whole optimiser batch that it needs beforehand (`batch.baseline`), made of scorings without gradient."""
 
     @property
     def needs_entropy(self) -> bool:

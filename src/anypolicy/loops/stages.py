@@ -194,6 +194,7 @@ class DropSolved:
     are all wrong, and draw new prompts until `target` groups are kept or `max_rounds` draws were made. Groups beyond
     the target begin the next step if `carry`, else they are dropped. Responses without a trained token do not count."""
 
+    needs_verdicts = True
     all_wrong: bool = False
     carry: bool = False
     max_rounds: int = 10

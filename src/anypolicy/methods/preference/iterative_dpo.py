@@ -36,12 +36,12 @@ from anypolicy.parts.pairing import Pairing
 )
 def iterative_dpo(
     beta: float = 0.1,
-    samples: int = 8,
+    samples: int = 4,
     pairing: Pairing = "best_worst",
     minibatches: int = 4,
     reference: Literal["round", "init"] = "round",
 ) -> GroupRecipe:
-    """Eight responses a prompt, the best with the worst, four updates a round, reference renewed every round."""
+    """Four responses a prompt, the best with the worst, four updates a round, reference renewed every round."""
     recipe = sampled_pairs(PairLoss(Sigmoid(beta)), samples, pairing)
     return replace(
         recipe, optimiser=replace(recipe.optimiser, minibatches=minibatches),

@@ -7,8 +7,8 @@ Changes: rollout and reward (recorded responses with their scores), loss.
 Silent: what is good where scores are numbers; here a score above 0. With unequal numbers of good and bad responses keep
 weight_desirable · n_good / (weight_undesirable · n_bad) between 1 and 4/3.
 Differs: the estimate takes every response under the next prompt of the whole optimiser batch, so no split into
-micro-batches changes it (TRL: inside each micro-batch); it costs two forward passes without gradient. It is clamped at
-0 after the mean. Log-probabilities are sums over tokens.
+micro-batches changes it (TRL: inside each micro-batch); where a selection leaves a single prompt there is no update. It
+costs two forward passes without gradient, and is clamped at 0 after the mean. Log-probabilities are sums over tokens.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,12 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+<<<<<<< HEAD
 from anypolicy.errors import InputError
 from anypolicy.loops.pairs import behaviour_metrics, check_positive, responses
+=======
+from anypolicy.loops.pairs import CONFLICTS, behaviour_metrics, check_positive, responses
+>>>>>>> h/prefs
 from anypolicy.loops.recipe import GroupRecipe, LossTerms
 from anypolicy.loops.recorded import RecordedReward, RecordedRollout
 from anypolicy.loops.stages import KeepAll
@@ -34,10 +38,6 @@ from anypolicy.policies.base import Scores
 def mismatched(batch: Batch) -> Batch:
     """Every response under the next context of the batch, the last one's under the first."""
     used, index = torch.unique(batch.context_index, return_inverse=True)
-    if len(used) < 2:
-        raise InputError(
-            "prompts", len(used), "the baseline takes responses to other prompts: use at least 2 in a step"
-        )
     return replace(batch, context_index=used[(index + 1) % len(used)])
 
 
@@ -47,7 +47,7 @@ class KahnemanTversky:
 
     needs_reference = whole_responses = any_behaviour = plain_temperature = True
     needs_entropy = False
-    min_group = 1
+    min_group, min_prompts = 1, 2
     beta: float = 0.1
     weight_desirable: float = 1.0
     weight_undesirable: float = 1.0
@@ -57,7 +57,8 @@ class KahnemanTversky:
                        weight_undesirable=self.weight_undesirable)  # fmt: skip
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
-        return torch.isin(batch.trajectory, batch.trajectory[batch.mask.any(1)])
+        rows = torch.isin(batch.trajectory, batch.trajectory[batch.mask.any(1)])
+        return rows & (len(torch.unique(batch.context_index[rows])) >= self.min_prompts)
 
     def baseline(self, batch: Batch, policy: Callable[[Batch], Tensor], reference: Callable[[Batch], Tensor]) -> float:
         """ρ of the optimiser batch."""
@@ -89,7 +90,14 @@ class KahnemanTversky:
         changes=("rollout", "reward", "loss"),
         composes_with="samplers, rollouts, rewards and selections; it reads rewards, so an advantage changes nothing",
         claim="baseline of the claims of other methods",
-        conflicts=CONFLICTS,
+        conflicts=CONFLICTS
+        | {
+            (
+                "loss",
+                "iterative-dpo.optimiser",
+            ): "its mini-batches of the groups that are kept may hold one prompt, which "
+            "has no response of another: keep another optimiser"
+        },
         no_signal=(),
         metrics={
             "kto/baseline": "ρ, the estimated divergence from which gains and losses are counted, in nats",

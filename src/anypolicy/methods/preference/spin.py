@@ -61,7 +61,13 @@ class AgainstOwn:
         changes=("rollout", "reward", "selection", "loss", "optimiser", "reference"),
         composes_with="samplers, other losses of pairs",
         claim="baseline of the claims of other methods",
-        conflicts=CONFLICTS,
+        conflicts=CONFLICTS
+        | {
+            (
+                "rollout",
+                "adaptthink.reward",
+            ): "that reward reads marks of thinking, which reference responses have not: keep another reward"
+        },
         no_signal=(),
     )
 )
