@@ -20,12 +20,7 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-<<<<<<< HEAD
-from anypolicy.errors import InputError
 from anypolicy.loops.pairs import behaviour_metrics, check_positive, responses
-=======
-from anypolicy.loops.pairs import CONFLICTS, behaviour_metrics, check_positive, responses
->>>>>>> h/prefs
 from anypolicy.loops.recipe import GroupRecipe, LossTerms
 from anypolicy.loops.recorded import RecordedReward, RecordedRollout
 from anypolicy.loops.stages import KeepAll
