@@ -106,8 +106,10 @@ def judged(work: str, done: list[dict[str, Any]]) -> dict[str, Any]:
     means = {s: bootstrap(x) for s, x in scores.items()}
     better = improvement_interval(*scores.values())
     seeds = len(scores["anypolicy"])
-    return {"name": f"learning-{work}", "unit": "return (IQM)", "steps": WORKS[work][2], "seeds": seeds,
-            **{s: list(m) for s, m in means.items()}, "probability_of_improvement": list(better),
+    return {"name": f"learning-{work}", "unit": "probability that a run of ours ends higher", "ratio": better.point,
+            "low": better.low, "high": better.high, "peer": "stable-baselines3", "steps": WORKS[work][2],
+            "seeds": seeds,
+            "iqm": {s: list(m) for s, m in means.items()},
             "returns": {s: x.ravel().tolist() for s, x in scores.items()}}  # fmt: skip
 
 
@@ -137,7 +139,7 @@ def main() -> None:
     table = Table("work", "steps", "anypolicy [95 %]", "Stable-Baselines3 [95 %]", "P(ours is higher) [95 %]")
     for r in found:
         cells = [f"{a:.4g} [{b:.4g}, {c:.4g}]" for a, b, c in
-                 (r["anypolicy"], r["stable-baselines3"], r["probability_of_improvement"])]  # fmt: skip
+                 (*r["iqm"].values(), (r["ratio"], r["low"], r["high"]))]  # fmt: skip
         table.add_row(r["name"], str(r["steps"]), *cells)
     Console(width=140).print(table)
     if not args.quick:

@@ -205,7 +205,7 @@ def test_every_kind_of_method_imitates_and_the_loop_hides_targets_from_rewards(n
     one = lock_loop(recipe, references=True)
     two = lock_loop(recipe, references=True)
     one.step()
-    two.restore(json.loads(json.dumps(one.state())), {k: v.clone() for k, v in one.updater.tensors().items()})
+    two.restore(json.loads(json.dumps(one.state())), {k: v.clone() for k, v in one.tensors().items()})
     assert one.step() == two.step()
 
 

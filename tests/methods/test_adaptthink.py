@@ -266,7 +266,7 @@ def test_measured_accuracies_are_in_the_state_and_again_the_same_with_the_same_s
 def test_a_users_reward_counts_in_response_and_reference():
     loop = lock_loop(made())
     world = replace(loop.world, reward_function=lambda prompt, texts: [0.5] * len(texts))
-    loop = GroupLoop(loop.recipe, world, prompts=4, micro_tokens=999, reference=loop.reference)
+    loop = GroupLoop(loop.recipe, world, prompts=4, micro_tokens=999, reference=loop.reference.policy)
     for g in loop.sample(0):
         assert 0 <= loop.world.memory["reference_mean"][g.prompt.id] <= 0.5
         assert {t.rewards["task"] for t in g.trajectories} <= {0.0, 0.5}

@@ -12,6 +12,7 @@ from anypolicy import studies, training
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
+from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.loops.pairs import PairLoss, preferences, with_pairs
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
@@ -137,7 +138,7 @@ def test_loss_and_gradient_are_those_of_trl(tmp_path):
     policy, reference = load_policy(POLICY), load_policy(POLICY)
     perturbed(policy, 0)
     task = load_task(pair_file(tmp_path / "p.jsonl") + ":heldout=0")
-    world = training.World(policy, training.NativeEngine(policy), task, training.Sampling(8), 0)
+    world = training.World(policy, NativeEngine(policy), task, training.Sampling(8), 0)
     loop = training.GroupLoop(dpo(), world, prompts=3, micro_tokens=1 << 20, reference=reference)
     batch, _ = loop.collect()
     batch = replace(loop.referenced(batch), totals=batch.counted())
@@ -262,11 +263,10 @@ def test_the_reference_is_computed_once_for_recorded_responses():
     loop, calls = lock_loop(dpo(), prompts=16), []
     score = loop.scores
     loop.scores = lambda batch, policy, **k: calls.append(batch.rows) or score(batch, policy, **k)
-    loop.step()
-    first = list(calls)
-    loop.step()
-    assert sum(first) > 0 and calls == first
-    assert 16 < len(loop.reference.known) <= sum(first) <= 32
+    for _ in range(6):
+        loop.step()
+    recorded, seen = 16 * 4, 6 * 16 * 2
+    assert 32 <= sum(calls) <= recorded < seen and len(loop.reference.known) <= recorded
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
