@@ -435,7 +435,7 @@ def solve_command(Knobs: type) -> Callable[..., None]:
             table.add_column(column)
         for report in found.reports:
             table.add_row(*exact.row(report))
-        Console().print(table)
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
         if out is not None:
             print(f"\n{out / 'report.html'}")
 
