@@ -1,5 +1,5 @@
-"""Statistical rejection sampling: draws from π(y) ∝ π_sft(y) exp(r(y)/β) out of samples from π_sft, and rewards of single
-responses out of a model that only compares two (arXiv 2309.06657)."""
+"""Statistical rejection sampling: draws from π(y) ∝ π_sft(y) exp(r(y)/β) out of samples from π_sft, and rewards of
+single responses out of a model that only compares two (arXiv 2309.06657)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CLAMP = 1e-6
 
 
 def without_order(first: float, second: float) -> float:
-    """½ [ρ(y₁, y₂) + 1 − ρ(y₂, y₁)]: P(y₁ is better), of a judge asked in both orders. What it adds to whichever response
-    stands first is gone."""
+    """½ [ρ(y₁, y₂) + 1 − ρ(y₂, y₁)]: P(y₁ is better), of a judge asked in both orders. What it adds to whichever
+    response stands first is gone."""
     return 0.5 * (first + 1 - second)
 
 
 def pointwise(probability: float) -> float:
-    """r(y) = logit ρ(y, y_b) = ln(ρ/(1 − ρ)), eq. 7: how much better than a baseline response y_b to the same prompt, in
-    the unit of Bradley and Terry's model. Of y_b itself it is 0."""
+    """r(y) = logit ρ(y, y_b) = ln(ρ/(1 − ρ)), eq. 7: how much better than a baseline response y_b to the same prompt,
+    in the unit of Bradley and Terry's model. Of y_b itself it is 0."""
     if not 0 <= probability <= 1:
         raise InputError("probability", probability, "a comparison gives a number in [0, 1]")
     p = min(max(probability, CLAMP), 1 - CLAMP)
@@ -50,7 +50,7 @@ def rejection_sample(
 
     Algorithm 1: rounds over the candidates that are left, in order, each accepted where u < exp((r − max)/β), u from
     [0, 1) and the maximum that of those left at the round's beginning; it ends in the middle of a round. The best one
-    left is always accepted, so it ends. β = ∞ accepts the first ones, β = 0 is the best ones, the first of equals first.
+    left is always accepted, so it ends. β = ∞ accepts the first ones; β = 0 the best ones, the first of equals first.
     """
     if count < 0:
         raise InputError("count", count, "use 0 or more")

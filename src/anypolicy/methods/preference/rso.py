@@ -2,8 +2,8 @@
 
 Paper: arXiv 2309.06657 (ICLR 2024): the sampler (algorithm 1, theorem 1), rewards from comparisons (eq. 7), losses
 (eq. 8 to 10).
-Idea: the optimum of reward and divergence is known up to a constant, π_sft exp(r/β)/Z; samples of it, and not of whoever
-wrote the pairs, are what its maximum-likelihood fit should see. Rejection makes them without training anything.
+Idea: the optimum of reward and divergence is known up to a constant, π_sft exp(r/β)/Z; samples of it, and not of
+whoever wrote the pairs, are what its maximum-likelihood fit should see. Rejection makes them without training anything.
 Changes: rollout (candidates of the reference policy), selection (rejection sampling, pairs of what is accepted), loss,
 optimiser.
 Silent: fewer different candidates than are to be accepted; here all of them are, and `rso/short` counts it. Equal
@@ -87,7 +87,8 @@ def candidates(batch: Batch) -> dict[int, list[int]]:
 
 @dataclass(frozen=True)
 class RejectionPairs:
-    """Of every group up to `accepted` responses by rejection sampling, and pairs among them in an order drawn anew."""
+    """Of every group up to `accepted` responses by rejection sampling, the others are dropped; and pairs among those
+    that are left, in an order drawn anew."""
 
     max_rounds, min_group = 1, 2
     needs_advantage = False
@@ -115,7 +116,8 @@ class RejectionPairs:
         log = {"pairs/equal": float(len(batch.reward) - sum(map(len, found.values()))),
                "rso/rate": sum(rates) / n, "rso/accepted": float(kept.sum()) / n,
                "rso/short": sum(len(own) < self.accepted for own in found.values()) / n}  # fmt: skip
-        return choice._replace(metrics={**choice.metrics, **log})
+        mask = kept[batch.trajectory][:, None].expand_as(batch.mask)
+        return choice._replace(mask=mask, metrics={**choice.metrics, **log})
 
 
 def loss_of(name: LossName, gamma: float) -> Objective:
@@ -129,10 +131,10 @@ def loss_of(name: LossName, gamma: float) -> Objective:
         paper="arXiv 2309.06657",
         year=2023,
         family="preference",
-        idea="reject samples of the first policy until those left are the optimal policy's, then learn from pairs of them",
+        idea="reject samples of the first policy until what is left is the optimal policy's; learn from pairs of them",
         changes=("rollout", "selection", "loss", "optimiser"),
         composes_with="samplers, rewards, other losses of pairs; with a reference that moves it goes in rounds",
-        claim="rejection sampling ends above pairs of plain samples, those above pairs of unknown origin, for all losses",
+        claim="pairs by rejection sampling end above pairs of plain samples, those above pairs of unknown origin",
         conflicts=CONFLICTS,
         metrics={
             "rso/rate": "mean over groups of exp((r − max r)/β), the share of candidates that a first round accepts",
