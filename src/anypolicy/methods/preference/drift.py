@@ -40,7 +40,7 @@ from anypolicy.loops.reference import Fixed, PerRound
 from anypolicy.loops.stages import group_of
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
-from anypolicy.tasks.base import Reasks, Task
+from anypolicy.tasks.base import ShowsFeedback, Task
 
 REQUEST = """Below is a conversation. The user was not content with the last answer and said why.
 
@@ -93,7 +93,7 @@ class AgainstDissatisfaction:
             if not recorded(prompt):
                 raise InputError("responses", prompt.id, "a prompt needs a recorded response that was bad")
             shown = prompt.info.get("feedback")
-            if self.guided and not isinstance(task, Reasks) and not (prompt.messages and isinstance(shown, str)):
+            if self.guided and not isinstance(task, ShowsFeedback) and not (prompt.messages and isinstance(shown, str)):
                 raise InputError("feedback", prompt.id, "this prompt has no message of its user to improve by: log it, "
                                  "or set guided to false")  # fmt: skip
 
@@ -106,8 +106,8 @@ class AgainstDissatisfaction:
         policy, [rejected] = world.policy, recorded_group(world.policy, prompt, [worst(prompt)]).trajectories
         if not self.guided:
             return policy.encode(prompt)
-        if isinstance(world.task, Reasks):
-            return policy.encode(world.task.reask(prompt, "feedback", rejected.response, ()))
+        if isinstance(world.task, ShowsFeedback):
+            return policy.encode(world.task.feedback_shown(prompt, rejected.response))
         text, room = policy.decode(rejected.response), policy.context_length - world.sampling.max_tokens
         most = sum(len(f"{m['role']}: {m['content']}\n") for m in prompt.messages)
         ids = policy.encode(request(prompt, text))
