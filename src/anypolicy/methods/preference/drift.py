@@ -24,6 +24,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -125,8 +126,8 @@ class AgainstDissatisfaction:
         for prompt, answers in zip(prompts, sampled, strict=True):
             plain, group = world.policy.encode(prompt), group_of(prompt, answers)
             for t in group.trajectories:
-                [s] = t.segments
-                t.segments, t.info["score"] = [replace(s, training_context=plain)], 1.0
+                [s], t.info["score"] = t.segments, 1.0
+                t.segments = [s if np.array_equal(s.context, plain) else replace(s, training_context=plain)]
             negative = recorded_group(world.policy, prompt, [worst(prompt)]).trajectories[0]
             negative.info["score"] = 0.0
             group.trajectories.insert(0, negative)
