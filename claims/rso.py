@@ -111,14 +111,15 @@ def measured(
         at = (where, pairs[:, k])
         return Responses(logp[at], sft[at], one, one, one, where)
 
-    for t in range(401):
+    for t in range(400):
         logp = (f @ w).log_softmax(-1)
         if t % 40 == 0:
             curve.append((t, float((logp.detach().exp() * gold).sum(-1).mean())))
         loss = objective(Pair(side(logp, 0), side(logp, 1))).mean() + 0.5e-4 * (w - start).square().sum()
         [slope] = torch.autograd.grad(loss, w)
         w = (w - 2 / gamma * (1 - t / 400) * slope).detach().requires_grad_()
-    logp, p = logp.detach(), sft.exp()
+    logp, p = (f @ w.detach()).log_softmax(-1), sft.exp()
+    curve.append((400, float((logp.exp() * gold).sum(-1).mean())))
     order = gold.argsort(-1)
     below = p.gather(-1, order).cumsum(-1) - p.gather(-1, order) / 2
     return {
