@@ -219,7 +219,7 @@ def test_copies_and_aborted_rollouts_are_no_candidates_and_ties_no_pairs():
     assert choice.pairs.tolist() == [[0, 2]]
     assert choice.groups.tolist() == [True, False]
     assert choice.mask.any(1).tolist() == [True, False, True, False, True, True, True]
-    want = {"rso/short": 0.5, "rso/accepted": 2.5, "pairs/equal": 2.0, "pairs/made": 1.0, "pairs/tied": 1.0}
+    want = {"rso/short": 0.5, "rso/accepted": 2.5, "pairs/equal": 1.0, "pairs/made": 1.0, "pairs/tied": 1.0}
     assert {k: choice.metrics[k] for k in want} == want
 
 

@@ -113,7 +113,7 @@ class RejectionPairs:
             rates.append(sum(acceptance(rewards, self.beta)) / len(own) if self.beta else 1 / len(own))
         only = replace(batch, reward=batch.reward.where(kept, torch.nan))
         choice, n = MakePairs(self.pairing)(only, target), max(len(found), 1)
-        log = {"pairs/equal": float(len(batch.reward) - sum(map(len, found.values()))),
+        log = {"pairs/equal": float((~batch.reward.isnan()).sum()) - sum(map(len, found.values())),
                "rso/rate": sum(rates) / n, "rso/accepted": float(kept.sum()) / n,
                "rso/short": sum(len(own) < self.accepted for own in found.values()) / n}  # fmt: skip
         mask = kept[batch.trajectory][:, None].expand_as(batch.mask)
