@@ -249,7 +249,7 @@ def test_sampling_sees_the_feedback_and_training_does_not(tmp_path):
 
 
 def test_a_long_history_loses_its_beginning_and_nothing_else(tmp_path):
-    old = [said("user", "x" * 300), said("assistant", "y" * 400)]
+    old = [said("user", "x" * 300), said("assistant", "y" * 600)]
     world = world_of(tmp_path, [{"conversation": old + chat(1)["conversation"][:3]}])
     [prompt] = world.task.train
     ids = drift().rollout.shown(world, prompt)
