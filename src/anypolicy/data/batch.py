@@ -182,7 +182,8 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
     """Pad the segments of all trajectories into one batch; group_id is the position in `groups`.
 
     A trajectory without a reward (NaN: its rollout was aborted) keeps its row but none of its tokens is trained. A
-    target's tokens go into `target` instead of `mask`.
+    target's tokens go into `target` instead of `mask`. What was sampled under another context than it is trained under
+    has no known log-probability there (NaN).
     """
     contexts: dict[bytes, int] = {}
     context_ids: list[Tokens] = []
@@ -218,6 +219,8 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
     for i, s in enumerate(segments):
         n = len(s.response)
         response[i, :n], version[i, :n], valid[i, :n], logp[i, :n] = s.response, s.version, True, s.logp
+        if s.training_context is not None and not is_target[owner[i]]:
+            logp[i, :n] = np.nan
         mask[i, :n] = s.mask & (not np.isnan(reward[owner[i]]))
         if recorded and s.entropy is not None:
             entropy[i, :n] = s.entropy

@@ -60,6 +60,15 @@ class Reasks(Protocol):
 
 
 @runtime_checkable
+class ShowsFeedback(Protocol):
+    """A task of token ids that can show the policy what was wrong with a response."""
+
+    def feedback_shown(self, prompt: Prompt, wrong: Tokens) -> Prompt:
+        """The prompt with a wrong response and what helps to mend it in sight."""
+        ...
+
+
+@runtime_checkable
 class ShowsAnswers(Protocol):
     """A task of token ids that can show a prompt's known answer to the policy and end a response with it."""
 

@@ -28,12 +28,12 @@ def hub(name: str, seed: int, settings: dict[str, Any]) -> Task:
 
 
 def jsonl(name: str, seed: int, settings: dict[str, Any]) -> Task:
-    from anypolicy.tasks import prompts, recorded
+    from anypolicy.tasks import chats, prompts, recorded
     from anypolicy.tasks.lines import json_lines
 
     _, first = next(json_lines(name, "a prompt and an answer or response"), ("", {}))
     kinds = {("chosen", "rejected"): recorded.from_pairs, ("completion", "label"): recorded.from_labels,
-             ("context", "responses"): recorded.from_stream}  # fmt: skip
+             ("context", "responses"): recorded.from_stream, ("conversation",): chats.from_chats}  # fmt: skip
     build = next((b for fields, b in kinds.items() if all(f in first for f in fields)), prompts.from_jsonl)
     return call(build, name, (name,), settings)
 

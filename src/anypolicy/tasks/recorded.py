@@ -59,10 +59,14 @@ def from_stream(path: str, *, max_tokens: int = 64) -> RecordedTask:
 def sides(
     path: str, wanted: str, one: Callable[[str, dict[str, Any]], Prompt], heldout: float, max_tokens: int
 ) -> RecordedTask:
+    """Records of one line each, in two splits."""
+    return parted(path, (one(where, row) for where, row in json_lines(path, wanted)), heldout, max_tokens)
+
+
+def parted(path: str, records: Iterable[Prompt], heldout: float, max_tokens: int) -> RecordedTask:
     """Records in two splits: all those of one prompt are on one side, which follows from the prompt's own text."""
     found, seen = list[Prompt](), set[str]()
-    for where, row in json_lines(path, wanted):
-        made = one(where, row)
+    for made in records:
         said = json.dumps([made.messages, made.tokens, made.info["responses"], made.info["scores"]])
         if said not in seen:
             seen.add(said)

@@ -134,6 +134,10 @@ class TabularLock:
         assert prompt.tokens is not None
         return replace(prompt, tokens=(prompt.tokens[0] + len(self.train),))
 
+    def feedback_shown(self, prompt: Prompt, wrong: Tokens) -> Prompt:
+        """The same row: the answer is the most helpful feedback. The prompt itself where the lock has no hints."""
+        return self.answer_shown(prompt) if len(self.start) > len(self.train) else prompt
+
     def ended_by_answer(self, prompt: Prompt, response: Tokens) -> Tokens:
         """The response with the last of the known answer's tokens."""
         return np.array([*response[:-1], prompt.answer[-1]], np.int64)
