@@ -465,8 +465,8 @@ def test_what_cannot_be_used_is_refused():
                          ({"candidates": 5}, "candidates"), ({"step_end": ""}, "step_end")):  # fmt: skip
         with pytest.raises(InputError, match=field):
             mcts_dpo(**knobs)
+    lock = lock_loop(compose("mcts-dpo").recipe)
     with pytest.raises(InputError, match="self_evaluation"):
-        lock = lock_loop(compose("mcts-dpo").recipe)
         mcts_dpo().rollout.check(lock.world)
     with pytest.raises(InputError, match="has no reference"):
         training.plan("mcts-dpo", training.Settings("tabular-lock"), {"mcts-dpo": {"novel_bonus": True}})

@@ -6,7 +6,7 @@ The trees of a step grow together: each waits for the children it needs, and one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -59,7 +59,7 @@ class TreeSearch:
     needs_labels = unknown_behaviour = True
     group_size: int = 2
     root_candidates: int = 2
-    search: Search = Search()
+    search: Search = field(default_factory=Search)
     finish: bool = True
     step_tokens: int = 128
     step_end: str = "\n"
