@@ -6,7 +6,7 @@ shuffled, of other policies. What comes out are checkpoints with their divergenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,7 +29,8 @@ from anypolicy.parts.log_linear import (
 from anypolicy.runs.seeds import numpy_generator
 
 BATCH = 32
-WINDOWS = (1, 4, 500)
+SOURCES = ("offline", "stream, shuffled", "final vs final", "start vs final", "stream, windows of 1",
+           "stream, windows of 4", "stream, windows of 500")  # fmt: skip
 Source = Callable[[Array], Iterator[Pairs]]
 """Batches of pairs without end; the weights are those of the policy that is trained, changed in place."""
 
@@ -123,7 +124,7 @@ def train(
     """Gradient descent from the start; `looks` checkpoints, spaced evenly in the logarithm from step 5 on."""
     weights, out = lab.start.copy(), Trained()
     at = {round(float(s)) for s in np.geomspace(min(5, steps), steps, looks)}
-    for step, pairs in zip(range(1, steps + 1), source(weights)):  # noqa: B905  (sources have no end)
+    for step, pairs in zip(range(1, steps + 1), source(weights)):
         weights -= lr * pair_gradient(weights, lab.start, lab.features, pairs, beta, loss)
         out.batches.append(pairs)
         if step in at and np.isfinite(weights).all():
@@ -141,6 +142,13 @@ class Point(NamedTuple):
     better: float
 
 
+class Found(NamedTuple):
+    """The checkpoints of every source, and how far a replayed stream ends from the online run (windows of 1: 0)."""
+
+    points: dict[str, list[Point]]
+    moved: dict[str, float]
+
+
 def measured(lab: Laboratory, run: Trained, golden: Array) -> list[Point]:
     """What the checkpoints of a run are worth."""
     out: list[Point] = []
@@ -154,9 +162,11 @@ def measured(lab: Laboratory, run: Trained, golden: Array) -> list[Point]:
 
 def study(
     lab: Laboratory, *, steps: int = 3000, lr: float = 1.0, beta: float = 0.1, loss: PairLoss = "ipo",
+    sources: Sequence[str] = SOURCES,
     sweep: tuple[tuple[float, float], ...] = ((0.1, 0.1), (0.3, 0.1), (1.0, 0.1), (0.1, 0.3), (0.3, 0.3), (1.0, 0.3)),
-) -> tuple[dict[str, list[Point]], float]:  # fmt: skip
-    """The points of every source, and how far the replayed stream ends from the run that wrote it (0: the same)."""
+) -> Found:  # fmt: skip
+    """The online run, and the same loss on other sources: sets of pairs at all settings of `sweep` (learning rate, β),
+    their checkpoints pooled, and the online run's own stream at its own settings."""
 
     def rng(name: str) -> np.random.Generator:
         return numpy_generator(lab.seed, "laboratory", name)
@@ -167,19 +177,23 @@ def study(
     by_score = like_online(live(lab, lab.score, rng("golden")), "ipo")
     golden = policy(by_score.checkpoints[-1][1], lab.features)
     online = like_online(live(lab, lab.proxy, rng("online")), loss)
-    final, start = policy(online.checkpoints[-1][1], lab.features), policy(lab.start, lab.features)
-    shuffled = np.concatenate(online.batches)
-    n = len(lab.pairs)
-    sources: dict[str, Source] = {
-        "offline": fixed(lab.pairs, rng("offline")),
-        "stream, shuffled": fixed(shuffled, rng("shuffled")),
-        "final vs final": fixed(sampled(final, final, lab.score, n, rng("final")), rng("final order")),
-        "start vs final": fixed(sampled(start, final, lab.score, n, rng("mixed")), rng("mixed order")),
+    end = online.checkpoints[-1][1]
+    final, start, n = policy(end, lab.features), policy(lab.start, lab.features), len(lab.pairs)
+    sets: dict[str, Callable[[], Pairs]] = {
+        "offline": lambda: lab.pairs,
+        "stream, shuffled": lambda: np.concatenate(online.batches),
+        "final vs final": lambda: sampled(final, final, lab.score, n, rng("final")),
+        "start vs final": lambda: sampled(start, final, lab.score, n, rng("mixed")),
     }
-    points = {"online": measured(lab, online, golden)}
-    for name, source in sources.items():
-        runs = (train(lab, source, steps=steps, lr=a, beta=b, loss=loss) for a, b in sweep)
-        points[name] = [point for run in runs for point in measured(lab, run, golden)]
-    again = {k: like_online(stream(online.batches, k, rng(f"window {k}")), loss) for k in WINDOWS}
-    points |= {f"stream, windows of {k}": measured(lab, run, golden) for k, run in again.items()}
-    return points, float(np.abs(again[1].checkpoints[-1][1] - online.checkpoints[-1][1]).max())
+    found = Found({"online": measured(lab, online, golden)}, {})
+    for name in sources:
+        if name in sets:
+            pairs = sets[name]()
+            runs = (train(lab, fixed(pairs, rng(name)), steps=steps, lr=a, beta=b, loss=loss) for a, b in sweep)
+            found.points[name] = [point for run in runs for point in measured(lab, run, golden)]
+        else:
+            window = int(name.rpartition(" ")[2])
+            again = like_online(stream(online.batches, window, rng(name)), loss)
+            found.points[name] = measured(lab, again, golden)
+            found.moved[name] = float(np.abs(again.checkpoints[-1][1] - end).max())
+    return found

@@ -5,9 +5,9 @@ Idea: online methods end better than offline ones at the same divergence from th
 skill as a classifier, the contrastive loss: each explanation is a data source or a loss of its own in the same harness.
 Changes: data sources (live policy, fixed pairs, the live stream in its order or shuffled, pairs of the final policy).
 Silent: how the displayed equation 1 fits its own text; the loss is that of appendix B, (βh − ½)².
-Differs: instead of language models a log-linear policy over a finite set of answers, misspecified for a quadratic score,
-so that divergence and win rate are exact sums. The preference model that labels online pairs is a logistic regression on
-the offline pairs; the win rate is that of the score itself against the policy that was trained online with the score.
+Differs: instead of language models a log-linear policy over a finite set of answers, misspecified for a quadratic
+score, so that divergence and win rate are exact sums. The preference model that labels online pairs is a logistic
+regression on the offline pairs; the win rate is that of the score itself against the policy trained online with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
-from anypolicy.loops.laboratory import Point, laboratory, study
+from anypolicy.loops.laboratory import Found, Point, laboratory, study
 from anypolicy.parts.log_linear import PairLoss
 from anypolicy.parts.reports import Chart, Line, Report, Solution
 
@@ -50,10 +50,11 @@ def correlation(points: Sequence[Point]) -> float:
     return float(np.corrcoef([p.accuracy for p in points], [p.win for p in points])[0, 1])
 
 
-def reports(points: dict[str, list[Point]], replay: float) -> list[Report]:
+def reports(found: Found) -> list[Report]:
     """Every hypothesis as numbers of one seed."""
-    out = [Report("largest difference of weights between the online run and its replayed stream", replay, "exact")]
-    for name, own in points.items():
+    out = [Report(f"{name}: largest difference of a weight from the online run", moved, "exact", "section 4")
+           for name, moved in found.moved.items()]  # fmt: skip
+    for name, own in found.points.items():
         top = peak(own)
         out += [
             Report(f"{name}: peak win rate", top.win, "exact", "section 5.1", note=f"at divergence {top.kl:.2f}"),
@@ -64,7 +65,10 @@ def reports(points: dict[str, list[Point]], replay: float) -> list[Report]:
             best = best_in(own, low, high)
             if best is not None:
                 out.append(Report(f"{name}: best win rate at divergence {low:g} to {high:g}", best, "exact"))
-    return [*out, Report("offline: correlation of accuracy and win rate", correlation(points["offline"]), "exact")]
+    return [
+        *out,
+        Report("offline: correlation of accuracy and win rate", correlation(found.points["offline"]), "exact"),
+    ]
 
 
 @method(
@@ -95,12 +99,15 @@ def online_offline(
     for name, value in counts.items():
         if not value > 0:
             raise InputError(name, value, "use a number above 0 (at least two answers)")
-    points, replay = study(laboratory(seed, prompts, answers, pairs=pairs), steps=steps, lr=lr, beta=beta, loss=loss)
+    found = study(laboratory(seed, prompts, answers, pairs=pairs), steps=steps, lr=lr, beta=beta, loss=loss)
+    points = found.points
     lines = [Line(name, [p.kl for p in f], [p.win for p in f]) for name, f in
              ((n, frontier(own)) for n, own in points.items())]  # fmt: skip
     spread = [Line(name, [p.accuracy for p in own], [p.win for p in own]) for name, own in points.items()]
     axes = ("divergence from the start (nats)", "win rate against the golden policy")
-    charts = [Chart("Win rate at divergence", *axes, lines, log="x"),
-              Chart("Win rate and skill as a classifier", "accuracy on the offline pairs", axes[1], spread)]  # fmt: skip
+    charts = [
+        Chart("Win rate at divergence", *axes, lines, log="x"),
+        Chart("Win rate and skill as a classifier", "accuracy on the offline pairs", axes[1], spread),
+    ]
     table = [{"source": name, **p._asdict()} for name, own in points.items() for p in own]
-    return Solution(reports(points, replay), charts, {"Checkpoints": table})
+    return Solution(reports(found), charts, {"Checkpoints": table})
