@@ -23,6 +23,7 @@ from anypolicy.parts.tree_search import (
     backup,
     chain,
     damped,
+    distinct,
     grow,
     length_prior,
     outcome,
@@ -228,6 +229,11 @@ def test_one_candidate_is_sampling():
     assert decisions == []
     assert leaf.tokens == (0, 1, 2, 3)
     assert [n.step.tokens for n in chain(root.children[0])] == [(0,), (1,), (2,), (3,)]
+
+
+def test_equal_candidates_are_one():
+    steps = [Step((t,), (logp,), 0.0, False) for t, logp in ((3, -1.0), (1, -2.0), (3, -3.0), (2, -1.0))]
+    assert distinct(steps) == [steps[0], steps[1], steps[3]]
 
 
 def test_shared_beginnings():

@@ -25,6 +25,7 @@ from anypolicy.parts.tree_search import (
     Step,
     chain,
     damped,
+    distinct,
     grow,
     outcome,
     outline,
@@ -145,8 +146,8 @@ class TreeSearch:
                 tree.generated += len(new)
                 logp = tuple(segment.logp[begin : begin + n].tolist())
                 found.append(Step(tuple(new[:n].tolist()), logp, 0.0, False))
-            different = list({s.tokens: s for s in reversed(found)}.values())[::-1][: self.breadth]
-            grow(node, self.valued(world, engine.policy, tree, node, different), self.search.penalty)
+            steps = self.valued(world, engine.policy, tree, node, distinct(found)[: self.breadth])
+            grow(node, steps, self.search.penalty)
 
     def ends(self, node: Node) -> bool:
         """Whether the next step is the last one by force."""

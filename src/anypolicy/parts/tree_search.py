@@ -105,6 +105,14 @@ class Search:
     discount: float = 1.0
 
 
+def distinct(steps: Sequence[Step]) -> list[Step]:
+    """Of steps with the same tokens the first, in their order."""
+    first: dict[tuple[int, ...], Step] = {}
+    for step in steps:
+        first.setdefault(step.tokens, step)
+    return list(first.values())
+
+
 def grow(node: Node, steps: Sequence[Step], penalty: float = 1.25) -> None:
     """Children of these steps: r = value − value(parent), Q = V(parent) + r, nothing visited."""
     for step in steps:

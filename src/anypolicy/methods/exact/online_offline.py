@@ -57,9 +57,9 @@ def reports(found: Found) -> list[Report]:
     for name, own in found.points.items():
         top = peak(own)
         out += [
-            Report(f"{name}: peak win rate", top.win, "exact", "section 5.1", note=f"at divergence {top.kl:.2f}"),
-            Report(f"{name}: accuracy on the offline pairs at the peak", top.accuracy, "exact", "section 5.4"),
-            Report(f"{name}: log-ratio of the better answers at the peak", top.better, "exact", "section 5.4"),
+            Report(f"{name}: peak win rate", top.win, "exact", note=f"at divergence {top.kl:.2f}"),
+            Report(f"{name}: accuracy on the offline pairs at the peak", top.accuracy, "exact"),
+            Report(f"{name}: log-ratio of the better answers at the peak", top.better, "exact"),
         ]
         for low, high in BINS:
             best = best_in(own, low, high)

@@ -1,6 +1,6 @@
 """MCTS-DPO: tree search over the steps of a response gives pairs of steps for DPO, and the policy searches on.
 
-Paper: arXiv 2405.00451 (algorithm 1, eq. 2–8); values, prior and the choice of pairs from the authors' code.
+Paper: arXiv 2405.00451; values, prior and the choice of pairs from the authors' code.
 Idea: where a search has looked at several next steps, their values say which is better, so one right answer teaches at
 every step and not only as a whole; how often the search went there says how sure that is.
 Changes: rollout (search), reward (place among the candidates), selection (pairs of right paths), loss, optimiser.
