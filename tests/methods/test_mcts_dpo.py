@@ -14,7 +14,7 @@ from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.errors import InputError
 from anypolicy.loops.pairs import PairLoss
 from anypolicy.methods.preference.dpo import Sigmoid
-from anypolicy.methods.preference.mcts_dpo import SolvedPaths, VisitSmoothed, mcts_dpo
+from anypolicy.methods.preference.mcts_dpo import StepPairs, VisitSmoothed, mcts_dpo
 from anypolicy.parts.preference import soft_sigmoid
 from anypolicy.parts.tree_search import (
     Node,
@@ -282,12 +282,12 @@ def steps_of(visits, correct=True, question=0, stem=()):
         s = segment([*stem, 5 + i], [question])
         s.mask[: len(stem)] = False
         info = {"visits": n, "score": i / (len(visits) - 1)}
-        rows.append(Trajectory(str(i), [s], reward=info["score"], correct=correct, info=info))
+        rows.append(Trajectory(str(i), [s], reward=info["score"] if correct else math.nan, correct=correct, info=info))
     return Group("g", Prompt("g"), rows, "step")
 
 
 def chosen(batch, **settings):
-    choice = SolvedPaths(**settings)(batch, 1)
+    choice = StepPairs(**settings)(batch, 1)
     return choice, replace(batch, weight=batch.weight * choice.weight, pairs=choice.pairs)
 
 
@@ -321,7 +321,7 @@ def test_every_path_counts_the_same_and_only_right_ones_count():
     batch = replace(batch, response=batch.response + 10 * batch.group_id[batch.trajectory][:, None])
     choice, batch = chosen(batch)
     assert choice.groups.tolist() == [True, True, True, True, False]
-    assert choice.metrics["search/dropped"] == 1
+    assert choice.metrics["search/dropped"] == 2
     assert choice.metrics["search/noise"] == pytest.approx((3 / 6 + 2 / 5) / 4)
     rng = torch.Generator().manual_seed(0)
     logp, ref = torch.randn(10, 1, generator=rng, dtype=torch.float64), torch.zeros(10, 1, dtype=torch.float64)
@@ -329,7 +329,6 @@ def test_every_path_counts_the_same_and_only_right_ones_count():
     want = (sum(each[:3]) / 3 + each[3]) / 2
     assert float(value(VisitSmoothed(), batch, logp, ref)) == pytest.approx(want)
     assert len(chosen(from_groups(groups), most=2)[0].pairs) == 3
-    assert len(chosen(from_groups(groups), solved=False)[0].pairs) == 5
 
 
 # --- the search of a policy ------------------------------------------------------------------------------------------
@@ -351,7 +350,8 @@ def test_groups_of_a_tree():
         path = paths[g.prompt.id].trajectories[0]
         said = path.segments[0].response
         candidates = [t.segments[0] for t in g.trajectories]
-        assert [t.info["score"] for t in g.trajectories] == [0.0, 1.0]
+        scores = [t.info["score"] for t in g.trajectories]
+        assert scores == [0.0, 1.0] if path.correct else np.isnan(scores).all()
         assert g.trajectories[0].info["q"] <= g.trajectories[1].info["q"]
         assert {t.correct for t in g.trajectories} == {path.correct}
         begin = int(candidates[0].mask.argmax())
@@ -360,6 +360,9 @@ def test_groups_of_a_tree():
             assert s.response[:begin].tolist() == said[:begin].tolist()
             assert s.mask.tolist() == [False] * begin + [True] * (len(s.mask) - begin)
         assert any(s.response.tolist() == said[: len(s.response)].tolist() for s in candidates)
+    assert {True, False} == {g.trajectories[0].correct for g in paths.values()}
+    every = [t.info["score"] for g in collected(solved=False)[1] for t in g.trajectories]
+    assert not np.isnan(every).any()
     for g in paths.values():
         [path] = g.trajectories
         assert path.correct == task.score(g.prompt, path.segments[0].response, "").correct

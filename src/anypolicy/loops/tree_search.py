@@ -5,6 +5,7 @@ The trees of a step grow together: each waits for the children it needs, and one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -50,7 +51,7 @@ READ = 32
 class TreeSearch:
     """Groups of one prompt: the path that was walked, scored by its verdict (stage "direct"), and for every decision on
     it the candidate steps after the same beginning, scored from 0 to 1 by their place (stage "step"). A step's verdict
-    is that of the path.
+    is that of the path; with `solved` steps on a path that ended wrong, or without an end, have no score.
 
     `group_size` candidates are sampled for a node (`root_candidates` for the question), and with `known_steps` the next
     step of the prompt's reference is one more while the path follows it. With `finish` a node at the search's depth has
@@ -69,6 +70,7 @@ class TreeSearch:
     multiple_choice: bool = False
     novel_bonus: bool = False
     worse: Literal["lowest", "random"] = "lowest"
+    solved: bool = True
     online: bool = True
     breadth: int = 4
 
@@ -235,7 +237,8 @@ class TreeSearch:
             same = shared([[t for n in span if n.step for t in n.step.tokens] for span in spans])
             trajectories: list[Trajectory] = []
             for place, (k, span) in enumerate(zip(kept, spans, strict=True)):
-                info = {"score": place / (len(kept) - 1), "visits": visits[k], "q": children[k].q}
+                score = place / (len(kept) - 1) if right or not self.solved else math.nan
+                info = {"score": score, "visits": visits[k], "q": children[k].q}
                 segment = tree.segment(node.steps, span, world.version, same)
                 trajectories.append(Trajectory("", [segment], correct=right, info=info))
             out.append(Group(tree.prompt.id, tree.prompt, trajectories, "step"))
