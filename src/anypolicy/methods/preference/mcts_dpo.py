@@ -31,6 +31,9 @@ from anypolicy.parts.preference import soft_sigmoid
 from anypolicy.parts.tree_search import Search, visit_noise
 
 
+ONE_VERDICT = "all candidates of a step have the verdict of its path, and the selection drops groups with one verdict: keep another"
+
+
 @dataclass(frozen=True)
 class StepPairs:
     """Pairs of steps, the first `most` of a path; every path counts the same."""
@@ -83,7 +86,7 @@ class VisitSmoothed:
         changes=("rollout", "reward", "selection", "loss", "optimiser"),
         composes_with="samplers, losses of pairs and of marked responses, other references",
         claim="after 20 to 50 updates it is 10 points ahead of pairs of whole responses",
-        conflicts=CONFLICTS,
+        conflicts=CONFLICTS | {("rollout", f"{other}.selection"): ONE_VERDICT for other in ("cog-rethinker", "dapo")},
         no_signal=(0.0,),
         metrics={
             "search/dropped": "candidate steps on paths that ended wrong; they are not trained on",
