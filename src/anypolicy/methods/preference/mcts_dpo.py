@@ -30,8 +30,7 @@ from anypolicy.parts.pairing import Pairing
 from anypolicy.parts.preference import soft_sigmoid
 from anypolicy.parts.tree_search import Search, visit_noise
 
-
-ONE_VERDICT = "all candidates of a step have the verdict of its path, and the selection drops groups with one verdict: keep another"
+ONE_VERDICT = "all candidates of a step have the verdict of its path, and the selection drops groups with one verdict: keep its own"
 
 
 @dataclass(frozen=True)
