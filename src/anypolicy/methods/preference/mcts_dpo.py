@@ -30,7 +30,9 @@ from anypolicy.parts.pairing import Pairing
 from anypolicy.parts.preference import soft_sigmoid
 from anypolicy.parts.tree_search import Search, visit_noise
 
-ONE_VERDICT = "all candidates of a step have the verdict of its path, and the selection drops groups with one verdict: keep its own"
+ONE_VERDICT = (
+    "all candidates of a step have one verdict, and the selection drops groups without two: keep another selection"
+)
 
 
 @dataclass(frozen=True)
