@@ -104,7 +104,7 @@ class TreeSearch:
             if mute := [p.id for p in world.task.train if not p.messages]:
                 raise InputError(
                     "self_evaluation", True,
-                    f"prompt {mute[0]!r} is token ids, about which nothing can be asked: set it to false",
+                    f"prompt {mute[0]!r} is token ids, about which nothing can be asked: turn it off",
                 )  # fmt: skip
             world.policy.token("B")
 
