@@ -87,7 +87,8 @@ class VisitSmoothed:
         changes=("rollout", "reward", "selection", "loss", "optimiser"),
         composes_with="samplers, losses of pairs and of marked responses, other references",
         claim="after 20 to 50 updates it is 10 points ahead of pairs of whole responses",
-        conflicts=CONFLICTS | {("rollout", f"{other}.selection"): ONE_VERDICT for other in ("cog-rethinker", "dapo")},
+        conflicts=CONFLICTS
+        | {("rollout", f"{other}.selection"): ONE_VERDICT for other in ("cog-rethinker", "dapo", "ngrpo")},
         no_signal=(0.0,),
         metrics={
             "search/dropped": "candidate steps on paths that ended wrong; they are not trained on",
