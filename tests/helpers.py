@@ -16,6 +16,7 @@ from anypolicy.engines.native import NativeEngine
 from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.methods.language.adaptthink import Marks
+from anypolicy.parts.tree_search import Search
 from anypolicy.policies.base import Scores
 from anypolicy.tasks.base import Score
 from anypolicy.tasks.tabular_lock import TabularLock
@@ -72,8 +73,9 @@ class LastTokenLock(TabularLock):
         )
 
 
-ON_A_LOCK = {"marks": Marks(0, 1, None), "direct_limit": 1.0}
-"""What a method takes from a tokenizer or for long responses, as ids and lengths of a lock."""
+ON_A_LOCK = {"marks": Marks(0, 1, None), "direct_limit": 1.0, "step_tokens": 1, "self_evaluation": False, "known_steps": False,
+             "search": Search(iterations=2)}  # fmt: skip
+"""What a method takes from a tokenizer, from words or for long responses, as ids and lengths of a lock."""
 
 
 def on_a_lock(stage: Any) -> Any:

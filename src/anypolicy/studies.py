@@ -15,7 +15,7 @@ from anypolicy.evidence.claims import Verdict, run_claim
 from anypolicy.evidence.compare import Comparison, compare_runs
 from anypolicy.evidence.equal_kl import at_equal_divergence
 from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, save_curves
-from anypolicy.evidence.report import Block, Figure, Samples, Table, Text, write_report
+from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Text, write_report
 from anypolicy.progress import counting
 from anypolicy.runs.checkpoint import latest_checkpoint
 from anypolicy.runs.directory import RunDirectory, recipe_differences
@@ -160,6 +160,10 @@ def run_page(run: training.Run) -> Path:
         shown = [(str(p), b, a) for p, b, a in pairs[:12]]
         blocks.append(Samples("Answers to held-out prompts", shown))
     with RunDirectory.open(run.path, lock=False) as folder:
+        for tree in folder.read_samples(f"trees-step-{steps[-1]:06d}")[:2]:
+            ended = "right" if tree["correct"] else "wrong"
+            blocks.append(Outline(f"Search of the last step: {tree['id']} (* its path, which ended {ended})",
+                                  tree["outline"]))  # fmt: skip
         blocks.append(Table("Recipe", ["setting", "value"], list(folder.recipe().items())))
     return write_report(run.path / "report.html", run.path.name, blocks)
 

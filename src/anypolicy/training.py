@@ -41,6 +41,10 @@ from anypolicy.tasks.load import load_task
 RewardFunction = Callable[[Prompt, list[str]], Sequence[float]]
 
 
+OUTLINES = 8
+"""Searches of a step that are kept to look at."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a run needs beside its method. Empty ones take what the task, the policy or the method suggests."""
@@ -349,6 +353,8 @@ def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
     def evaluated(step: int) -> dict[str, Any]:
         log, samples = held_out(p, loop)
         run.write_samples(f"step-{step:06d}", samples)
+        if outlines := outlined(loop):
+            run.write_samples(f"trees-step-{step:06d}", outlines)
         return log
 
     assert s.eval_every is not None and s.checkpoint_every is not None
@@ -358,6 +364,12 @@ def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
     )  # fmt: skip
     run.save_policy(loop.world.policy.save)
     return Run(run.path, run.read(), loop.world.policy, time.monotonic() - began)
+
+
+def outlined(loop: GroupLoop) -> list[dict[str, Any]]:
+    """How the responses of the last step were found, where a rollout says so."""
+    found = [(g, t) for g in loop.seen for t in g.trajectories if "outline" in t.info]
+    return [{"id": g.prompt.id, "correct": t.correct, "outline": t.info["outline"]} for g, t in found[:OUTLINES]]
 
 
 def held_out(

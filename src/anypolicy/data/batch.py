@@ -30,6 +30,7 @@ class Batch:
     terms. `before` is what a loss with passes of its own computed with the weights before the first of several updates.
     `target` is True on tokens of supervised targets (None: there are none); they have `mask` False, their
     trajectories reward NaN. `row_seed` is what a loss that draws random numbers draws them from, new for every pass.
+    `visits` says how often a search took each response, where one did.
     `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation limit. `totals` are the
     denominators of the whole optimiser batch and survive `select`, so a part of a batch reduces to its share.
     `progress` runs from 0 at the first step of a run to 1 at its last. `pairs` are trajectories (chosen, rejected),
@@ -51,6 +52,7 @@ class Batch:
     reward: Float[Tensor, " trajectories"]
     correct: Bool[Tensor, " trajectories"]
     group_id: Int[Tensor, " trajectories"]
+    visits: Float[Tensor, " trajectories"] | None = None
     # filled in when a stage asks for them
     logp_ref: Float[Tensor, "rows tokens"] | None = None
     entropy: Float[Tensor, "rows tokens"] | None = None
@@ -141,7 +143,8 @@ class Batch:
         begin = (count.cumsum(0) - count)[trajectories]
         place = torch.arange(len(owner)) - torch.searchsorted(owner, owner)
         part = self.select(by_trajectory[begin[owner] + place])
-        new: dict[str, Any] = {name: getattr(self, name)[trajectories] for name in TRAJECTORY_FIELDS}
+        own = {name: getattr(self, name) for name in TRAJECTORY_FIELDS}
+        new: dict[str, Any] = {name: x if x is None else x[trajectories] for name, x in own.items()}
         return replace(part, trajectory=owner, **new)
 
     def chunks(self, max_tokens: int, *, whole_groups: bool = False, own_contexts: bool = False) -> list[Tensor]:
@@ -174,7 +177,7 @@ class Batch:
 
 TOKEN_FIELDS = {"response", "valid", "mask", "chosen", "read", "logp_old", "version", "logp_ref", "entropy", "value",
                 "value_target", "advantage", "target"}  # fmt: skip
-TRAJECTORY_FIELDS = ("reward", "correct", "group_id")
+TRAJECTORY_FIELDS = ("reward", "correct", "group_id", "visits")
 ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory", "row_seed", "before"}
 
 
@@ -214,6 +217,8 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
     valid, mask = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.bool_)
     target, logp = np.zeros((rows, tokens), np.bool_), np.zeros((rows, tokens), np.float64)
     own = [s for s, t in zip(segments, owner, strict=True) if not is_target[t]]
+    visits = [t.info.get("visits") for g in groups for t in g.trajectories]
+    searched = torch.tensor([v or 0 for v in visits], dtype=dtype) if any(v is not None for v in visits) else None
     recorded = bool(own) and all(s.entropy is not None for s in own)
     entropy = np.zeros((rows, tokens), np.float64)
     for i, s in enumerate(segments):
@@ -233,6 +238,6 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
         weight=torch.ones(rows, dtype=dtype), trajectory=torch.tensor(owner, dtype=torch.long),
         chosen=torch.from_numpy(mask), entropy=torch.from_numpy(entropy).to(dtype) if recorded else None,
         reward=torch.tensor(reward, dtype=dtype), correct=torch.tensor(correct, dtype=torch.bool),
-        group_id=torch.tensor(group_id, dtype=torch.long), max_tokens=max_tokens,
+        group_id=torch.tensor(group_id, dtype=torch.long), visits=searched, max_tokens=max_tokens,
         target=torch.from_numpy(target) if any(is_target) else None,
     )  # fmt: skip

@@ -71,8 +71,11 @@ class Trajectory:
     `parent` and `branch` (token index) say where a trajectory forked from another.
 
     A `target` is there to be imitated, not sampled for the group: it has no reward, is in no group statistic, no
-    reward stage sees it, and the masks of its segments say which tokens a supervised term may use. If tokens were
-    generated for it alone, `info["generated"]` is their number.
+    reward stage sees it, and the masks of its segments say which tokens a supervised term may use.
+
+    `info["generated"]` counts tokens that were sampled beside those of the segments: for a target alone, or in a search
+    (below 0 where segments of the group's prompt show a token twice); `info["visits"]` says how often a search took it;
+    `info["outline"]` is text that shows how it was found.
     """
 
     id: str

@@ -39,6 +39,9 @@ class Request(NamedTuple):
 
 
 class Engine(Protocol):
+    policy: Policy
+    """Whose responses these are."""
+
     def of(self, policy: Policy) -> Engine:
         """The same kind of engine for another policy."""
         ...

@@ -67,7 +67,15 @@ class Picture:
     caption: str
 
 
-Block = Text | Table | Figure | Samples | Picture
+@dataclass(frozen=True)
+class Outline:
+    """Indented lines under a heading."""
+
+    heading: str
+    text: str
+
+
+Block = Outline | Text | Table | Figure | Samples | Picture
 
 
 def write_report(path: Path, title: str, blocks: Sequence[Block]) -> Path:
@@ -89,6 +97,8 @@ def render(block: Block) -> str:
     """One block as HTML; all text is escaped."""
     if isinstance(block, Text):
         return "".join(f"<p>{html.escape(line)}</p>" for line in block.lines)
+    if isinstance(block, Outline):
+        return f"<h2>{html.escape(block.heading)}</h2><div class=wide><pre>{html.escape(block.text)}</pre></div>"
     if isinstance(block, Table):
         head = "".join(f"<th>{html.escape(str(c))}</th>" for c in block.columns)
         rows = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in block.rows)

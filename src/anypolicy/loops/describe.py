@@ -11,7 +11,7 @@ from anypolicy.data.records import Group, Segment
 def describe(groups: list[Group], more: dict[str, float]) -> dict[str, float]:
     """Rewards, verdicts and lengths of the sampled groups."""
     more = more | describe_targets(groups)
-    beside = sum(int(t.info.get("generated", 0)) for g in groups for t in g.targets)
+    beside = sum(int(t.info.get("generated", 0)) for g in groups for t in g.trajectories)
     groups = [g.sampled() for g in groups]
     trajectories = [t for g in groups for t in g.trajectories]
     if not trajectories:
@@ -49,7 +49,7 @@ def verdicts(groups: list[Group]) -> dict[str, float]:
 
 
 def describe_tokens(segments: list[Segment], trajectories: int, beside: int) -> dict[str, float]:
-    """Tokens that the policy chose, those that it sampled itself (some of them `beside`, for targets alone), and how
+    """Tokens that the policy chose, those that it sampled itself (some of them `beside`, kept in no response), and how
     surprised it was by them."""
     mask, version = np.concatenate([s.mask for s in segments]), np.concatenate([s.version for s in segments])
     sampled = mask & (version >= 0)

@@ -86,14 +86,15 @@ class MakePairs:
 
 # --- learning from them ----------------------------------------------------------------------------------------------
 class Responses(NamedTuple):
-    """The responses in a batch: sums of log-probabilities under policy and reference, tokens, reward and weight; `name`
-    is the trajectory of each."""
+    """The responses in a batch: sums of log-probabilities under policy and reference, tokens, reward and weight; how
+    often a search took them (0 where none did); `name` is the trajectory of each."""
 
     logp: Float[Tensor, " n"]
     logp_ref: Float[Tensor, " n"]
     length: Float[Tensor, " n"]
     reward: Float[Tensor, " n"]
     weight: Float[Tensor, " n"]
+    visits: Float[Tensor, " n"]
     name: Int[Tensor, " n"]
 
     @property
@@ -114,7 +115,10 @@ def responses(logp: Float[Tensor, "rows tokens"], batch: Batch) -> Responses:
     weight = logp.new_ones(len(name)).index_put_((of,), batch.weight.to(logp.dtype))
     ours = total(sequence_sum(logp, batch.chosen))
     reference = total(sequence_sum(batch.logp_ref.to(logp.dtype), batch.chosen))
-    return Responses(ours, reference, length, batch.reward[name].to(logp.dtype), weight, name)
+    visits = torch.zeros_like(batch.reward) if batch.visits is None else batch.visits
+    return Responses(
+        ours, reference, length, batch.reward[name].to(logp.dtype), weight, visits[name].to(logp.dtype), name
+    )
 
 
 class Pair(NamedTuple):

@@ -62,6 +62,12 @@ def reverse_and_pick(name: str, seed: int, settings: dict[str, Any]) -> Task:
     return call(ReverseAndPick, name, (seed,), settings)
 
 
+def noisy_sort(name: str, seed: int, settings: dict[str, Any]) -> Task:
+    from anypolicy.tasks.noisy_sort import NoisySort
+
+    return call(NoisySort, name, (seed,), settings)
+
+
 def humaneval(name: str, seed: int, settings: dict[str, Any]) -> Task:
     from anypolicy.tasks.humaneval import HumanEval
 
@@ -72,6 +78,7 @@ NAMED = {
     "humaneval": humaneval,
     "tiny-add": tiny_add,
     "digit-chain": digit_chain,
+    "noisy-sort": noisy_sort,
     "reverse-and-pick": reverse_and_pick,
     "tabular-lock": tabular_lock,
 }
@@ -80,7 +87,7 @@ PREFIXES = {"reasoning-gym/": reasoning_gym, "hf/": hub}
 
 def load_task(spec: str, *, seed: int = 0) -> Task:
     """Make a task from its name: reasoning-gym/DATA SET, hf/DATA SET or folder, FILE.jsonl, humaneval, tiny-add,
-    digit-chain, reverse-and-pick, tabular-lock.
+    digit-chain, noisy-sort, reverse-and-pick, tabular-lock.
 
     Settings follow a colon, e.g. `reasoning-gym/chain_sum:min_terms=2,max_terms=2`; a value may be quoted to hold a
     comma. The seed decides what is generated, not on which side of the split a problem is.
