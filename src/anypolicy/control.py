@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from anypolicy.loops.control import (
 )
 from anypolicy.loops.seeds import SeedsLoop
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, recipe_differences
+from anypolicy.runs.directory import RunDirectory, plain, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import disk_errors
 from anypolicy.runs.processor import Products, choose_products, use_products
@@ -122,12 +122,7 @@ class ControlPlan:
 
     def written(self) -> dict[str, Any]:
         """The recipe as plain values, enough to run again."""
-        values = {
-            k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
-            for k, v in asdict(self.settings).items()
-            if k != "out"
-        }
-        return {"method": self.method, "knobs": self.knobs, **values}
+        return {"method": self.method, "knobs": self.knobs, **plain(self.settings)}
 
     def comparable(self) -> dict[str, Any]:
         """The part of the recipe that must not change between stop and resume."""

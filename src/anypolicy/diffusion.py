@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from anypolicy.loops.judging import judged
 from anypolicy.policies.denoisers import DiffusionModel
 from anypolicy.policies.image_models import PipelineModel, load_model
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, recipe_differences
+from anypolicy.runs.directory import RunDirectory, plain, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.load_pictures import load_pictures
@@ -95,12 +95,7 @@ class DiffusionPlan:
 
     def written(self) -> dict[str, Any]:
         """The recipe as plain values, enough to run again."""
-        values = {
-            k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
-            for k, v in asdict(self.settings).items()
-            if k != "out"
-        }
-        return {"method": self.method, "knobs": self.knobs, **values}
+        return {"method": self.method, "knobs": self.knobs, **plain(self.settings)}
 
     def comparable(self) -> dict[str, Any]:
         """The part of the recipe that must not change between stop and resume."""

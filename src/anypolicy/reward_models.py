@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, recipe_differences
+from anypolicy.runs.directory import RunDirectory, plain, recipe_differences
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder
 from anypolicy.runs.trackers import check_trackers
@@ -97,8 +97,7 @@ class RewardPlan:
 
     def written(self) -> dict[str, Any]:
         """The recipe as plain values, enough to run again."""
-        values = {k: v for k, v in asdict(self.settings).items() if k != "out"}
-        return {"method": self.method, "knobs": self.knobs} | values | {"trackers": list(self.settings.trackers)}
+        return {"method": self.method, "knobs": self.knobs, **plain(self.settings)}
 
 
 def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = None) -> RewardPlan:

@@ -7,7 +7,7 @@ import importlib.util
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from anypolicy.policies.base import Denoises, Policy
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel, Scale
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, recipe_differences, recipe_digest
+from anypolicy.runs.directory import RunDirectory, plain, recipe_differences, recipe_digest
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.trackers import check_trackers
@@ -141,12 +141,7 @@ class Plan:
 
     def written(self) -> dict[str, Any]:
         """The complete recipe as plain values, enough to run again."""
-        settings = {
-            k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
-            for k, v in asdict(self.settings).items()
-            if k != "out"
-        }
-        return {"method": self.composition.spec, "knobs": self.composition.knobs, **settings}
+        return {"method": self.composition.spec, "knobs": self.composition.knobs, **plain(self.settings)}
 
     def comparable(self) -> dict[str, Any]:
         """The part of the recipe that must not change between stop and resume."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,15 @@ def recipe_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`field: old → new` for every difference."""
     names = sorted(old.keys() | new.keys())
     return [f"{k}: {old.get(k)} → {new.get(k)}" for k in names if old.get(k) != new.get(k)]
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as the plain values of recipe.yaml: all but `out`, paths as text."""
+    return {
+        k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
+        for k, v in asdict(settings).items()
+        if k != "out"
+    }
 
 
 class RunDirectory:
