@@ -46,13 +46,13 @@ def lab():
 def test_the_scaled_loss():
     h = torch.tensor([2.0], dtype=torch.float64)
     assert float(preference.scaled_squared(h, 0.1)) == pytest.approx(0.09)
-    assert float(loss_slope(np.array([2.0]), 0.1, "ipo")[0]) == pytest.approx(-0.06)
+    assert float(loss_slope(np.array([2.0]), 0.1, "squared")[0]) == pytest.approx(-0.06)
     assert float(preference.squared(h, 0.1)) == pytest.approx(9.0)
     for beta, best in ((0.1, 5.0), (0.5, 1.0), (1.0, 0.5)):
-        assert loss_slope(np.array([best]), beta, "ipo")[0] == pytest.approx(0, abs=1e-15)
+        assert loss_slope(np.array([best]), beta, "squared")[0] == pytest.approx(0, abs=1e-15)
 
 
-@pytest.mark.parametrize("loss", ["ipo", "dpo", "best-of-two"])
+@pytest.mark.parametrize("loss", ["squared", "sigmoid", "best-of-two"])
 @pytest.mark.parametrize("seed", range(5))
 def test_gradients_are_those_of_the_pure_losses(lab, loss, seed):
     rng = np.random.default_rng(seed)
@@ -62,7 +62,7 @@ def test_gradients_are_those_of_the_pure_losses(lab, loss, seed):
     f, (p, a, b) = torch.tensor(lab.features), torch.tensor(lab.pairs).T
     logp, ref = (f @ x).log_softmax(1), (f @ torch.tensor(lab.start)).log_softmax(1)
     h = preference.margin(logp[p, a], logp[p, b], ref[p, a], ref[p, b])
-    losses = {"ipo": preference.scaled_squared(h, 0.3), "dpo": preference.sigmoid(h, 0.3),
+    losses = {"squared": preference.scaled_squared(h, 0.3), "sigmoid": preference.sigmoid(h, 0.3),
               "best-of-two": preference.best_of_two(logp[p, a], torch.ones(len(p)).double())}  # fmt: skip
     losses[loss].mean().backward()
     assert np.allclose(got, x.grad.numpy(), atol=1e-12)
@@ -81,7 +81,7 @@ def test_the_optimum_on_full_support():
     i, j = (x.ravel() for x in np.meshgrid(range(3), range(3), indexing="ij"))
     for _ in range(4000):
         h = (w - reference)[i] - (w - reference)[j]
-        slope = wins[i, j] * loss_slope(h, beta, "ipo") / 9
+        slope = wins[i, j] * loss_slope(h, beta, "squared") / 9
         gradient = np.bincount(i, slope, 3) - np.bincount(j, slope, 3)
         w = w - 20 * gradient
     assert np.allclose(np.exp(w) / np.exp(w).sum(), best / best.sum(), atol=1e-6)
@@ -138,7 +138,7 @@ def test_equal_answers_and_ties_make_no_pair():
     pairs = labelled(x, np.array([0, 1, 1, 2]), np.array([1, 1, 2, 0]), score)
     assert pairs.tolist() == [[0, 1, 0], [0, 2, 0]]
     none = np.zeros((0, 3), np.int64)
-    assert not pair_gradient(np.ones(2), np.zeros(2), np.ones((1, 3, 2)), none, 0.1, "ipo").any()
+    assert not pair_gradient(np.ones(2), np.zeros(2), np.ones((1, 3, 2)), none, 0.1, "squared").any()
 
 
 def test_answers_are_drawn_as_often_as_they_are_likely():
@@ -193,7 +193,7 @@ def test_live_pairs_follow_the_policy(lab):
 
 
 def test_a_replayed_stream_is_the_online_run(lab):
-    for loss in ("ipo", "best-of-two"):
+    for loss in ("squared", "best-of-two"):
         source = live(lab, lab.proxy, np.random.default_rng(1))
         run = train(lab, source, steps=50, lr=0.5, beta=0.1, loss=loss)
         again = train(lab, stream(run.batches, 1, np.random.default_rng(2)), steps=50, lr=0.5, beta=0.1, loss=loss)

@@ -130,7 +130,7 @@ def pair(chosen, rejected, ref_chosen, ref_rejected):
 
     def one(logp, ref):
         logp, ref, unit = (torch.tensor([float(x)], dtype=torch.float64) for x in (logp, ref, 1))
-        return Responses(logp.requires_grad_(), ref, unit, unit, unit, torch.tensor([0]))
+        return Responses(logp.requires_grad_(), ref, unit, unit, unit, 0 * unit, torch.tensor([0]))
 
     return Pair(one(chosen, ref_chosen), one(rejected, ref_rejected))
 

@@ -119,7 +119,7 @@ class Trained:
 
 
 def train(
-    lab: Laboratory, source: Source, *, steps: int, lr: float, beta: float, loss: PairLoss = "ipo", looks: int = 12
+    lab: Laboratory, source: Source, *, steps: int, lr: float, beta: float, loss: PairLoss = "squared", looks: int = 12
 ) -> Trained:
     """Gradient descent from the start; `looks` checkpoints, spaced evenly in the logarithm from step 5 on."""
     weights, out = lab.start.copy(), Trained()
@@ -161,7 +161,7 @@ def measured(lab: Laboratory, run: Trained, golden: Array) -> list[Point]:
 
 
 def study(
-    lab: Laboratory, *, steps: int = 3000, lr: float = 1.0, beta: float = 0.1, loss: PairLoss = "ipo",
+    lab: Laboratory, *, steps: int = 3000, lr: float = 1.0, beta: float = 0.1, loss: PairLoss = "squared",
     sources: Sequence[str] = SOURCES,
     sweep: tuple[tuple[float, float], ...] = ((0.1, 0.1), (0.3, 0.1), (1.0, 0.1), (0.1, 0.3), (0.3, 0.3), (1.0, 0.3)),
 ) -> Found:  # fmt: skip
@@ -174,7 +174,7 @@ def study(
     def like_online(source: Source, loss: PairLoss) -> Trained:
         return train(lab, source, steps=steps, lr=lr, beta=beta, loss=loss)
 
-    by_score = like_online(live(lab, lab.score, rng("golden")), "ipo")
+    by_score = like_online(live(lab, lab.score, rng("golden")), "squared")
     golden = policy(by_score.checkpoints[-1][1], lab.features)
     online = like_online(live(lab, lab.proxy, rng("online")), loss)
     end = online.checkpoints[-1][1]

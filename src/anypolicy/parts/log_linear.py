@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
-PairLoss = Literal["ipo", "dpo", "best-of-two"]
+PairLoss = Literal["squared", "sigmoid", "best-of-two"]
 
 
 def policy(weights: Float[Array, " d"], features: Float[Array, "prompts answers d"]) -> Float[Array, "prompts answers"]:
@@ -69,7 +69,7 @@ def margins(
 
 def loss_slope(h: Float[Array, " n"], beta: float, loss: PairLoss) -> Float[Array, " n"]:
     """dL/dh: 2β(βh − ½) of (βh − ½)² (arXiv 2405.08448, appendix B), −β σ(−βh) of DPO."""
-    return 2 * beta * (beta * h - 0.5) if loss == "ipo" else -beta / (1 + np.exp(beta * h))
+    return 2 * beta * (beta * h - 0.5) if loss == "squared" else -beta / (1 + np.exp(beta * h))
 
 
 def pair_gradient(

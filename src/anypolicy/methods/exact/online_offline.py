@@ -86,7 +86,7 @@ def reports(found: Found) -> list[Report]:
 )
 def online_offline(
     seed: int = 0,
-    loss: PairLoss = "ipo",
+    loss: PairLoss = "squared",
     steps: int = 3000,
     lr: float = 1.0,
     beta: float = 0.1,
