@@ -137,10 +137,10 @@ def save_curves(path: Path, curves: Sequence[Curve], *, x: str = "step", y: str,
 
 
 def draw(chart: Chart) -> Any:
-    """A chart of an exact method's solution, intervals shaded."""
+    """A chart of an exact method's solution, intervals shaded; its title is for the heading above it."""
     from plotly import graph_objects as go
 
-    out = figure(chart.title, chart.x, chart.y)
+    out = figure("", chart.x, chart.y)
     for i, line in enumerate(chart.lines):
         colour = PALETTE[i % len(PALETTE)]
         x = list(line.x)
