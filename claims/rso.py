@@ -109,7 +109,7 @@ def measured(
 
     def side(logp: Tensor, k: int) -> Responses:
         at = (where, pairs[:, k])
-        return Responses(logp[at], sft[at], one, one, one, where)
+        return Responses(logp[at], sft[at], one, one, one, 0 * one, where)
 
     for t in range(400):
         logp = (f @ w).log_softmax(-1)
