@@ -13,6 +13,7 @@ from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch, ReplayBuffer
 from tianshou.utils.net.common import Net
 from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
+from tianshou.utils.torch_utils import policy_within_training_step
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -43,7 +44,12 @@ def update():
         policy=SACPolicy(actor=actor, action_space=space), policy_optim=rate(), critic=critics[0], critic_optim=rate(),
         critic2=critics[1], critic2_optim=rate(), alpha=AutoAlpha(-float(shapes[1][0]), 0.0, rate()),
     )  # fmt: skip
-    return {"once": lambda: model.update(replay, batch), "losses": dict}
+
+    def once():
+        with policy_within_training_step(model.policy):
+            model.update(replay, batch)
+
+    return {"once": once, "losses": dict}
 
 
 def draw():
