@@ -12,8 +12,6 @@ from anypolicy import diffusion, studies
 from anypolicy.cli import main
 from anypolicy.evidence.pictures import grid, scatter
 
-pytest.importorskip("sklearn")
-
 SMALL = ["--policy", "fresh", "--trackers", "--eval-samples", "20", "--threads", "1", "--quiet"]
 
 

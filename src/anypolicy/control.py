@@ -37,7 +37,7 @@ from anypolicy.loops.control import (
 )
 from anypolicy.loops.seeds import SeedsLoop
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, plain, recipe_differences
+from anypolicy.runs.directory import RunDirectory, plain, recipe_differences, settings_from
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import disk_errors
 from anypolicy.runs.processor import Products, choose_products, use_products
@@ -258,14 +258,7 @@ def is_control_run(path: str | Path) -> bool:
 
 def plan_from(written: dict[str, Any]) -> ControlPlan:
     """The plan that a recipe.yaml describes."""
-    values = {k: v for k, v in written.items() if k != "apart"}
-    try:
-        method, knobs = values.pop("method"), values.pop("knobs")
-        values["trackers"] = tuple(values["trackers"])
-        values["method_file"] = tuple(Path(x) for x in values["method_file"])
-        settings = ControlSettings(**values)
-    except (KeyError, TypeError) as error:
-        raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
+    method, knobs, settings = settings_from(ControlSettings, {k: v for k, v in written.items() if k != "apart"})
     return plan(method, settings, knobs)
 
 

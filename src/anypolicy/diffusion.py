@@ -23,7 +23,7 @@ from anypolicy.loops.judging import judged
 from anypolicy.policies.denoisers import DiffusionModel
 from anypolicy.policies.image_models import PipelineModel, load_model
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, plain, recipe_differences
+from anypolicy.runs.directory import RunDirectory, plain, recipe_differences, settings_from
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.load_pictures import load_pictures
@@ -203,14 +203,7 @@ def is_diffusion_run(path: str | Path) -> bool:
 
 def plan_from(written: dict[str, Any]) -> DiffusionPlan:
     """The plan that a recipe.yaml describes."""
-    values = dict(written)
-    try:
-        method, knobs = values.pop("method"), values.pop("knobs")
-        values["trackers"] = tuple(values["trackers"])
-        values["method_file"] = tuple(Path(x) for x in values["method_file"])
-        settings = DiffusionSettings(**values)
-    except (KeyError, TypeError) as error:
-        raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
+    method, knobs, settings = settings_from(DiffusionSettings, written)
     return plan(method, settings, knobs)
 
 

@@ -19,7 +19,7 @@ from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, plain, recipe_differences
+from anypolicy.runs.directory import RunDirectory, plain, recipe_differences, settings_from
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder
 from anypolicy.runs.trackers import check_trackers
@@ -165,13 +165,7 @@ def is_reward_run(path: str | Path) -> bool:
 
 def plan_from(written: dict[str, Any]) -> RewardPlan:
     """The plan that a recipe.yaml describes."""
-    values = dict(written)
-    try:
-        method, knobs = values.pop("method"), values.pop("knobs")
-        values["trackers"] = tuple(values["trackers"])
-        settings = RewardSettings(**values)
-    except (KeyError, TypeError) as error:
-        raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
+    method, knobs, settings = settings_from(RewardSettings, written)
     return plan(method, settings, knobs)
 
 

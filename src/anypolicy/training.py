@@ -31,7 +31,7 @@ from anypolicy.policies.base import Denoises, Policy
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel, Scale
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, plain, recipe_differences, recipe_digest
+from anypolicy.runs.directory import RunDirectory, plain, recipe_differences, recipe_digest, settings_from
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.trackers import check_trackers
@@ -319,14 +319,7 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -
 
 def plan_from(written: dict[str, Any]) -> Plan:
     """The plan that a recipe.yaml describes."""
-    values = dict(written)
-    try:
-        method, knobs = values.pop("method"), values.pop("knobs")
-        values["trackers"] = tuple(values["trackers"])
-        values["method_file"] = tuple(Path(x) for x in values["method_file"])
-        settings = Settings(**values)
-    except (KeyError, TypeError) as error:
-        raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
+    method, knobs, settings = settings_from(Settings, written)
     return plan(method, settings, knobs)
 
 

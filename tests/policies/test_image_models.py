@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import pytest
 import torch
 
@@ -11,8 +12,6 @@ from anypolicy.loops.diffusion import Batch
 from anypolicy.methods.diffusion.seppo import seppo
 from anypolicy.policies.denoisers import PointDiffusion, copied, error_of, samples_of
 from anypolicy.policies.image_models import PipelineModel, UNetModel, load_model
-
-diffusers = pytest.importorskip("diffusers")
 
 
 def tiny(seed=0):

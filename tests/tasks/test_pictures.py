@@ -11,8 +11,6 @@ from anypolicy.tasks.image_folder import read
 from anypolicy.tasks.load_pictures import load_pictures
 from anypolicy.tasks.small_images import Pictures, ink, medians, preferred, sharpness
 
-pytest.importorskip("sklearn")
-
 
 def test_ring8_and_its_judge():
     task = load_pictures("ring8")
