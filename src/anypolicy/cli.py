@@ -420,6 +420,9 @@ def solve_command(Knobs: type) -> Callable[..., None]:
     ) -> None:
         """Solve a problem exactly: every number with what it is (exact, estimate, bound) and what it rests on.
 
+          anypolicy solve realizability
+          anypolicy solve exp2 --exp2.data breast-cancer --out solved/exp2
+
         Args:
             method: its name; `anypolicy methods` lists those of the family "exact"
             out: new folder for solution.json and report.html
@@ -630,7 +633,9 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
         files = given + [w for i, w in enumerate(args) if "--method-file" in args[:i] and w.endswith(".py")]
         if not specs and not {"-h", "--help"} & set(args):
             raise InputError(
-                "method", " ".join(args[1:3]), f"name the method first: anypolicy {args[0]} METHOD --task …"
+                "method",
+                " ".join(args[1:3]),
+                f"name the method first: anypolicy {args[0]} METHOD" + ("" if args[0] == "solve" else " --task …"),
             )
         trains = trained_by(specs, files, args[0])
         Knobs, Settings = knobs_type(specs, trains), settings_type("data" if args[0] == "make-datasets" else trains)
