@@ -30,7 +30,7 @@ def made():
     model.build_with_dataset(replay)
     for nets in (model.impl.modules.q_funcs, model.impl.modules.targ_q_funcs):
         for module in list(nets.modules()):
-            for name, child in module.named_children():
+            for name, child in list(module._modules.items()):  # named_children() leaves out a child that is shared
                 if isinstance(child, nn.ReLU):
                     setattr(module, name, nn.SELU())
     return model
