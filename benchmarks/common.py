@@ -111,9 +111,13 @@ def finish(
 
 
 def write(name: str, ratios: list[dict[str, Any]], versions: dict[str, str], settings: dict[str, Any]) -> Path:
-    """benchmarks/results/<name>.json."""
+    """Into benchmarks/results/<name>.json; rows of it that this run did not measure stay."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text()) if path.exists() else {"ratios": [], "versions": {}}
+    new = {r["name"] for r in ratios}
+    ratios = [r for r in before["ratios"] if r["name"] not in new] + ratios
+    versions = before["versions"] | versions
     machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
     value = {"ratios": ratios, "versions": versions, "settings": settings, "machine": machine}
     path.write_text(json.dumps(value, indent=1) + "\n")
