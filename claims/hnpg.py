@@ -43,6 +43,7 @@ def run(arm: str, seed: int) -> dict:
         task = f"combination-lock:horizon={horizon},combination={seed}"
         copies = -(-1000 // horizon)
         world = World(plan("hnpg", ControlSettings(task, seed=seed, demos=demos, envs=copies), knobs))
+        world.begin()
         returns = [world.loop.run(world.plan.unit)["episode/return"] for _ in range(ITERATIONS)]
         world.environments.close()
     curve = [(i, sum(returns[i - LAST : i]) / LAST) for i in range(LAST, ITERATIONS + 1, LAST)]
