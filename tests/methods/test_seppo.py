@@ -150,6 +150,15 @@ def test_spin_is_the_last_checkpoint_without_flipper():
     assert all(torch.equal(now[k], a.pools["checkpoints"][0][k]) for k in now)
 
 
+def test_the_initial_reference_is_kept_for_good():
+    [a] = learners(seppo(**SMALL, ref_strategy="initial"))
+    first = copied(a.model.module)
+    for step, batch in enumerate(batches(a.model, 6)):
+        a.update(batch, step, torch.Generator().manual_seed(step))
+    assert len(a.pools["checkpoints"]) == 1
+    assert all(torch.equal(first[k], a.pools["checkpoints"][0][k]) for k in first)
+
+
 def test_references_are_drawn_uniformly():
     pool, module = Pool(), torch.nn.Linear(1, 1)
     for _ in range(7):
