@@ -375,6 +375,15 @@ def test_groups_of_a_tree():
     assert known.sum() == batch.mask.sum()
 
 
+def test_a_right_path_that_was_cut_off_is_not_right(monkeypatch):
+    loop, groups = collected()
+    assert any(g.trajectories[0].correct for g in groups)
+    monkeypatch.setattr(loop.world.policy, "stop_ids", (10**6,))
+    for g in loop.sample(0):
+        [*_, t] = g.trajectories
+        assert not t.correct and (t.stop == "length" or g.stage == "step")
+
+
 def test_generated_tokens_are_those_of_the_search(monkeypatch):
     loop, _ = collected()
     count, generate = [0], loop.world.engine.generate
