@@ -65,7 +65,7 @@ def knobs_type(specs: list[str], trains: Any) -> type:
             hints = typing.get_type_hints(m.build)
             inner = [(k, hints[k], dataclasses.field(default=p.default)) for k, p in m.knobs.items()]
             own = dataclasses.make_dataclass(m.slug.replace("-", "_"), inner, frozen=True)
-            own.__doc__ = f"Settings of {m.slug}: {m.card.idea}."
+            own.__doc__ = f"Settings of {m.slug}: {m.card.idea}. {' '.join((m.build.__doc__ or '').split())}".strip()
             parts[m.slug.replace("-", "_")] = own
     if not parts:
         return NoKnobs

@@ -143,7 +143,7 @@ def test_the_certificate_holds_in_the_units_of_the_data(seed):
     """Whatever the scales: at most α, and no two points are steeper."""
     alpha, scale = 10 ** float(uniform(seed, 1)), torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
     x, u = uniform(seed, 60, 3) * scale * 3 + 7, 4 * uniform(seed + 100, 60, 2) - 1
-    net = fit(x, u, alpha, "mlp", generator=rng(seed), hidden=(16, 16), steps=60)
+    net = fit(x, u, alpha, "mlp", generator=rng(seed), hidden=(16, 16), updates=60)
     assert net.certificate() <= alpha
     q = uniform(seed + 200, 300, 3) * scale * 5 + 7
     near = q + 1e-3 * uniform(seed + 300, 300, 3)
@@ -154,7 +154,7 @@ def test_the_certificate_holds_in_the_units_of_the_data(seed):
 def test_the_network_uses_its_constant():
     """A steep line is imitated up to the constant and no further: the bound binds and is nearly reached."""
     x = torch.linspace(-1, 1, 41, dtype=torch.float64)[:, None]
-    loose, tight = (fit(x, 3 * x, alpha, "mlp", generator=rng(0), hidden=(8, 8), steps=400) for alpha in (6.0, 1.5))
+    loose, tight = (fit(x, 3 * x, alpha, "mlp", generator=rng(0), hidden=(8, 8), updates=400) for alpha in (6.0, 1.5))
     slope = (tight(x[1:]) - tight(x[:-1])).abs() / (x[1:] - x[:-1])
     assert 1.4 < float(slope.max()) <= tight.certificate() <= 1.5
     assert float((loose(x) - 3 * x).abs().max()) < 0.3 < float((tight(x) - 3 * x).abs().max())
@@ -421,6 +421,18 @@ def test_plant_files_that_cannot_be_read(tmp_path, text, named):
 def test_impossible_settings(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         lipschitz_imitation(**settings)
+
+
+def test_settings_that_are_not_used(tmp_path):
+    demos = tmp_path / "demos.safetensors"
+    x, zeros = uniform(0, 61, 2).float(), torch.zeros(60)
+    save_episodes(demos, [Episode(x, PLANT.expert(x[:-1].double()).float(), zeros, zeros, zeros)])
+    for given, says in (({"samples": 50}, "samples: got 50; demos does not use this setting, only uniform states"),
+                        ({"noise": 0.1}, "noise: got 0.1"), ({"updates": 9}, "extension does not .* only mlp")):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            lipschitz_imitation(demos=str(demos), **given)
+    assert lipschitz_imitation(demos=str(demos), horizon=5).settings == {}
+    assert lipschitz_imitation(samples=60, horizon=5).settings == {"samples": 60, "noise": 0.0}
 
 
 def test_a_plant_without_an_optimal_gain():
