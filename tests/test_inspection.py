@@ -27,6 +27,7 @@ from anypolicy.parts.coverage import (
     tq,
     unique_pairs,
 )
+from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import load_environment
 
 
@@ -257,6 +258,53 @@ def test_inspecting_a_folder_a_file_a_run_and_minari(made, tmp_path, capsys, mon
                                knobs={"hidden": (8,)}, demos=str(made / "expert.safetensors"), eval_episodes=1)  # fmt: skip
     with pytest.raises(InputError, match="no replay"):
         inspection.inspect([str(offline.path)], reference=str(made / "replay.safetensors"), g_max=60.0, quiet=True)
+
+
+def arrays_of(episodes):
+    stream = concatenate([e.transitions(1.0) for e in episodes])
+    return {name: getattr(stream, name).numpy() for name in
+            ("observation", "action", "reward", "next_observation", "terminated", "truncated")}  # fmt: skip
+
+
+def test_plain_arrays_are_a_data_set(made, tmp_path, capsys):
+    episodes = load_episodes(made / "replay.safetensors")
+    arrays = arrays_of(episodes)
+    np.savez(tmp_path / "log.npz", **arrays | {"action": arrays["action"][:, 0].astype(np.int64)})
+    given = ["--task", SETTINGS["task"], "--reference", str(made / "replay.safetensors"), "--g-min", "20", "--g-max", "60",
+             "--json", "--figure", str(tmp_path / "p.svg")]  # fmt: skip
+    found = []
+    for path in (tmp_path / "log.npz", made / "replay.safetensors"):
+        assert main(["inspect", str(path), *given]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert list(found[0]) == ["log"] and found[0]["log"]["u"] == found[1]["replay"]["u"]
+    assert found[0]["log"]["transitions"] == 400 and found[0]["log"]["saco"] == 1
+    run = train_controller("cql", task=SETTINGS["task"], steps=2, trackers=(), quiet=True, out=tmp_path / "cql",
+                           knobs={"hidden": (8,)}, demos=str(tmp_path / "log.npz"), eval_episodes=1)  # fmt: skip
+    assert len(run.rows) > 0
+    box, rng = load_environment("gym/Pendulum-v1"), torch.Generator().manual_seed(0)
+    seen = torch.randn(7, 3, generator=rng)
+    unit = torch.rand(6, 1, generator=rng) * 2 - 1
+    zeros = torch.zeros(6)
+    arrays = arrays_of([Episode(seen, unit, zeros, zeros, torch.tensor([0.0, 0, 0, 1, 0, 0]))])
+    np.savez(tmp_path / "box.npz", **arrays | {"action": 2 * arrays["action"]})
+    first, second = load_demonstrations(str(tmp_path / "box.npz"), box)
+    assert len(first.reward) == 4 and first.finished and torch.allclose(first.action, unit[:4])
+    assert torch.equal(first.observation, seen[:5]) and torch.equal(second.observation, seen[4:])
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"reward": None}, "'reward'"), ({"truncated": np.zeros(3)}, r"truncated.*\(30, 1\)"),
+    ({"observation": np.zeros((30, 2))}, r"observation.*\(30, 4\)"), ({"action": np.full(30, 2.0)}, "actions 0 to 1"),
+    ({"next_observation": np.full((30, 4), np.nan)}, "finite"), ({"rewards": np.zeros(30)}, "did you mean 'reward'"),
+    ({"action": np.full(30, 0.5)}, "episode 0, row 0: 0.5"), ({"reward": np.zeros(0)}, "no transition"),
+])  # fmt: skip
+def test_arrays_that_are_no_data_set(change, says, tmp_path):
+    rng, zeros = np.random.default_rng(0), np.zeros(30)
+    arrays = {"observation": rng.normal(size=(30, 4)), "next_observation": rng.normal(size=(30, 4)), "action": zeros,
+              "reward": zeros, "terminated": zeros, "truncated": zeros} | change  # fmt: skip
+    np.savez(tmp_path / "log.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(InputError, match=says):
+        load_demonstrations(str(tmp_path / "log.npz"), load_environment("gym/CartPole-v1"))
 
 
 def test_an_offline_learner_trains_on_a_made_data_set(made, tmp_path):
