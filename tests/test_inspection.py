@@ -340,7 +340,10 @@ def test_what_is_refused(made, tmp_path, episodes):
             inspection.inspect([log], **given)
     with pytest.raises(InputError, match="3 observations"):
         inspection.inspect([log], task=task, reference=log, g_max=500.0)
-    assert main(["inspect"]) == 2
+    for given in ([], [log, "--exact", "--bins", "50"]):
+        assert main(["inspect", *given]) == 2
+    with pytest.raises(InputError, match="bins"):
+        dataset_report(episodes, episodes, 1.0, 11.0, choices=3, bins=0)
     for wrong, match in (({"epsilon": 1.5}, "epsilon"), ({"mix": -0.1}, "mix"), ({"transitions": 0}, "transitions")):
         with pytest.raises(InputError, match=match):
             make_datasets("dqn", DatasetSettings(**{"task": task, "out": tmp_path / "new"} | wrong))

@@ -85,7 +85,8 @@ def dataset_report(
     seen, acted = table(dataset, choices)
     known, known_acted = table(ref, choices)
     limits = None if bins is None else np.stack([known.min(0), known.max(0)], 1).astype(np.float64)
-    counts, reference = (pair_counts(o, a, limits, bins or 100) for o, a in ((seen, acted), (known, known_acted)))
+    edges = 100 if bins is None else bins
+    counts, reference = (pair_counts(o, a, limits, edges) for o, a in ((seen, acted), (known, known_acted)))
     u, u_ref = len(counts), len(reference)
     return DatasetReport(
         tq=quality, saco=saco(u, u_ref), lsaco=saco(u, u_ref, log=True), u=u, u_ref=u_ref,
