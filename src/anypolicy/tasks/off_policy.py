@@ -167,15 +167,10 @@ def realizable(found: OffPolicyReport) -> bool | None:
 def exact_reports(known: EvaluationProblem, found: OffPolicyReport, exact: tuple[float, float]) -> list[Report]:
     """What is known of the problem itself, and the theorem's bound beside the error."""
     beta, kappa = exact
-    residual, mu, start, occupancy = (
-        known.bellman_error(found.weights),
-        known.mu.ravel(),
-        known.first.ravel(),
-        known.occupancy,
-    )
-    phi_res = known.phi - known.discount * known.phi_next
-    C = ev.concentrability(phi_res, phi_res, occupancy, mu)
-    error = math.sqrt(float(mu @ residual**2))
+    mu, phi_res = known.mu.ravel(), known.phi - known.discount * known.phi_next
+    C = ev.concentrability(phi_res, phi_res, known.occupancy, mu)
+    error = math.sqrt(float(mu @ known.bellman_error(found.weights) ** 2))
+    value_error = abs(float(known.first.ravel() @ (known.phi @ found.weights - known.q)))
     realized = Assumption(
         "Q^π is in the class", bool(abs(known.phi @ np.linalg.lstsq(known.phi, known.q)[0] - known.q).max() < 1e-8)
     )
@@ -184,8 +179,7 @@ def exact_reports(known: EvaluationProblem, found: OffPolicyReport, exact: tuple
         Report("κ", kappa, "exact"),
         Report("C", C, "exact", "λ_max(B_{d^π}, B_μ)"),
         Report("Bellman error of LSTD", error, "exact", "‖Q̂ − TQ̂‖_μ"),
-        Report("value error of LSTD", abs(float(start @ (known.phi @ found.weights - known.q))), "exact",
-               "|E_ρ(Q̂ − Q^π)|"),
+        Report("value error of LSTD", value_error, "exact", "|E_ρ(Q̂ − Q^π)|"),
         Report("its bound", math.sqrt(C) / (1 - known.discount) * error, "bound", "√C/(1 − γ) · ‖Q̂ − TQ̂‖_μ",
                assumptions=(realized,)),
     ]  # fmt: skip
@@ -203,14 +197,15 @@ def charts(given: Given, found: OffPolicyReport) -> list[Chart]:
     errors = [math.sqrt(float(known.mu.ravel() @ known.bellman_error(ev.lstd(
         given.phi[:k], given.phi_next[:k], given.rewards[:k], given.discount)) ** 2)) for k in sizes]  # fmt: skip
     predicted, at = [found.predicted_bellman_error * math.sqrt(n / k) for k in sizes], [float(k) for k in sizes]
-    out.append(Chart("Bellman error of LSTD", "transitions", "‖Q̂ − TQ̂‖_μ",
-                     [Line("found", at, errors), Line("predicted", at, predicted)], "xy"))  # fmt: skip
+    if sizes:
+        out.append(Chart("Bellman error of LSTD", "transitions", "‖Q̂ − TQ̂‖_μ",
+                         [Line("found", at, errors), Line("predicted", at, predicted)], "xy"))  # fmt: skip
     if known.mu.shape == (2, 1):
         ps = np.linspace(0.01, 0.99, 99)
         mu, x, y = np.stack([ps, 1 - ps], 1), known.phi[:, 0], known.phi_next[:, 0]
         G, A, B = mu @ x**2, mu @ (x * (x - known.discount * y)), mu @ (x - known.discount * y) ** 2
         out.append(Chart("What the log's distribution does: completeness and convergence are different things",
                          "share of the first state", "",
-                         [Line("misalignment β", ps.tolist(), np.sqrt(1 - A**2 / (G * B)).tolist()),
+                         [Line("misalignment β", ps.tolist(), np.sqrt(np.maximum(1 - A**2 / (G * B), 0)).tolist()),
                           Line("κ: FQE diverges above 1", ps.tolist(), abs(1 - A / G).tolist())]))  # fmt: skip
     return out

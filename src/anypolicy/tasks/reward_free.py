@@ -215,11 +215,10 @@ def solution(
     identified = Assumption("weights are identified", given.model.identified,
                             "" if given.model.identified else "the features are linearly dependent")  # fmt: skip
     note = f"of {len(given.rewards)} rewards in the bank"
-    reports = [
-        Report(f"planning error certified, practical β = {b:.4g}" if not i else f"the same, the proof's β = {b:.4g}",
-               value, "estimate", "V̂_{K,1}(s1), algorithm 4", assumptions=(mixture, oracle), note=note)
-        for i, (b, value) in enumerate((practical, proof))
-    ]  # fmt: skip
+    named = {f"planning error certified, practical β = {practical[0]:.4g}": practical[1],
+             f"the same, the proof's β = {proof[0]:.4g}": proof[1]}  # fmt: skip
+    reports = [Report(name, value, "estimate", "V̂_{K,1}(s1), algorithm 4", None, (mixture, oracle), note)
+               for name, value in named.items()]  # fmt: skip
     if given.kernel is not None:
         best = mdp.plan(given.kernel, given.rewards)[1][:, 1, found.start]
         got = mdp.policy_values(given.kernel, given.rewards, policies)[:, 1, found.start]
