@@ -12,7 +12,17 @@ from anypolicy.cli import main
 from anypolicy.control import resume, train_controller
 from anypolicy.data.demonstrations import Episode, episodes_of, load_episodes, save_episodes
 from anypolicy.data.transitions import concatenate
-from anypolicy.datasets import KINDS, DatasetSettings, collect, make_datasets, mixed, part_of, random_return
+from anypolicy.datasets import (
+    KINDS,
+    DatasetSettings,
+    collect,
+    either,
+    make_datasets,
+    mean_return,
+    mixed,
+    part_of,
+    random_return,
+)
 from anypolicy.errors import InputError
 from anypolicy.inspection import DatasetReport, cloned_entropy, dataset_report, recommend, regions_of
 from anypolicy.loops.control import warm_up
@@ -146,6 +156,12 @@ def test_the_report(episodes):
     assert dataset_report(episodes, episodes, 1.0, 11.0, choices=3, gamma=0.5).mean_return < 2
     box = dataset_report(episodes, episodes, 1.0, 11.0, choices=None)
     assert box.bc_entropy is None and box.u == dataset_report(episodes, episodes, 1.0, 11.0, choices=2).u
+    still = Episode(torch.zeros(5, 3), torch.tensor([[0.0], [1], [2], [1]]), *torch.zeros(3, 4).unbind())
+    assert dataset_report([*episodes, still], episodes, 1.0, 11.0, choices=None).u == box.u + 2, "1 is the highest bin"
+    wide, narrow = (Episode(torch.tensor(seen)[:, None], torch.zeros(4, 1), torch.ones(4), torch.tensor([0.0, 0, 0, 1]),
+                            torch.zeros(4)) for seen in ([0.0, 1, 2, 99, 0], [0.0, 0.5, 0.6, 1.2, 0]))  # fmt: skip
+    found = dataset_report([narrow], [wide], 1.0, 11.0, choices=2)
+    assert (found.u, found.u_ref) == (2, 4), "bins are those of the reference, one wide here"
     with pytest.raises(InputError, match="actions 0 to 0"):
         dataset_report(episodes, episodes, 1.0, 11.0, choices=1)
     with pytest.raises(InputError, match="finished"):
@@ -195,6 +211,17 @@ def test_mixing_makes_no_step_from_one_to_the_other(episodes):
     assert sum(len(e.reward) for e in part_of(episodes, 4, 17)) == 13
 
 
+def test_a_share_of_the_actions_is_another_policys():
+    def always(action):
+        return lambda seen, rng: torch.full((len(seen), 1), action)
+
+    rng = torch.Generator().manual_seed(0)
+    for share in (0.0, 0.2, 1.0):
+        assert float(either(always(1.0), share, always(0.0))(torch.zeros(20_000, 2), rng).mean()) == pytest.approx(
+            share, abs=0.01
+        )
+
+
 SETTINGS = {"task": "gym/CartPole-v1:max_steps=60", "transitions": 400, "evaluations": 2, "eval_episodes": 3}
 KNOBS = {"hidden": (16, 16), "lr": 3e-3}
 
@@ -228,6 +255,28 @@ def test_five_data_sets_of_cartpole(made, tmp_path):
     assert again.g_max == facts["g_max"] and again.g_min == facts["g_min"]
     for kind, episodes in again.kinds.items():
         assert all(torch.equal(a.observation, b.observation) for a, b in zip(episodes, kinds[kind], strict=True))
+
+
+def test_the_expert_is_the_best_policy_or_the_last(made, tmp_path):
+    """Whose greedy actions they are: a run of as many steps with the same seed says."""
+    online = json.loads((made / "datasets.json").read_text())["online"]
+    best = max(online, key=lambda x: x[1])[0]
+    assert best == 200 and online[1][0] == 400
+    settings = DatasetSettings(out=tmp_path / "final", seed=1, behaviour="final", **SETTINGS)
+    last = make_datasets("dqn", settings, KNOBS, quiet=True).kinds["expert"]
+    for steps, episodes in ((200, load_episodes(made / "expert.safetensors")), (400, last)):
+        run = train_controller("dqn", task=SETTINGS["task"], steps=steps, seed=1, trackers=(), quiet=True, knobs=KNOBS,
+                               out=tmp_path / str(steps), eval_episodes=1)  # fmt: skip
+        for e in episodes:
+            greedy = run.learner.act(e.observation[:-1], torch.Generator(), explore=False).executed
+            assert torch.equal(greedy, e.action)
+
+
+def test_a_mean_return_is_that_of_finished_episodes(episodes):
+    cut = episode(6, torch.Generator().manual_seed(1), terminated=False, rewards=[100.0] * 6)
+    assert mean_return([*episodes, cut]) == 7.5
+    with pytest.raises(InputError, match="no episode ended"):
+        mean_return([cut])
 
 
 def test_inspecting_a_folder_a_file_a_run_and_minari(made, tmp_path, capsys, monkeypatch):
