@@ -36,7 +36,7 @@ def write_solution(out: Path, method: str, title: str, settings: dict[str, Any],
     record = {"method": method, "version": __version__, **asdict(found), "settings": settings}
     write_text(out / "solution.json", json.dumps(record, indent=1, default=str) + "\n")
     blocks: list[Block] = [
-        Text([", ".join(f"{k}: {v}" for k, v in settings.items() if v not in (None, "")) or "no settings"]),
+        Text([", ".join(f"{k}: {cell(v)}" for k, v in settings.items() if v not in (None, "")) or "no settings"]),
         Table("Found", COLUMNS, [row(r) for r in found.reports]),
         *(Figure(c.title, draw(c)) for c in found.charts),
         *(Table(name, list(rows[0]), [[cell(v) for v in r.values()] for r in rows])

@@ -319,6 +319,7 @@ def test_solving_tells_the_loss_and_what_it_rests_on():
         ({"data": "word.npz"}, "data[kernel]", "did you mean 'kernels'"),
         ({"data": "lake.npz", "env": "CliffWalking-v1"}, "env", "16 states"),
         ({"data": "lake.npz", "env": "Frozen"}, "env", "Gymnasium"),
+        ({"data": "start.npz", "env": "FrozenLake-v1"}, "data[weights]", "kernels, rewards"),
     ],
 )
 def test_bad_input_is_one_clear_error(given, field, says, tmp_path, monkeypatch):

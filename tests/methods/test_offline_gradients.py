@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from anypolicy.data.transitions import Transitions
+from anypolicy.errors import InputError
 from anypolicy.methods.control.bc import ChoiceCloningLearner, Cloning
 from anypolicy.methods.control.bcq import ConstrainedQ, allowed
 from anypolicy.methods.control.bve import BehaviourValue
@@ -158,6 +159,13 @@ def test_sums_are_over_quantiles_and_means_over_targets(f64):
 def test_an_action_at_the_threshold_is_not_allowed(f64):
     assert allowed(f64([[0.0, 0.5]]).log(), 0.5)[0].tolist() == [False, True]
     assert allowed(f64([[0.25, 0.5]]).log(), 0.5)[0].tolist() == [False, True]
+
+
+def test_what_a_softmax_does_not_use_is_refused():
+    for name, value in (("policy", "diffusion"), ("denoising_steps", 3), ("average", 0.5), ("standardise", False)):
+        with pytest.raises(InputError, match=f"bc.{name}.*does not use it"):
+            Cloning(**{name: value})(SPACE, 0)
+    assert Cloning(standardise=False)(Space(3, 2, False, (-1.0,) * 2, (1.0,) * 2), 0)
 
 
 @pytest.mark.parametrize("make", [Cloning(hidden=(8,)), CriticRegularised(hidden=(8,))])

@@ -167,9 +167,9 @@ def problem(
 
 
 def from_file(path: str, *, need_weights: bool) -> tuple[Mixture, Array]:
-    """The candidates of a .npz file, with the weights of the real dynamics, and rewards."""
-    needs = ("kernels", "weights") if need_weights else ("kernels",)
-    arrays = load_arrays(path, needs, ("weights", "rewards", "start"))
+    """The candidates of a .npz file, with the weights of the real dynamics (where no environment is), and rewards."""
+    needs, may = (("kernels", "weights"), ("rewards", "start")) if need_weights else (("kernels",), ("rewards",))
+    arrays = load_arrays(path, needs, may)
     kernels = arrays["kernels"]
     if kernels.ndim != 4:
         raise InputError("data[kernels]", kernels.shape, "their shape must be [d, states, actions, states]")
