@@ -364,6 +364,29 @@ def test_an_offline_learner_trains_on_a_made_data_set(made, tmp_path):
     assert resume(tmp_path / "half", steps=40, quiet=True).rows[-1] == whole.rows[-1]
 
 
+def test_five_data_sets_of_minigrid(tmp_path, capsys):
+    """Made, measured by exact codes and by bins, drawn, and learnt from."""
+    command = ["make-datasets", "dqn", "--task", "gym/MiniGrid-Dynamic-Obstacles-5x5-v0:max_steps=20", "--transitions",
+               "250", "--evaluations", "2", "--eval-episodes", "3", "--dqn.hidden", "16", "--dqn.lr", "3e-3", "--quiet"]  # fmt: skip
+    out = tmp_path / "grid"
+    assert main([*command, "--out", str(out)]) == 0
+    found = []
+    for how in ("--exact", "--quiet"):
+        capsys.readouterr()
+        assert main(["inspect", str(out), how, "--json", "--figure", str(tmp_path / "plane.png")]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    exact, binned_pairs = found
+    assert list(exact) == list(KINDS) and (tmp_path / "plane.png").stat().st_size > 1000
+    assert exact["replay"]["saco"] == 1 and abs(exact["random"]["tq"]) < 1e-9 and exact["random"]["bc_entropy"] > 0.9
+    for kind in KINDS:
+        assert binned_pairs[kind]["u"] <= exact[kind]["u"] <= 250 and exact[kind]["transitions"] == 250
+    assert binned_pairs["replay"]["u"] == exact["replay"]["u"], "every code of the reference has its own bin"
+    demos = str(out / "mixed.safetensors")
+    run = train_controller("bcq", task="gym/MiniGrid-Dynamic-Obstacles-5x5-v0:max_steps=20", demos=demos, steps=5, quiet=True,
+                           trackers=(), out=tmp_path / "bcq", knobs={"hidden": (8,)}, eval_episodes=1)  # fmt: skip
+    assert run.rows
+
+
 def test_data_of_minigrid_and_a_policy_that_learns_nothing(tmp_path):
     grid = load_environment("gym/MiniGrid-Empty-5x5-v0:max_steps=30")
     uniform = lambda seen, rng: warm_up(grid.space, len(seen), rng).executed  # noqa: E731
