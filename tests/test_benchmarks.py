@@ -31,6 +31,15 @@ def test_result_files_have_one_form(path):
         assert r["low"] is None or r["low"] <= r["ratio"] <= r["high"]
 
 
+def test_the_documentation_has_the_times_that_are_recorded():
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "exact.json").read_text())["settings"]["paper"]
+    page = (ROOT / "docs" / "exact.md").read_text()
+    assert len(recorded) == 6
+    for instances in recorded.values():
+        for name, seconds in instances.items():
+            assert f"| {name} | {seconds:.2g} |" in page
+
+
 def test_writing_results(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     row = {"name": "x", "ratio": 2.0, "low": 1.9, "high": 2.1, "peer": "p", "unit": "s"}

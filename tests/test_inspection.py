@@ -12,7 +12,17 @@ from anypolicy.cli import main
 from anypolicy.control import resume, train_controller
 from anypolicy.data.demonstrations import Episode, episodes_of, load_episodes, save_episodes
 from anypolicy.data.transitions import concatenate
-from anypolicy.datasets import KINDS, DatasetSettings, collect, make_datasets, mixed, part_of, random_return
+from anypolicy.datasets import (
+    KINDS,
+    DatasetSettings,
+    collect,
+    either,
+    make_datasets,
+    mean_return,
+    mixed,
+    part_of,
+    random_return,
+)
 from anypolicy.errors import InputError
 from anypolicy.inspection import DatasetReport, cloned_entropy, dataset_report, recommend, regions_of
 from anypolicy.loops.control import warm_up
@@ -27,6 +37,7 @@ from anypolicy.parts.coverage import (
     tq,
     unique_pairs,
 )
+from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import load_environment
 
 
@@ -145,6 +156,12 @@ def test_the_report(episodes):
     assert dataset_report(episodes, episodes, 1.0, 11.0, choices=3, gamma=0.5).mean_return < 2
     box = dataset_report(episodes, episodes, 1.0, 11.0, choices=None)
     assert box.bc_entropy is None and box.u == dataset_report(episodes, episodes, 1.0, 11.0, choices=2).u
+    still = Episode(torch.zeros(5, 3), torch.tensor([[0.0], [1], [2], [1]]), *torch.zeros(3, 4).unbind())
+    assert dataset_report([*episodes, still], episodes, 1.0, 11.0, choices=None).u == box.u + 2, "1 is the highest bin"
+    wide, narrow = (Episode(torch.tensor(seen)[:, None], torch.zeros(4, 1), torch.ones(4), torch.tensor([0.0, 0, 0, 1]),
+                            torch.zeros(4)) for seen in ([0.0, 1, 2, 99, 0], [0.0, 0.5, 0.6, 1.2, 0]))  # fmt: skip
+    found = dataset_report([narrow], [wide], 1.0, 11.0, choices=2)
+    assert (found.u, found.u_ref) == (2, 4), "bins are those of the reference, one wide here"
     with pytest.raises(InputError, match="actions 0 to 0"):
         dataset_report(episodes, episodes, 1.0, 11.0, choices=1)
     with pytest.raises(InputError, match="finished"):
@@ -194,6 +211,17 @@ def test_mixing_makes_no_step_from_one_to_the_other(episodes):
     assert sum(len(e.reward) for e in part_of(episodes, 4, 17)) == 13
 
 
+def test_a_share_of_the_actions_is_another_policys():
+    def always(action):
+        return lambda seen, rng: torch.full((len(seen), 1), action)
+
+    rng = torch.Generator().manual_seed(0)
+    for share in (0.0, 0.2, 1.0):
+        assert float(either(always(1.0), share, always(0.0))(torch.zeros(20_000, 2), rng).mean()) == pytest.approx(
+            share, abs=0.01
+        )
+
+
 SETTINGS = {"task": "gym/CartPole-v1:max_steps=60", "transitions": 400, "evaluations": 2, "eval_episodes": 3}
 KNOBS = {"hidden": (16, 16), "lr": 3e-3}
 
@@ -229,6 +257,28 @@ def test_five_data_sets_of_cartpole(made, tmp_path):
         assert all(torch.equal(a.observation, b.observation) for a, b in zip(episodes, kinds[kind], strict=True))
 
 
+def test_the_expert_is_the_best_policy_or_the_last(made, tmp_path):
+    """Whose greedy actions they are: a run of as many steps with the same seed says."""
+    online = json.loads((made / "datasets.json").read_text())["online"]
+    best = max(online, key=lambda x: x[1])[0]
+    assert best == 200 and online[1][0] == 400
+    settings = DatasetSettings(out=tmp_path / "final", seed=1, behaviour="final", **SETTINGS)
+    last = make_datasets("dqn", settings, KNOBS, quiet=True).kinds["expert"]
+    for steps, episodes in ((200, load_episodes(made / "expert.safetensors")), (400, last)):
+        run = train_controller("dqn", task=SETTINGS["task"], steps=steps, seed=1, trackers=(), quiet=True, knobs=KNOBS,
+                               out=tmp_path / str(steps), eval_episodes=1)  # fmt: skip
+        for e in episodes:
+            greedy = run.learner.act(e.observation[:-1], torch.Generator(), explore=False).executed
+            assert torch.equal(greedy, e.action)
+
+
+def test_a_mean_return_is_that_of_finished_episodes(episodes):
+    cut = episode(6, torch.Generator().manual_seed(1), terminated=False, rewards=[100.0] * 6)
+    assert mean_return([*episodes, cut]) == 7.5
+    with pytest.raises(InputError, match="no episode ended"):
+        mean_return([cut])
+
+
 def test_inspecting_a_folder_a_file_a_run_and_minari(made, tmp_path, capsys, monkeypatch):
     figure = tmp_path / "plane.svg"
     assert main(["inspect", str(made), "--figure", str(figure), "--quiet"]) == 0
@@ -259,12 +309,82 @@ def test_inspecting_a_folder_a_file_a_run_and_minari(made, tmp_path, capsys, mon
         inspection.inspect([str(offline.path)], reference=str(made / "replay.safetensors"), g_max=60.0, quiet=True)
 
 
+def arrays_of(episodes):
+    stream = concatenate([e.transitions(1.0) for e in episodes])
+    return {name: getattr(stream, name).numpy() for name in
+            ("observation", "action", "reward", "next_observation", "terminated", "truncated")}  # fmt: skip
+
+
+def test_plain_arrays_are_a_data_set(made, tmp_path, capsys):
+    episodes = load_episodes(made / "replay.safetensors")
+    arrays = arrays_of(episodes)
+    np.savez(tmp_path / "log.npz", **arrays | {"action": arrays["action"][:, 0].astype(np.int64)})
+    given = ["--task", SETTINGS["task"], "--reference", str(made / "replay.safetensors"), "--g-min", "20", "--g-max", "60",
+             "--json", "--figure", str(tmp_path / "p.svg")]  # fmt: skip
+    found = []
+    for path in (tmp_path / "log.npz", made / "replay.safetensors"):
+        assert main(["inspect", str(path), *given]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert list(found[0]) == ["log"] and found[0]["log"]["u"] == found[1]["replay"]["u"]
+    assert found[0]["log"]["transitions"] == 400 and found[0]["log"]["saco"] == 1
+    run = train_controller("cql", task=SETTINGS["task"], steps=2, trackers=(), quiet=True, out=tmp_path / "cql",
+                           knobs={"hidden": (8,)}, demos=str(tmp_path / "log.npz"), eval_episodes=1)  # fmt: skip
+    assert len(run.rows) > 0
+    box, rng = load_environment("gym/Pendulum-v1"), torch.Generator().manual_seed(0)
+    seen = torch.randn(7, 3, generator=rng)
+    unit = torch.rand(6, 1, generator=rng) * 2 - 1
+    zeros = torch.zeros(6)
+    arrays = arrays_of([Episode(seen, unit, zeros, zeros, torch.tensor([0.0, 0, 0, 1, 0, 0]))])
+    np.savez(tmp_path / "box.npz", **arrays | {"action": 2 * arrays["action"]})
+    first, second = load_demonstrations(str(tmp_path / "box.npz"), box)
+    assert len(first.reward) == 4 and first.finished and torch.allclose(first.action, unit[:4])
+    assert torch.equal(first.observation, seen[:5]) and torch.equal(second.observation, seen[4:])
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"reward": None}, "'reward'"), ({"truncated": np.zeros(3)}, r"truncated.*\(30, 1\)"),
+    ({"observation": np.zeros((30, 2))}, r"observation.*\(30, 4\)"), ({"action": np.full(30, 2.0)}, "actions 0 to 1"),
+    ({"next_observation": np.full((30, 4), np.nan)}, "finite"), ({"rewards": np.zeros(30)}, "did you mean 'reward'"),
+    ({"action": np.full(30, 0.5)}, "episode 0, row 0: 0.5"), ({"reward": np.zeros(0)}, "no transition"),
+])  # fmt: skip
+def test_arrays_that_are_no_data_set(change, says, tmp_path):
+    rng, zeros = np.random.default_rng(0), np.zeros(30)
+    arrays = {"observation": rng.normal(size=(30, 4)), "next_observation": rng.normal(size=(30, 4)), "action": zeros,
+              "reward": zeros, "terminated": zeros, "truncated": zeros} | change  # fmt: skip
+    np.savez(tmp_path / "log.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(InputError, match=says):
+        load_demonstrations(str(tmp_path / "log.npz"), load_environment("gym/CartPole-v1"))
+
+
 def test_an_offline_learner_trains_on_a_made_data_set(made, tmp_path):
     settings = {"task": SETTINGS["task"], "demos": str(made / "mixed.safetensors"), "trackers": (), "quiet": True,
                 "eval_episodes": 1, "knobs": {"hidden": (8, 8)}}  # fmt: skip
     whole = train_controller("bve", steps=40, out=tmp_path / "whole", **settings)
     train_controller("bve", steps=20, out=tmp_path / "half", **settings)
     assert resume(tmp_path / "half", steps=40, quiet=True).rows[-1] == whole.rows[-1]
+
+
+def test_five_data_sets_of_minigrid(tmp_path, capsys):
+    """Made, measured by exact codes and by bins, drawn, and learnt from."""
+    command = ["make-datasets", "dqn", "--task", "gym/MiniGrid-Dynamic-Obstacles-5x5-v0:max_steps=20", "--transitions",
+               "250", "--evaluations", "2", "--eval-episodes", "3", "--dqn.hidden", "16", "--dqn.lr", "3e-3", "--quiet"]  # fmt: skip
+    out = tmp_path / "grid"
+    assert main([*command, "--out", str(out)]) == 0
+    found = []
+    for how in ("--exact", "--quiet"):
+        capsys.readouterr()
+        assert main(["inspect", str(out), how, "--json", "--figure", str(tmp_path / "plane.png")]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    exact, binned_pairs = found
+    assert list(exact) == list(KINDS) and (tmp_path / "plane.png").stat().st_size > 1000
+    assert exact["replay"]["saco"] == 1 and abs(exact["random"]["tq"]) < 1e-9 and exact["random"]["bc_entropy"] > 0.9
+    for kind in KINDS:
+        assert binned_pairs[kind]["u"] <= exact[kind]["u"] <= 250 and exact[kind]["transitions"] == 250
+    assert binned_pairs["replay"]["u"] == exact["replay"]["u"], "every code of the reference has its own bin"
+    demos = str(out / "mixed.safetensors")
+    run = train_controller("bcq", task="gym/MiniGrid-Dynamic-Obstacles-5x5-v0:max_steps=20", demos=demos, steps=5, quiet=True,
+                           trackers=(), out=tmp_path / "bcq", knobs={"hidden": (8,)}, eval_episodes=1)  # fmt: skip
+    assert run.rows
 
 
 def test_data_of_minigrid_and_a_policy_that_learns_nothing(tmp_path):
@@ -292,7 +412,10 @@ def test_what_is_refused(made, tmp_path, episodes):
             inspection.inspect([log], **given)
     with pytest.raises(InputError, match="3 observations"):
         inspection.inspect([log], task=task, reference=log, g_max=500.0)
-    assert main(["inspect"]) == 2
+    for given in ([], [log, "--exact", "--bins", "50"]):
+        assert main(["inspect", *given]) == 2
+    with pytest.raises(InputError, match="bins"):
+        dataset_report(episodes, episodes, 1.0, 11.0, choices=3, bins=0)
     for wrong, match in (({"epsilon": 1.5}, "epsilon"), ({"mix": -0.1}, "mix"), ({"transitions": 0}, "transitions")):
         with pytest.raises(InputError, match=match):
             make_datasets("dqn", DatasetSettings(**{"task": task, "out": tmp_path / "new"} | wrong))

@@ -65,7 +65,7 @@ def knobs_type(specs: list[str], trains: Any) -> type:
             hints = typing.get_type_hints(m.build)
             inner = [(k, hints[k], dataclasses.field(default=p.default)) for k, p in m.knobs.items()]
             own = dataclasses.make_dataclass(m.slug.replace("-", "_"), inner, frozen=True)
-            own.__doc__ = f"Settings of {m.slug}: {m.card.idea}."
+            own.__doc__ = f"Settings of {m.slug}: {m.card.idea}. {' '.join((m.build.__doc__ or '').split())}".strip()
             parts[m.slug.replace("-", "_")] = own
     if not parts:
         return NoKnobs
@@ -307,9 +307,9 @@ def make_datasets_command(Knobs: type, Settings: type) -> Callable[..., None]:
 
 def inspect(
     data: Positional[tuple[str, ...]], task: str | None = None, reference: str | None = None,
-    g_min: float | None = None, g_max: float | None = None, gamma: float = 1.0, bins: int = 100, exact: bool = False,
-    seed: int = 0, figure: Path = Path("plane.svg"), json_output: Annotated[bool, tyro.conf.arg(name="json")] = False,
-    quiet: bool = False,
+    g_min: float | None = None, g_max: float | None = None, gamma: float = 1.0, bins: int | None = None,
+    exact: bool = False, seed: int = 0, figure: Path = Path("plane.svg"),
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False, quiet: bool = False,
 ) -> None:  # fmt: skip
     """Say what offline data sets are good for: TQ, SACo, further measures, and which learners do well there.
 
@@ -319,13 +319,13 @@ def inspect(
       anypolicy inspect runs/dqn-gym-CartPole-v1-0 --reference runs/dqn-gym-CartPole-v1-0 --g-max 500
 
     Args:
-        data: .safetensors files of episodes, folders of make-datasets, minari:NAME, runs (their replay)
+        data: .safetensors (episodes), .npz (arrays), folders of make-datasets, minari:NAME, runs (their replay)
         task: where the data are from; default as a folder or run says
         reference: the data set that SACo compares with; default the replay beside the data
         g_min: mean return of the random policy; default as the folder says, or measured in 100 episodes
         g_max: best mean return known; default as the folder says
         gamma: discount of the returns
-        bins: edges on every axis of an observation, between the limits of the reference
+        bins: edges on every axis of an observation, between the limits of the reference; default 100
         exact: count exact observations instead
         seed: of the fitted behaviour and of measured random returns
         figure: .svg or .png file for the plane
@@ -336,8 +336,11 @@ def inspect(
 
     if not data:
         raise InputError("data", "none", "name at least one data set")
+    if exact and bins is not None:
+        raise InputError("bins", bins, "--exact counts observations without bins: leave one of them out")
+    edges = None if exact else 100 if bins is None else bins
     made = inspection.inspect(
-        data, task=task, reference=reference, g_min=g_min, g_max=g_max, gamma=gamma, bins=None if exact else bins,
+        data, task=task, reference=reference, g_min=g_min, g_max=g_max, gamma=gamma, bins=edges,
         seed=seed, figure=figure, quiet=quiet or json_output,
     )  # fmt: skip
     if json_output:

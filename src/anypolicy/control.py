@@ -65,8 +65,8 @@ class ControlSettings:
     envs: int | None = None
     """copies of the environment; default as the method says"""
     demos: str | None = None
-    """demonstrations: a Minari data set or folder, a .safetensors file of recorded episodes, or `scripted` (settings
-    follow as :key=value,…) where the task has a demonstrator"""
+    """demonstrations: a Minari data set or folder, a .safetensors file of recorded episodes, a .npz file of
+    arrays, or `scripted` (settings follow as :key=value,…) where the task has a demonstrator"""
     eval_every: int | None = None
     """environment steps between evaluations; default a tenth of the run"""
     eval_episodes: int = 10

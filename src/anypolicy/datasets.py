@@ -109,14 +109,10 @@ def five(p: ControlPlan, s: DatasetSettings, *, quiet: bool) -> Datasets:
     def expert(seen: Tensor, rng: torch.Generator) -> Tensor:
         return world.learner.act(seen, rng, explore=False).executed
 
-    def noisy(seen: Tensor, rng: torch.Generator) -> Tensor:
-        other, chance = uniform(seen, rng), torch.rand(len(seen), 1, generator=rng)
-        return torch.where(chance < s.epsilon, other, expert(seen, rng))
-
     with counting(s.evaluations + 3, "make-datasets", quiet=quiet) as tick:
         replay, evaluations = learn(world, world.loop, s, tick)
         kinds = {"replay": replay}
-        for name, acts in (("random", uniform), ("noisy", noisy), ("expert", expert)):
+        for name, acts in (("random", uniform), ("noisy", either(uniform, s.epsilon, expert)), ("expert", expert)):
             kinds[name] = collect(acts, p.task, s.transitions, s.seed, name)
             tick(name)
     world.environments.close()
@@ -148,6 +144,16 @@ def learn(
     if s.behaviour == "best":
         load_modules(world.learner, best)
     return episodes_of(concatenate(seen)), evaluations
+
+
+def either(seldom: Acts, share: float, often: Acts) -> Acts:
+    """The actions of one with probability `share`, else those of the other."""
+
+    def acts(seen: Tensor, rng: torch.Generator) -> Tensor:
+        other, chance = seldom(seen, rng), torch.rand(len(seen), 1, generator=rng)
+        return torch.where(chance < share, other, often(seen, rng))
+
+    return acts
 
 
 def collect(acts: Acts, task: EnvironmentTask, n: int, seed: int, name: str) -> list[Episode]:

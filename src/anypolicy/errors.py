@@ -33,6 +33,16 @@ def check_names(kind: type[Any], given: Mapping[str, object], who: str) -> None:
             raise InputError(name, given[name], f"{who} has the settings {', '.join(known)}", choices=known)
 
 
+def settings_of(choice: str, given: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that `choice` uses: those given (not None), else its defaults. One that is given and not used is
+    refused, with the choices that use it."""
+    for name, value in given.items():
+        if value is not None and name not in defaults[choice]:
+            users = [other for other, own in defaults.items() if name in own]
+            raise InputError(name, value, f"{choice} does not use this setting, only {', '.join(users)}: leave it out")
+    return {name: own if given.get(name) is None else given[name] for name, own in defaults[choice].items()}
+
+
 def check_numbers(settings: object, *, positive: Iterable[str] = (), natural: Iterable[str] = ()) -> None:
     """Refuse numbers that are given and not above 0 (`positive`) or below 0 (`natural`)."""
     for name in positive:

@@ -26,17 +26,17 @@ def solve(method: str, *, out: Path | None = None, **settings: Any) -> Solution:
     found: Solution = m.build(**settings)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        given = {k: settings.get(k, p.default) for k, p in m.knobs.items()}
+        given = {k: settings.get(k, p.default) for k, p in m.knobs.items()} | dict(found.settings)
         write_solution(out, method, m.card.title, given, found)
     return found
 
 
 def write_solution(out: Path, method: str, title: str, settings: dict[str, Any], found: Solution) -> None:
     """The numbers as JSON and a page with charts."""
-    record = {"method": method, "version": __version__, "settings": settings, **asdict(found)}
+    record = {"method": method, "version": __version__, **asdict(found), "settings": settings}
     write_text(out / "solution.json", json.dumps(record, indent=1, default=str) + "\n")
     blocks: list[Block] = [
-        Text([", ".join(f"{k}: {v}" for k, v in settings.items()) or "no settings"]),
+        Text([", ".join(f"{k}: {cell(v)}" for k, v in settings.items() if v not in (None, "")) or "no settings"]),
         Table("Found", COLUMNS, [row(r) for r in found.reports]),
         *(Figure(c.title, draw(c)) for c in found.charts),
         *(Table(name, list(rows[0]), [[cell(v) for v in r.values()] for r in rows])

@@ -19,7 +19,7 @@ import torch
 
 from anypolicy import catalogue
 from anypolicy.control import learner_for, plan_from
-from anypolicy.data.demonstrations import Episode, episodes_of
+from anypolicy.data.demonstrations import Episode, check_choices, episodes_of
 from anypolicy.data.replay import Replay
 from anypolicy.datasets import KINDS, random_return
 from anypolicy.errors import InputError
@@ -85,7 +85,8 @@ def dataset_report(
     seen, acted = table(dataset, choices)
     known, known_acted = table(ref, choices)
     limits = None if bins is None else np.stack([known.min(0), known.max(0)], 1).astype(np.float64)
-    counts, reference = (pair_counts(o, a, limits, bins or 100) for o, a in ((seen, acted), (known, known_acted)))
+    edges = 100 if bins is None else bins
+    counts, reference = (pair_counts(o, a, limits, edges) for o, a in ((seen, acted), (known, known_acted)))
     u, u_ref = len(counts), len(reference)
     return DatasetReport(
         tq=quality, saco=saco(u, u_ref), lsaco=saco(u, u_ref, log=True), u=u, u_ref=u_ref,
@@ -102,10 +103,7 @@ def table(episodes: list[Episode], choices: int | None) -> tuple[np.ndarray, np.
     acted = torch.cat([e.action for e in episodes])
     if choices is None:
         return torch.cat([seen, acted], 1).numpy(), np.zeros(len(seen))
-    wrong = (acted != acted.round()) | (acted < 0) | (acted >= choices)
-    if wrong.any():
-        row = int(wrong.any(1).int().argmax())
-        raise InputError("action", f"row {row}: {float(acted[row, 0]):g}", f"the task has actions 0 to {choices - 1}")
+    check_choices(acted, choices)
     return seen.numpy(), acted[:, 0].numpy()
 
 
@@ -175,7 +173,7 @@ def spread(specs: Sequence[str]) -> list[str]:
 
 
 def load_dataset(spec: str, task: EnvironmentTask) -> list[Episode]:
-    """Episodes of a .safetensors file, of minari:NAME (or a Minari folder), or of the replay of a run."""
+    """Episodes of a .safetensors or .npz file, of minari:NAME (or a Minari folder), or of the replay of a run."""
     if (Path(spec) / "recipe.yaml").is_file():
         return replay_of(Path(spec))
     return load_demonstrations(spec.removeprefix("minari:"), task)
@@ -264,5 +262,5 @@ def inspect(
 
 def short(spec: str, taken: dict[str, DatasetReport]) -> str:
     """A name for the table: the file's, whole where that is taken."""
-    name = Path(spec).stem if spec.endswith(".safetensors") else spec
+    name = Path(spec).stem if Path(spec).suffix in (".safetensors", ".npz") else spec
     return spec if name in taken else name

@@ -348,6 +348,7 @@ def test_a_bound_without_a_comparator_is_void():
 def test_without_a_penalty_the_best_rule_is_the_comparator():
     by = {r.quantity: r for r in exp2(rounds=60, penalty=0.0, rate=1.0).reports}
     assert by["regret bound"].value == pytest.approx(2 * 4 * math.sqrt(2.5 * 60 * math.log(62)))
+    assert by["regret"].value == pytest.approx((by["error rate"].value - by["error rate of the best rule"].value) * 240)
     assert by["regret"].note == "errors above the best rule" and "bound on rounds with a report" not in by
 
 
@@ -373,6 +374,7 @@ def test_command_line(tmp_path, capsys):
     assert main(["solve", "exp2", "--exp2.rounds", "60", "--out", str(tmp_path / "found")]) == 0
     written = json.loads((tmp_path / "found" / "solution.json").read_text())
     assert written["settings"]["rounds"] == 60 and written["settings"]["alpha"] == 0.1
+    assert written["settings"]["penalty"] == 60**0.25 and written["settings"]["epsilon"] == 0.1
     page = (tmp_path / "found" / "report.html").read_text()
     assert "Accuracy and fairness" in page and "Beside baselines" in page
     assert main(["solve", "exp2", "--exp2.gamma", "2"]) == 2

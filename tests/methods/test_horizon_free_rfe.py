@@ -304,6 +304,11 @@ def test_solving_tells_the_loss_and_what_it_rests_on():
         ({"random_rewards": -1}, "random_rewards", "0 or more"),
         ({"data": "start.npz"}, "data[start]", "0 to 15"),
         ({"features": 1}, "features", "2 or more"),
+        ({"states": 1}, "states", "2 or more"),
+        ({"actions": 5}, "actions", "corridor does not use this setting, only random"),
+        ({"instance": "hard", "states": 4}, "states", "hard does not use this setting, only corridor, random"),
+        ({"data": "lake.npz", "env": "FrozenLake-v1", "features": 3}, "features", "a file does not use"),
+        ({"data": "lake.npz", "instance": "corridor"}, "instance", "not both"),
         ({"instance": "hard", "features": 12}, "features", "2 to 10"),
         ({"env": "FrozenLake-v1"}, "env", "data FILE.npz"),
         ({"data": "none.npz"}, "data", "kernels, weights"),
@@ -314,6 +319,7 @@ def test_solving_tells_the_loss_and_what_it_rests_on():
         ({"data": "word.npz"}, "data[kernel]", "did you mean 'kernels'"),
         ({"data": "lake.npz", "env": "CliffWalking-v1"}, "env", "16 states"),
         ({"data": "lake.npz", "env": "Frozen"}, "env", "Gymnasium"),
+        ({"data": "start.npz", "env": "FrozenLake-v1"}, "data[weights]", "kernels, rewards"),
     ],
 )
 def test_bad_input_is_one_clear_error(given, field, says, tmp_path, monkeypatch):
@@ -331,6 +337,20 @@ def test_bad_input_is_one_clear_error(given, field, says, tmp_path, monkeypatch)
     with pytest.raises(InputError) as error:
         exact.solve("horizon-free-rfe", **({"random_rewards": 0, "episodes": 5} | given))
     assert field in error.value.field and says in str(error.value), error.value
+
+
+@pytest.mark.parametrize(("given", "used"), [
+    ({}, {"instance": "corridor", "features": 3, "states": 6}),
+    ({"instance": "random", "actions": 2}, {"instance": "random", "features": 3, "states": 6, "actions": 2}),
+    ({"instance": "hard", "features": 4}, {"instance": "hard", "features": 4}),
+])  # fmt: skip
+def test_what_an_instance_is_made_of_is_recorded(given, used, tmp_path):
+    found = exact.solve("horizon-free-rfe", out=tmp_path / "out", episodes=2, random_rewards=1, **given)
+    assert found.settings == used
+    record = json.loads((tmp_path / "out" / "solution.json").read_text())["settings"]
+    assert (
+        record | used == record and record["episodes"] == 2 and ("actions" in used) == (record["actions"] is not None)
+    )
 
 
 def test_features_that_are_no_mixture_are_named():

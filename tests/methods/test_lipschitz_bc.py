@@ -9,9 +9,18 @@ from anypolicy import control, exact
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
+from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
 from anypolicy.methods.control.lipschitz_bc import lipschitz_bc
-from anypolicy.methods.exact.lipschitz_certificate import expert_constant, lipschitz_certificate
+from anypolicy.methods.exact.lipschitz_certificate import (
+    Runs,
+    attacked,
+    expert_constant,
+    lipschitz_certificate,
+    reports,
+    trained,
+)
+from anypolicy.policies.lipschitz import LipschitzMLP
 from anypolicy.tasks.environments import Space
 
 BOX = Space(3, 2, False, (-1.0,) * 2, (1.0,) * 2)
@@ -108,6 +117,42 @@ def test_an_expert_that_is_steeper_than_said_voids_the_bound(pendulum):
     assert "expert's constant" in failed.name and "secant" in failed.why
     assert not r["change of an action by an error of ω"].failed
     assert not any("distance to the expert's" in name for name in r)
+
+
+def test_errors_of_imitation_are_bounded_at_visited_states():
+    """A linear expert of constant ℓ in [−1, 1]: (B1) through the nearest demonstration, for 100 networks."""
+    for seed in range(100):
+        rng = torch.Generator().manual_seed(seed)
+        k = 0.2 * torch.randn(3, 2, generator=rng, dtype=torch.float64)
+        ell = float(torch.linalg.matrix_norm(k, 2))
+        x, visited = (2 * torch.rand(n, 3, generator=rng, dtype=torch.float64) - 1 for n in (30, 40))
+        network = LipschitzMLP(3, 2, (4, 4), 2.0, rng).double().requires_grad_(False)
+        runs = Runs([1.0, 2.0, 3.0], visited, 0.25), Runs([0.0, 1.0], visited[:1] + 1, 0.5)
+        r = {q.quantity: q for q in reports(network, x, x @ k, *runs, 0.1, ell, None)}
+        delta = r["error of imitation at visited states, δ"].value
+        assert float((network(visited).clamp(-1, 1) - visited @ k).norm(dim=1).max()) <= delta
+        states = torch.cat([visited, visited[:1] + 1])
+        apart = torch.cdist(states, x)
+        misses = (network(x).clamp(-1, 1) - x @ k).norm(dim=1)
+        through = misses[apart.argmin(1)] + (network.certificate() + ell) * apart.amin(1)
+        assert delta == pytest.approx(float(through.max()))
+        assert r["largest change that an adversary reached"].value == 0.5
+    mean = runs[0].mean("mean return")
+    assert mean.value == 2 and mean.interval == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+
+
+def test_the_adversary_takes_the_error_that_moves_the_action_most(pendulum):
+    network, task = trained(str(pendulum[0] / "lipschitz-bc" / "policy"))
+    w = 0.3 * torch.eye(3, dtype=torch.float64)
+    told, acts = list[torch.Tensor](), Environments.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Environments, "step", lambda self, action: (told.append(action), acts(self, action))[1])
+        runs = attacked(network, task, w, 2, 0)
+    assert len(told) == len(runs.visited) == 24
+    clean = network(runs.visited).clamp(-1, 1)
+    moved = torch.stack([(network(runs.visited + e).clamp(-1, 1) - clean).norm(dim=1) for e in w])
+    assert torch.allclose((torch.cat(told).double() - clean).norm(dim=1), moved.amax(0), atol=1e-6)
+    assert runs.moved == pytest.approx(float(moved.max()))
 
 
 def test_two_actions_for_one_observation():

@@ -9,7 +9,7 @@ import torch
 from anypolicy import exact
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.errors import InputError
-from anypolicy.methods.exact.lipschitz import lipschitz_imitation
+from anypolicy.methods.exact.lipschitz import Study, lipschitz_imitation, reports
 from anypolicy.parts.lipschitz import (
     choose_alpha,
     closed_loop_gain,
@@ -27,6 +27,7 @@ from anypolicy.parts.lipschitz import (
     steepness,
     tube_radius,
 )
+from anypolicy.parts.reports import Solution
 from anypolicy.policies.lipschitz import Extension, LipschitzMLP, fit
 from anypolicy.policies.mlp import maxmin
 from anypolicy.tasks.linear_plants import (
@@ -143,7 +144,7 @@ def test_the_certificate_holds_in_the_units_of_the_data(seed):
     """Whatever the scales: at most α, and no two points are steeper."""
     alpha, scale = 10 ** float(uniform(seed, 1)), torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
     x, u = uniform(seed, 60, 3) * scale * 3 + 7, 4 * uniform(seed + 100, 60, 2) - 1
-    net = fit(x, u, alpha, "mlp", generator=rng(seed), hidden=(16, 16), steps=60)
+    net = fit(x, u, alpha, "mlp", generator=rng(seed), hidden=(16, 16), updates=60)
     assert net.certificate() <= alpha
     q = uniform(seed + 200, 300, 3) * scale * 5 + 7
     near = q + 1e-3 * uniform(seed + 300, 300, 3)
@@ -154,7 +155,7 @@ def test_the_certificate_holds_in_the_units_of_the_data(seed):
 def test_the_network_uses_its_constant():
     """A steep line is imitated up to the constant and no further: the bound binds and is nearly reached."""
     x = torch.linspace(-1, 1, 41, dtype=torch.float64)[:, None]
-    loose, tight = (fit(x, 3 * x, alpha, "mlp", generator=rng(0), hidden=(8, 8), steps=400) for alpha in (6.0, 1.5))
+    loose, tight = (fit(x, 3 * x, alpha, "mlp", generator=rng(0), hidden=(8, 8), updates=400) for alpha in (6.0, 1.5))
     slope = (tight(x[1:]) - tight(x[:-1])).abs() / (x[1:] - x[:-1])
     assert 1.4 < float(slope.max()) <= tight.certificate() <= 1.5
     assert float((loose(x) - 3 * x).abs().max()) < 0.3 < float((tight(x) - 3 * x).abs().max())
@@ -178,6 +179,7 @@ def test_steepness(f64):
     u = f64(0.0, 1.0, 2.0)[:, None]
     assert steepness(x, u, 1.0, 0.0) == pytest.approx(100)
     assert steepness(x, u, 1.0) == pytest.approx(2)
+    assert steepness(f64(0.0, 1.0, 2.0)[:, None], f64(0.0, 0.0, 3.0)[:, None], 0.4) == 1.5, "of 0, 1.5 and 3, not below"
     assert steepness(x[:1], u[:1]) == 0 == steepness(f64(1.0, 1.0)[:, None], f64(2.0, 2.0)[:, None])
     assert steepness(f64(1.0, 1.0)[:, None], f64(2.0, 3.0)[:, None]) == math.inf
     line, _ = sampled(PLANT, 200, 0.0, rng(0))
@@ -196,6 +198,12 @@ def test_covering_radius_from_both_sides(seed):
     each = int(4000 ** (1 / n) + 1e-9)
     assert upper - lower == pytest.approx(math.sqrt(n) / each)
     assert found >= lower - 0.3
+
+
+def test_covering_radius_by_hand(f64):
+    """One sample in the middle of an interval, two cells: centres are ½ away, the ends 1."""
+    assert covering_radius(f64([[0.0]]), f64([-1.0]), f64([1.0]), cells=2) == (0.5, 1.0)
+    assert covering_radius(f64([[0.0, 0.0]]), f64([-3.0, -4.0]), f64([3.0, 4.0]), cells=1) == (0.0, 5.0)
 
 
 def test_covering_probability():
@@ -262,6 +270,17 @@ def test_a_scalar_loop_attains_its_bound():
     assert p.total(run) == pytest.approx(20.651067, abs=1e-6)
     bound = regret_bound(200, 2 * 1 + 0.3, 2 * 0.7 + 0.7 * 0.3 + off, 0.7, g.total, 0.1, 1.0, 0.05)
     assert p.total(run) - p.total(expert) <= bound
+
+
+@pytest.mark.parametrize("tol", [0.7, 0.1, 1e-3, 1e-12])
+def test_the_gain_is_a_bound_however_early_the_series_ends(tol):
+    """Σ_{k<K} ½ᵏ/(1 − ½ᴷ) = 2 for every K; in other loops it is at least the whole sum."""
+    p = scalar(1.2, 1.0, 0.7)
+    assert closed_loop_gain(p.a, p.b, p.k, tol).total == pytest.approx(2, rel=1e-12)
+    for seed in range(30):
+        p = random_plant(17 * seed, 1 + seed % 3, 1)
+        powers = [torch.linalg.matrix_power(p.a - p.b @ p.k, k) @ p.b for k in range(400)]
+        assert closed_loop_gain(p.a, p.b, p.k, tol).total >= sum(map(spectral_norm, powers)) * (1 - 1e-9)
 
 
 def test_without_errors_nothing_is_lost():
@@ -341,6 +360,7 @@ def test_adversaries_do_what_they_are_for():
         u = policy(run.x[20] + w)
         after = run.x[20] @ PLANT.a.T + u @ PLANT.b.T
         assert float(value(run.x[21:22], run.u[20:21], 20)) == pytest.approx(float(value(after, u, 20).max()))
+    assert leading_away(expert)(expert.x[21:22], expert.u[20:21], 20).tolist() == [0.0]
     assert directions(1, 5, rng(0)).tolist() == [[1.0], [-1.0]]
     assert torch.allclose(directions(4, 9, rng(0)).norm(dim=1), torch.ones(9, dtype=torch.float64))
 
@@ -354,6 +374,39 @@ def test_cost_to_go():
 # --- the method ------------------------------------------------------------------------------------------------------
 def by_name(solution):
     return {r.quantity: r for r in solution.reports}
+
+
+def test_the_certificate_by_hand(f64):
+    """Gain 2, ℓ = 0.7, δ = 0.1 + (1.5 + 0.7) · 0.2 = 0.54, α ω = 0.6, r = 2.28; the expert begins at x = 3."""
+    p = plant_of({"A": [[1.2]], "B": [[1]], "K": [[0.7]], "Q": [[2]], "R": [[3]], "box": [4], "start": [3]})
+    policy = Extension(f64([[0.0], [1.0]]), f64([[0.0], [-0.7]]), 1.5)
+    reference = simulate(p, p.expert, p.start, 10)
+    s = Study(p, policy, reference, 0.4, closed_loop_gain(p.a, p.b, p.k), (0.1, 0.2), 0.1)
+    assert s.delta() == pytest.approx(0.54) and s.radius(s.delta()) == pytest.approx(2.28)
+    assert s.reach() == pytest.approx((3 + 2.28) / 4)
+    c_x, c_u = 2 * (2 * 3 + 2.28), 3 * (2 * 2.1 + 0.7 * 2.28 + 0.54 + 0.6)
+    assert s.regret() == pytest.approx(10 * ((c_x + 0.7 * c_u) * 2.28 + c_u * (0.54 + 0.6)))
+    run = simulate(p, policy, p.start, 10)
+    r = by_name(Solution(reports(s, [run], uniform(0, 50, 1), 1000)))
+    assert [a.holds for a in r["distance to the expert"].assumptions] == [True, False, None]
+    assert r["distance to the expert"].note.endswith("1.2 (B5)")
+    width = r["covering radius of 1,000 uniform states, with probability 0.95"].value
+    assert width == pytest.approx(covered(1, 1000, 0.05) * 8) and 0.04 < width < 0.08
+    seen = float((policy(run.x[:-1]) - p.expert(run.x[:-1])).abs().max())
+    by_runs = r["distance to the expert, with δ as found on the simulated runs"].value
+    assert by_runs == pytest.approx(2 * (seen + 0.6))
+    assert r["largest regret that an adversary reached"].value == pytest.approx(p.total(run) - p.total(reference))
+
+
+def test_constants_of_the_cost_hold():
+    """|xᵀQx − yᵀQy| ≤ ‖Q‖ (2‖y‖ + r) ‖x − y‖ where ‖x − y‖ ≤ r, with equality along an eigenvector."""
+    for seed in range(200):
+        n = 1 + seed % 3
+        root, y, step = uniform(seed, n, n), uniform(seed + 300, n), uniform(seed + 600, n)
+        q, x, r = root @ root.T, y + step, float(step.norm())
+        rise = abs(float(x @ q @ x - y @ q @ y))
+        assert rise <= spectral_norm(q) * (2 * float(y.norm()) + r) * r + 1e-12
+    assert 2 * 5.0**2 - 2 * 3.0**2 == 2 * (2 * 3 + 2) * 2
 
 
 def test_default_is_certified(tmp_path):
@@ -421,6 +474,18 @@ def test_plant_files_that_cannot_be_read(tmp_path, text, named):
 def test_impossible_settings(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         lipschitz_imitation(**settings)
+
+
+def test_settings_that_are_not_used(tmp_path):
+    demos = tmp_path / "demos.safetensors"
+    x, zeros = uniform(0, 61, 2).float(), torch.zeros(60)
+    save_episodes(demos, [Episode(x, PLANT.expert(x[:-1].double()).float(), zeros, zeros, zeros)])
+    for given, says in (({"samples": 50}, "samples: got 50; demos does not use this setting, only uniform states"),
+                        ({"noise": 0.1}, "noise: got 0.1"), ({"updates": 9}, "extension does not .* only mlp")):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            lipschitz_imitation(demos=str(demos), **given)
+    assert lipschitz_imitation(demos=str(demos), horizon=5).settings == {}
+    assert lipschitz_imitation(samples=60, horizon=5).settings == {"samples": 60, "noise": 0.0}
 
 
 def test_a_plant_without_an_optimal_gain():

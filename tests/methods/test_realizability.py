@@ -392,13 +392,25 @@ def test_files_that_cannot_be_used(change, field, says, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "field"),
-    [({"p": 1.5}, "p"), ({"discount": 1.0}, "discount"), ({"n": 0}, "n"), ({"n": 10}, "log"),
+    [({"instance": "two-state", "states": 5}, "states"), ({"instance": "random", "p": 0.5}, "p"),
+     ({"instance": "three-state", "features": 2}, "features"), ({"actions": 2}, "actions"), ({"p": 1.5}, "p"), ({"discount": 1.0}, "discount"), ({"n": 0}, "n"), ({"n": 10}, "log"),
      ({"instance": "random", "states": 0}, "states, actions, features")],
 )  # fmt: skip
 def test_bad_settings(given, field):
     with pytest.raises(InputError) as error:
         exact.solve("realizability", **given)
     assert error.value.field == field
+
+
+def test_what_an_instance_or_a_file_does_not_use_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"p: got .*; random does not use this setting, only two-state: leave it out"):
+        exact.solve("realizability", instance="random", p=0.3)
+    path = str(tmp_path / "log.npz")
+    for given in ({"n": 100}, {"features": 2}, {"instance": "random"}):
+        with pytest.raises(InputError, match=f"{next(iter(given))}.*(a file does not use|not both)"):
+            exact.solve("realizability", data=path, **given)
+    used = exact.solve("realizability", instance="random", states=5, n=200).settings
+    assert used == {"instance": "random", "states": 5, "actions": 2, "features": 4, "n": 200}
 
 
 def test_bad_tables_are_named():

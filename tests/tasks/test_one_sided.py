@@ -51,11 +51,27 @@ def test_a_file(tmp_path):
     ("header", "rows", "named"),
     [("age,label", ["3,2"], "line 2: label"), ("age,label", ["3,1", "4,yes"], "line 3: label"), ("age,y", ["3,1"], "label"),
      ("label", ["1"], "label"), ("age,label", [], "label"), ("age,label", ["nan,1"], "finite"),
-     ("age,label", ["1,1,5"], "line 2"), ("age,label", ["1,1"] * 50, "past needs labels")],
+     ("age,label", ["1,1,5"], "line 2"), ("age,label", ["1,1"] * 50, "past needs labels"),
+     ("age,label", ["3,1", "inf,1"], "age, line 3"), ("age,label", ["3,1", ",0"], "line 3: age"), ("age,label", ["3"], "give 2"),
+     ("age,label", ["3,0", "3,1"] * 50, "all are alike")],
 )  # fmt: skip
 def test_files_that_cannot_be_used(tmp_path, header, rows, named):
     with pytest.raises(InputError, match=named):
         load(str(table(tmp_path / "x.csv", rows, header)), 10, 2, 0)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "latin.csv").write_bytes("größe,label\n1,0\n".encode("latin-1"))
+    for name in ("latin.csv", "missing.csv"):
+        with pytest.raises(InputError, match="UTF-8"):
+            load(str(tmp_path / name), 10, 2, 0)
+
+
+def test_repeated_columns_do_not_disturb_the_auditors(tmp_path):
+    """Auditors weigh directions in which the past varies: a column twice, or one in other units, adds none."""
+    rows = [f"{i % 13},{i % 13},{i * 7 % 11},{int(i % 3 > 0)}" for i in range(200)]
+    s = load(str(table(tmp_path / "twice.csv", rows, "a,again,b,label")), 20, 4, 0)
+    assert all(auditor.matrix.shape == (3, 2) and np.abs(auditor.matrix).max() < 2 for auditor in s.auditors)
 
 
 def test_cases_that_cannot_be_used():

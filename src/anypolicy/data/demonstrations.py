@@ -56,6 +56,15 @@ def episodes_of(stream: Transitions) -> list[Episode]:
     return made
 
 
+def check_choices(action: Float[Tensor, "steps 1"], choices: int, where: str = "") -> None:
+    """Discrete actions are whole numbers from 0 to `choices` − 1; an error names the first row that is not."""
+    wrong = (action != action.round()) | (action < 0) | (action >= choices)
+    if wrong.any():
+        row = int(wrong.any(1).int().argmax())
+        raise InputError("action", f"{where}row {row}: {float(action[row, 0]):g}",
+                         f"the task has actions 0 to {choices - 1}")  # fmt: skip
+
+
 def save_episodes(path: str | Path, episodes: list[Episode]) -> None:
     """A .safetensors file: all steps one after the other, and the length of each episode."""
     parts = {name: torch.cat([getattr(e, name) for e in episodes]) for name in FIELDS}

@@ -73,6 +73,7 @@ class History:
 
 
 def row(name: str, error: float, unfair: float, accepted: float) -> dict[str, Any]:
+    """One row of a table of rates."""
     return {
         "learner": name,
         "error rate": float(error),
@@ -143,13 +144,16 @@ class Audited:
     fair: Float[Array, " rules"] | None
 
     @property
-    def comparator(self) -> tuple[str, float] | None:
+    def best(self) -> Float[Array, " rules"]:
+        """The rule with the fewest errors, as a mixture."""
+        return np.eye(len(self.rule_errors))[int(self.rule_errors.argmin())]
+
+    @property
+    def comparator(self) -> tuple[str, Float[Array, " rules"]] | None:
         """Whom regret is measured against: with a penalty the best mixture fair at α − ε, without one the best rule."""
         if self.penalty == 0:
-            return "the best rule", float(self.rule_errors.min())
-        if self.fair is None:
-            return None
-        return "the best mixture fair at α − ε", float(self.fair @ self.rule_errors)
+            return "the best rule", self.best
+        return None if self.fair is None else ("the best mixture fair at α − ε", self.fair)
 
 
 def audited(
@@ -202,6 +206,7 @@ def study(name: str, given: Audited, make: Callable[[float], Learner], bounds: B
             "Frontier": frontier,
             "Best mixtures in hindsight": known,
         },
+        {"penalty": given.penalty, "epsilon": given.epsilon},
     )
 
 
@@ -217,10 +222,9 @@ def hindsight(given: Audited) -> list[dict[str, Any]]:
 def baselines(given: Audited, naive: History) -> list[dict[str, Any]]:
     """Rates of those that ignore fairness or know all labels."""
     stream, limits, alpha = given.stream, given.limits, given.panel.alpha
-    best = np.eye(len(given.rule_errors))[int(given.rule_errors.argmin())]
     rows = [naive.row("unseen labels taken for 0"),
             mixed_row("all labels seen, no penalty", stream, full_label_weights(stream), limits, alpha),
-            mixed_row("best rule", stream, best, limits, alpha)]  # fmt: skip
+            mixed_row("best rule", stream, given.best, limits, alpha)]  # fmt: skip
     if given.fair is not None:
         rows.append(mixed_row("best mixture fair at α − ε", stream, given.fair, limits, alpha))
     return rows
@@ -237,8 +241,9 @@ def reports(given: Audited, own: History, bounds: Bounds | None) -> list[Report]
         rate = float(given.fair @ given.rule_errors) / own.y.size
         out.append(Report("error rate of the best mixture fair at α − ε", rate, "exact", "linear programme"))
     if given.comparator is not None:
-        against, errors = given.comparator
-        out.append(Report("regret", own.regret(errors), "exact", note=f"errors above {against}"))
+        against, mixture = given.comparator
+        regret = own.regret(float(mixture @ given.rule_errors))
+        out.append(Report("regret", regret, "exact", note=f"errors above {against}"))
     if bounds is None:
         return out
     why = "linear programme" if given.fair is not None else "there is none: raise alpha or lower epsilon"
@@ -282,9 +287,8 @@ def over_time(name: str, given: Audited, own: History, bounds: Bounds | None) ->
     charts = [Chart("Rounds with a report", "round", "so far", unfair, "y" if bounds is not None else "")]
     if given.comparator is None:
         return charts
-    against, _ = given.comparator
-    best = np.eye(len(given.rule_errors))[int(given.rule_errors.argmin())] if given.penalty == 0 else given.fair
-    theirs = np.abs(given.stream.accept @ best - own.y).sum(1)
+    against, mixture = given.comparator
+    theirs = np.abs(given.stream.accept @ mixture - own.y).sum(1)
     regret = [Line(name, x, (own.errors - theirs).cumsum()[at - 1].tolist())]
     if bounds is not None:
         regret.append(Line("bound", x, [bounds.regret(int(t)) for t in at]))

@@ -68,10 +68,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Solution:
-    """All that a problem's method found: numbers, charts, and tables of rows by column name."""
+    """All that a problem's method found: numbers, charts, and tables of rows by column name. `settings` are values that
+    stood in for settings which were not given."""
 
     reports: Sequence[Report]
     charts: Sequence[Chart] = ()
     tables: Mapping[str, Sequence[Mapping[str, object]]] = field(
         default_factory=dict[str, Sequence[Mapping[str, object]]]
     )
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])

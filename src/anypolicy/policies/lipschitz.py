@@ -104,19 +104,19 @@ class LipschitzMLP(nn.Module):
 
 def fit(
     x: Float[Tensor, "samples n"], u: Float[Tensor, "samples m"], alpha: float, kind: Kind = "mlp", *,
-    generator: torch.Generator | None = None, hidden: Sequence[int] = (64, 64), lr: float = 3e-3, steps: int = 3000,
+    generator: torch.Generator | None = None, hidden: Sequence[int] = (64, 64), lr: float = 3e-3, updates: int = 3000,
     every: Callable[[str], None] = lambda _: None,
 ) -> Certified:  # fmt: skip
-    """min mean ‖π(x_i) − u_i‖² subject to Lip(π) ≤ α. The network takes `steps` of Adam on all data; `every` is called
-    ten times on the way."""
+    """min mean ‖π(x_i) − u_i‖² subject to Lip(π) ≤ α. The network takes `updates` of Adam on all data; `every` is
+    called ten times on the way."""
     check_pairs(x, u)
     if kind == "extension":
         return Extension(x, u, alpha)
     net = LipschitzMLP(x.shape[1], u.shape[1], hidden, alpha, generator or torch.Generator().manual_seed(0)).to(x.dtype)
     net.scale(x, u)
     optimiser, loss = Adam(net.parameters(), lr), math.nan
-    for step in range(steps):
+    for step in range(updates):
         loss = net.imitate(optimiser, x, u)
-        if (step + 1) % max(steps // 10, 1) == 0:
+        if (step + 1) % max(updates // 10, 1) == 0:
             every(f"squared error {loss * float(net.height) ** 2:.4g}")
     return net.requires_grad_(False)

@@ -1,5 +1,5 @@
-"""Demonstrations by name: a file of recorded episodes, a Minari data set (its id, or its folder), or `scripted` where
-the task has a demonstrator of its own."""
+"""Demonstrations by name: a file of recorded episodes, arrays in a .npz file, a Minari data set (its id, or its
+folder), or `scripted` where the task has a demonstrator of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anypolicy.data.demonstrations import Episode, load_episodes
+from anypolicy.data.arrays import load_arrays
+from anypolicy.data.demonstrations import FIELDS, Episode, check_choices, episodes_of, load_episodes
+from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.tasks.environments import UNSEEN, EnvironmentTask, Space
 from anypolicy.tasks.scripted import scripted
@@ -18,9 +20,10 @@ from anypolicy.tasks.scripted import scripted
 
 def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes whose shapes are those of the task."""
-    recorded = spec.endswith(".safetensors") and Path(spec).is_file()
-    own = spec.partition(":")[0] == "scripted"
-    episodes = scripted(spec, task.name) if own else load_episodes(spec) if recorded else minari(spec, task.space)
+    kind = Path(spec).suffix if Path(spec).is_file() else spec.partition(":")[0]
+    read = {".safetensors": lambda: load_episodes(spec), ".npz": lambda: arrays(spec, task.space),
+            "scripted": lambda: scripted(spec, task.name)}  # fmt: skip
+    episodes = read.get(kind, lambda: minari(spec, task.space))()
     if not episodes:
         raise InputError("demos", spec, "it holds no episode")
     wanted = (task.space.observations, task.space.action_width)
@@ -32,7 +35,27 @@ def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
             )
         if not all(getattr(e, name).isfinite().all() for name in ("observation", "action", "reward")):
             raise InputError("demos", spec, f"episode {i} holds a number that is not finite")
+        if task.space.discrete:
+            check_choices(e.action, task.space.actions, f"episode {i}, ")
     return episodes
+
+
+def arrays(path: str, space: Space) -> list[Episode]:
+    """Transitions in the order they happened, one array a field; actions of a box in the environment's own numbers."""
+    found = load_arrays(path, (*FIELDS, "next_observation"))
+    n = found["reward"].size
+    if not n:
+        raise InputError("data[reward]", found["reward"].shape, "it holds no transition")
+    width = {"observation": space.observations, "next_observation": space.observations, "action": space.action_width}
+    columns: dict[str, Tensor] = {}
+    for name, array in found.items():
+        if array.shape[:1] != (n,) or array.size != n * width.get(name, 1):
+            raise InputError(f"data[{name}]", array.shape, f"its shape must be {(n, width.get(name, 1))}")
+        value = torch.from_numpy(array).float()
+        columns[name] = value.reshape(n, -1) if name in width else value.reshape(n)
+    if not space.discrete:
+        columns["action"] = space.unit(columns["action"])
+    return episodes_of(Transitions(**columns, discount=torch.ones(n)))
 
 
 def minari(spec: str, space: Space) -> list[Episode]:

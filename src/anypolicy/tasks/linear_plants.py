@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anypolicy.data.demonstrations import load_episodes
 from anypolicy.errors import InputError
+from anypolicy.parts.lipschitz import check_pairs
 
 FIELDS = {"A": "A, n rows of n numbers", "B": "B, n rows of m numbers", "Q": "Q, n rows of n numbers",
           "R": "R, m rows of m numbers", "K": "K, m rows of n numbers (default: the optimal gain)",
@@ -144,6 +145,7 @@ def recorded(plant: LinearPlant, path: str) -> tuple[Float[Tensor, "samples n"],
     u = torch.cat([e.action for e in episodes]).double()
     if (found := (x.shape[1], u.shape[1])) != (wanted := tuple(plant.b.shape)):
         raise InputError("demos", path, f"its states and commands have {found} numbers, the plant's {wanted}")
+    check_pairs(x, u)
     return x, u
 
 

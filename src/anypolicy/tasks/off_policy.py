@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anypolicy.data.arrays import load_arrays
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, settings_of
 from anypolicy.parts import evaluation as ev
 from anypolicy.parts.reports import Assumption, Chart, Line, Report, Solution
 from anypolicy.runs.seeds import numpy_generator
 from anypolicy.tasks.evaluation_problems import EvaluationProblem, random_problem, three_state, two_state
 
 Array = NDArray[np.float64]
+SIZES = {"two-state": {"p": 0.5, "n": 2000}, "three-state": {"n": 2000},
+         "random": {"states": 20, "actions": 2, "features": 4, "n": 2000}, "a file": {}}  # fmt: skip
+"""What generated instances are made of, by default."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """Rows of features of a log, what regressions may condition on, rows under the policy, and the problem if known."""
+    """Rows of features of a log, what regressions may condition on, rows under the policy, the problem if known, and
+    what it was made of."""
 
     phi: Array
     phi_next: Array
@@ -30,6 +35,7 @@ class Given:
     cond: NDArray[Any] | None
     target: tuple[Array, Array, Array] | None
     exact: EvaluationProblem | None = None
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 class Misalignment(NamedTuple):
@@ -61,22 +67,29 @@ class OffPolicyReport:
     verdict: str
 
 
-def problem(
-    instance: str, p: float, sizes: tuple[int, int, int], discount: float, n: int, data: str, seed: int
-) -> Given:  # fmt: skip
+def problem(instance: str | None, sizes: Mapping[str, Any], discount: float, data: str, seed: int) -> Given:
     """The rows of a .npz file, or n rows drawn from a named instance, whose policy rows are exact."""
     if not 0 <= discount < 1:
         raise InputError("discount", discount, "use a number from 0 to below 1")
+    if data and instance is not None:
+        raise InputError("instance", instance, "give it or data, not both")
+    made_of = "a file" if data else instance or "two-state"
+    used = settings_of(made_of, sizes, SIZES)
     if data:
         return from_file(data, discount)
+    n = used["n"]
     if n < 1:
         raise InputError("n", n, "use 1 or more")
-    made = {"two-state": lambda: two_state(p, discount), "three-state": lambda: three_state(discount),
-            "random": lambda: random_problem(*sizes, seed, discount)}[instance]()  # fmt: skip
+    make = {
+        "two-state": lambda: two_state(used["p"], discount),
+        "three-state": lambda: three_state(discount),
+        "random": lambda: random_problem(used["states"], used["actions"], used["features"], seed, discount),
+    }
+    made = make[made_of]()
     log = made.log(n, numpy_generator(seed, "log"))
     return Given(ev.look_up(made.features, log.states, log.actions), ev.next_values(made.features, log, made.policy),
                  log.rewards, discount, log.states * made.mu.shape[1] + log.actions,
-                 (made.phi, made.phi_next, made.occupancy), made)  # fmt: skip
+                 (made.phi, made.phi_next, made.occupancy), made, {"instance": made_of, **used})  # fmt: skip
 
 
 def from_file(path: str, discount: float) -> Given:
@@ -141,7 +154,8 @@ def solution(given: Given, found: OffPolicyReport, exact: tuple[float, float] | 
     estimators = [{"estimator": "LSTD, minimax", "converges": "yes", "weights": np.round(found.weights, 4).tolist()},
                   {"estimator": "FQE, TD", "converges": "no" if diverged else "yes",
                    "weights": "—" if diverged else np.round(w, 4).tolist()}]  # fmt: skip
-    return Solution(reports, charts(given, found), {"Verdict": [{"verdict": found.verdict}], "Estimators": estimators})
+    tables = {"Verdict": [{"verdict": found.verdict}], "Estimators": estimators}
+    return Solution(reports, charts(given, found), tables, given.settings)
 
 
 def realizable(found: OffPolicyReport) -> bool | None:
@@ -153,15 +167,10 @@ def realizable(found: OffPolicyReport) -> bool | None:
 def exact_reports(known: EvaluationProblem, found: OffPolicyReport, exact: tuple[float, float]) -> list[Report]:
     """What is known of the problem itself, and the theorem's bound beside the error."""
     beta, kappa = exact
-    residual, mu, start, occupancy = (
-        known.bellman_error(found.weights),
-        known.mu.ravel(),
-        known.first.ravel(),
-        known.occupancy,
-    )
-    phi_res = known.phi - known.discount * known.phi_next
-    C = ev.concentrability(phi_res, phi_res, occupancy, mu)
-    error = math.sqrt(float(mu @ residual**2))
+    mu, phi_res = known.mu.ravel(), known.phi - known.discount * known.phi_next
+    C = ev.concentrability(phi_res, phi_res, known.occupancy, mu)
+    error = math.sqrt(float(mu @ known.bellman_error(found.weights) ** 2))
+    value_error = abs(float(known.first.ravel() @ (known.phi @ found.weights - known.q)))
     realized = Assumption(
         "Q^π is in the class", bool(abs(known.phi @ np.linalg.lstsq(known.phi, known.q)[0] - known.q).max() < 1e-8)
     )
@@ -170,8 +179,7 @@ def exact_reports(known: EvaluationProblem, found: OffPolicyReport, exact: tuple
         Report("κ", kappa, "exact"),
         Report("C", C, "exact", "λ_max(B_{d^π}, B_μ)"),
         Report("Bellman error of LSTD", error, "exact", "‖Q̂ − TQ̂‖_μ"),
-        Report("value error of LSTD", abs(float(start @ (known.phi @ found.weights - known.q))), "exact",
-               "|E_ρ(Q̂ − Q^π)|"),
+        Report("value error of LSTD", value_error, "exact", "|E_ρ(Q̂ − Q^π)|"),
         Report("its bound", math.sqrt(C) / (1 - known.discount) * error, "bound", "√C/(1 − γ) · ‖Q̂ − TQ̂‖_μ",
                assumptions=(realized,)),
     ]  # fmt: skip
@@ -189,14 +197,15 @@ def charts(given: Given, found: OffPolicyReport) -> list[Chart]:
     errors = [math.sqrt(float(known.mu.ravel() @ known.bellman_error(ev.lstd(
         given.phi[:k], given.phi_next[:k], given.rewards[:k], given.discount)) ** 2)) for k in sizes]  # fmt: skip
     predicted, at = [found.predicted_bellman_error * math.sqrt(n / k) for k in sizes], [float(k) for k in sizes]
-    out.append(Chart("Bellman error of LSTD", "transitions", "‖Q̂ − TQ̂‖_μ",
-                     [Line("found", at, errors), Line("predicted", at, predicted)], "xy"))  # fmt: skip
+    if sizes:
+        out.append(Chart("Bellman error of LSTD", "transitions", "‖Q̂ − TQ̂‖_μ",
+                         [Line("found", at, errors), Line("predicted", at, predicted)], "xy"))  # fmt: skip
     if known.mu.shape == (2, 1):
         ps = np.linspace(0.01, 0.99, 99)
         mu, x, y = np.stack([ps, 1 - ps], 1), known.phi[:, 0], known.phi_next[:, 0]
         G, A, B = mu @ x**2, mu @ (x * (x - known.discount * y)), mu @ (x - known.discount * y) ** 2
         out.append(Chart("What the log's distribution does: completeness and convergence are different things",
                          "share of the first state", "",
-                         [Line("misalignment β", ps.tolist(), np.sqrt(1 - A**2 / (G * B)).tolist()),
+                         [Line("misalignment β", ps.tolist(), np.sqrt(np.maximum(1 - A**2 / (G * B), 0)).tolist()),
                           Line("κ: FQE diverges above 1", ps.tolist(), abs(1 - A / G).tolist())]))  # fmt: skip
     return out

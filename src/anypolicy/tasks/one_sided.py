@@ -93,7 +93,7 @@ def library(module: str) -> Any:
     try:
         return importlib.import_module(f"sklearn.{module}")
     except ImportError as error:
-        raise InputError("data", f"sklearn.{module}", "install scikit-learn: pip install 'anypolicy[exact]'") from error
+        raise InputError(f"sklearn.{module}", None, "install scikit-learn: pip install 'anypolicy[exact]'") from error
 
 
 def halfspaces(rounds: int, cases: int, seed: int = 0, rules: int = 60) -> Cases:
@@ -111,30 +111,34 @@ def halfspaces(rounds: int, cases: int, seed: int = 0, rules: int = 60) -> Cases
 
 def read_csv(path: Path) -> tuple[Float[Array, "rows features"], Float[Array, " rows"]]:
     """Features and labels; a column with anything that is no number becomes one indicator a value."""
-    if not path.is_file():
-        raise InputError("data", str(path), "give an existing .csv file")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError("data", str(path), f"give a .csv file in UTF-8 ({error})") from error
     columns = list(rows[0]) if rows else []
     if "label" not in columns or len(columns) < 2:
         raise InputError(str(path), columns, "it needs rows, a column label (0 or 1) and at least one other")
     for n, row in enumerate(rows, 2):
-        if row["label"] not in ("0", "1"):
-            raise InputError(f"{path}, line {n}: label", row["label"], "use 0 or 1")
         if None in row or None in row.values():
             raise InputError(f"{path}, line {n}", row, f"give {len(columns)} values")
-    features = [column for name in columns if name != "label" for column in encoded([row[name] for row in rows])]
+        if row["label"] not in ("0", "1"):
+            raise InputError(f"{path}, line {n}: label", row["label"], "use 0 or 1")
+        for name, value in row.items():
+            if not value.strip():
+                raise InputError(f"{path}, line {n}: {name}", value, "give a value: drop the row or fill the gap")
+    features = [c for name in columns if name != "label" for c in encoded(f"{path}, {name}", [r[name] for r in rows])]
     return np.stack(features, 1), np.array([float(row["label"]) for row in rows])
 
 
-def encoded(values: list[str]) -> list[Array]:
+def encoded(name: str, values: list[str]) -> list[Array]:
     """One column of numbers, or an indicator for each text."""
     try:
         numbers = np.array([float(v) for v in values])
     except ValueError:
         return [np.array([float(v == text) for v in values]) for text in sorted(set(values))]
-    if not np.isfinite(numbers).all():
-        raise InputError("data", values[int(np.flatnonzero(~np.isfinite(numbers))[0])], "numbers must be finite")
+    for n in np.flatnonzero(~np.isfinite(numbers)):
+        raise InputError(f"{name}, line {n + 2}", values[n], "numbers must be finite")
     return [numbers]
 
 
@@ -148,12 +152,15 @@ def from_table(name: str, x: Array, y: Array, rounds: int, cases: int, seed: int
             "label", f"{len(past)} past cases, {known.sum():g} of them 1", "the past needs labels of both kinds"
         )
     x = x[:, x[past].std(0) > 0]
+    if not x.shape[1]:
+        raise InputError("features", f"{len(past)} past cases", "all are alike: give a column that varies")
     x = (x - x[past].mean(0)) / x[past].std(0)
     rng = numpy_generator(seed, "one-sided", "rules")
     rules = candidates(x[past], known, rng)
     drawn = numpy_generator(seed, "one-sided", "cases").choice(rest, (rounds, cases))
-    main = library("decomposition").PCA(min(3, *x[past].shape), whiten=True, svd_solver="full").fit(x[past])
-    whiten = main.components_.T / np.sqrt(main.explained_variance_)
+    main = library("decomposition").PCA(min(3, *x[past].shape), svd_solver="full").fit(x[past])
+    kept = main.explained_variance_ > 1e-9 * main.explained_variance_[0]
+    whiten = main.components_[kept].T / np.sqrt(main.explained_variance_[kept])
     auditors = tuple(Mahalanobis(whiten * rng.uniform(0.1, 0.6, whiten.shape[1])) for _ in AUDITORS)
     return Cases(name, x[drawn], y[drawn], rules, auditors, x[past][:SEPARATORS])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anypolicy.data.arrays import load_arrays
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, settings_of
 from anypolicy.parts import mdp
 from anypolicy.parts.mixture import LinearMixtureModel
 from anypolicy.parts.reports import Assumption, Chart, Line, Report, Solution
@@ -18,6 +19,9 @@ from anypolicy.runs.seeds import numpy_generator
 from anypolicy.tasks.mixtures import Mixture, TableEnvironment, corridor, hard, random_mixture
 
 Array = NDArray[np.float64]
+SIZES = {"corridor": {"features": 3, "states": 6}, "random": {"features": 3, "states": 6, "actions": 3},
+         "hard": {"features": 3}, "a file": {}}  # fmt: skip
+"""What generated instances are made of, by default."""
 
 
 class Environment(Protocol):
@@ -29,12 +33,14 @@ class Environment(Protocol):
 
 @dataclass(frozen=True)
 class Problem:
-    """The environment to explore, its model, the rewards to be ready for, the true dynamics where known."""
+    """The environment to explore, its model, the rewards to be ready for, the true dynamics where known, and what it
+    was made of."""
 
     env: Environment
     model: LinearMixtureModel
     rewards: Array
     kernel: Array | None
+    settings: Mapping[str, object]
 
 
 @dataclass
@@ -126,20 +132,25 @@ def random_rewards(model: LinearMixtureModel, horizon: int, n: int, rng: np.rand
 
 
 def problem(
-    instance: str, sizes: tuple[int, int, int], horizon: int, extra: int, data: str, env: str, seed: int
+    instance: str | None, sizes: Mapping[str, int | None], horizon: int, extra: int, data: str, env: str, seed: int
 ) -> Problem:
     """A generated instance, or the user's kernels with weights or a Gymnasium environment."""
     rng, own = numpy_generator(seed, "rewards"), np.zeros(0)
+    if data and instance is not None:
+        raise InputError("instance", instance, "give it or data, not both")
+    made_of = "a file" if data else instance or "corridor"
+    used = settings_of(made_of, sizes, SIZES)
+    for name, value in used.items():
+        if value < 2:
+            raise InputError(name, value, "use 2 or more")
     if data:
         mixture, own = from_file(data, need_weights=not env)
     elif env:
         raise InputError("env", env, "give the candidate kernels too: data FILE.npz")
     else:
-        d, states, actions = sizes
-        if min(sizes) < 2:
-            raise InputError("features, states, actions", sizes, "use 2 or more")
-        mixture = {"corridor": lambda: corridor(d, states), "hard": lambda: hard(d, seed),
-                   "random": lambda: random_mixture(d, states, actions, seed)}[instance]()  # fmt: skip
+        d = used["features"]
+        mixture = {"corridor": lambda: corridor(d, used["states"]), "hard": lambda: hard(d, seed),
+                   "random": lambda: random_mixture(d, used["states"], used["actions"], seed)}[made_of]()  # fmt: skip
     for name, value, least in (("horizon", horizon, 1), ("random_rewards", extra, 0)):
         if value < least:
             raise InputError(name, value, f"use {least} or more")
@@ -148,16 +159,17 @@ def problem(
         if own.ndim != 4 or own.shape[1:] != bank[0].shape[1:]:
             raise InputError("data[rewards]", own.shape, f"their shape must be [n, {bank[0].shape[1:]}]")
         bank.append(own)
+    settings = {"instance": made_of, **used}
     if env:
-        return Problem(gymnasium_environment(env, mixture.model), mixture.model, np.concatenate(bank), None)
+        return Problem(gymnasium_environment(env, mixture.model), mixture.model, np.concatenate(bank), None, settings)
     real = TableEnvironment(mixture.kernel, mixture.start, numpy_generator(seed, "environment"))
-    return Problem(real, mixture.model, np.concatenate(bank), mixture.kernel)
+    return Problem(real, mixture.model, np.concatenate(bank), mixture.kernel, settings)
 
 
 def from_file(path: str, *, need_weights: bool) -> tuple[Mixture, Array]:
-    """The candidates of a .npz file, with the weights of the real dynamics, and rewards."""
-    needs = ("kernels", "weights") if need_weights else ("kernels",)
-    arrays = load_arrays(path, needs, ("weights", "rewards", "start"))
+    """The candidates of a .npz file, with the weights of the real dynamics (where no environment is), and rewards."""
+    needs, may = (("kernels", "weights"), ("rewards", "start")) if need_weights else (("kernels",), ("rewards",))
+    arrays = load_arrays(path, needs, may)
     kernels = arrays["kernels"]
     if kernels.ndim != 4:
         raise InputError("data[kernels]", kernels.shape, "their shape must be [d, states, actions, states]")
@@ -203,11 +215,10 @@ def solution(
     identified = Assumption("weights are identified", given.model.identified,
                             "" if given.model.identified else "the features are linearly dependent")  # fmt: skip
     note = f"of {len(given.rewards)} rewards in the bank"
-    reports = [
-        Report(f"planning error certified, practical β = {b:.4g}" if not i else f"the same, the proof's β = {b:.4g}",
-               value, "estimate", "V̂_{K,1}(s1), algorithm 4", assumptions=(mixture, oracle), note=note)
-        for i, (b, value) in enumerate((practical, proof))
-    ]  # fmt: skip
+    named = {f"planning error certified, practical β = {practical[0]:.4g}": practical[1],
+             f"the same, the proof's β = {proof[0]:.4g}": proof[1]}  # fmt: skip
+    reports = [Report(name, value, "estimate", "V̂_{K,1}(s1), algorithm 4", None, (mixture, oracle), note)
+               for name, value in named.items()]  # fmt: skip
     if given.kernel is not None:
         best = mdp.plan(given.kernel, given.rewards)[1][:, 1, found.start]
         got = mdp.policy_values(given.kernel, given.rewards, policies)[:, 1, found.start]
@@ -226,4 +237,4 @@ def solution(
         Chart("Weights of the candidates", "episode", "weight", lines, "x"),
     ]  # fmt: skip
     rows = [{"candidate": i, "weight": float(w)} for i, w in enumerate(found.weights)]
-    return Solution(reports, charts if episodes else (), {"Learnt mixture": rows})
+    return Solution(reports, charts if episodes else (), {"Learnt mixture": rows}, given.settings)

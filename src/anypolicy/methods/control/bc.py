@@ -50,6 +50,9 @@ class Cloning:
     standardise: bool = True
 
     def __call__(self, space: Space, seed: int) -> "CloningLearner | ChoiceCloningLearner":
+        for name in ("policy", "denoising_steps", "average", "standardise") if space.discrete else ():
+            if (value := getattr(self, name)) != getattr(Cloning, name):
+                raise InputError(f"bc.{name}", value, "choices are cloned by a softmax, which does not use it")
         return (ChoiceCloningLearner if space.discrete else CloningLearner)(self, space, seed)
 
 

@@ -94,7 +94,7 @@ class QuantileQLearner:
         idea="learn quantiles of the return of every action and act on their mean",
         changes=(),
         composes_with="demonstrations with discrete actions",
-        claim="on broad data it is a little above double Q-learning, on narrow ones it fails as that does",
+        claim="on broad data it is as good as double Q-learning, on narrow ones it fails as that does",
         regions={"return": 42.5, "coverage": 85.3, "narrow": 29.8, "all": 67.6},
     ),
     trains="controller",

@@ -92,7 +92,7 @@ class EnsembleMixtureLearner:
         idea="train random mixtures of many heads, so that every mixture satisfies the Bellman equation",
         changes=(),
         composes_with="demonstrations with discrete actions",
-        claim="on broad data it is as good as double Q-learning, on narrow ones it fails as that does",
+        claim="on broad data it is nearly as good as double Q-learning, on narrow ones it fails as that does",
         regions={"return": 40.2, "coverage": 83.2, "narrow": 26.6, "all": 66.6},
     ),
     trains="controller",

@@ -189,14 +189,17 @@ def beta_theory(
     trains="problem",
 )
 def horizon_free_rfe(
-    instance: Literal["corridor", "random", "hard"] = "corridor", features: int = 3, states: int = 6, actions: int = 3,
-    horizon: int = 8, episodes: int = 200, beta: float = 0.3, certify: float = 1.0, moments: int = 4, mode: Mode = "hf",
-    random_rewards: int = 20, data: str = "", env: str = "", seed: int = 0,
+    instance: Literal["corridor", "random", "hard"] | None = None, features: int | None = None,
+    states: int | None = None, actions: int | None = None, horizon: int = 8, episodes: int = 200, beta: float = 0.3,
+    certify: float = 1.0, moments: int = 4, mode: Mode = "hf", random_rewards: int = 20, data: str = "", env: str = "",
+    seed: int = 0,
 ) -> Solution:  # fmt: skip
     """`data` is a .npz file with `kernels` [d, S, A, S] and `weights` [d] of the real dynamics (or their `env`, a
-    Gymnasium id), and may hold `rewards` [n, H, S, A] and `start`; `states` is the corridor's length,
-    `actions` the random instance's."""
-    given = problem(instance, (features, states, actions), horizon, random_rewards, data, env, seed)
+    Gymnasium id), and may hold `rewards` [n, H, S, A] and `start`. Without it an instance is made
+    (corridor) of 3 `features`, that is kernels; the corridor is 6 `states` long, the random one has 6 `states` and 3
+    `actions`."""
+    sizes = {"features": features, "states": states, "actions": actions}
+    given = problem(instance, sizes, horizon, random_rewards, data, env, seed)
     found = explore(given.env, given.model, episodes, horizon, given.rewards, HFConfig(beta, moments, mode=mode),
                     seed=seed, quiet=False)  # fmt: skip
     policies, _ = plan(given.model, found.theta, found.rewards)

@@ -20,11 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypolicy.catalogue import Card, method
-from anypolicy.errors import check_numbers
+from anypolicy.errors import check_numbers, settings_of
 from anypolicy.parts.lipschitz import (
     Gain,
     check_alpha,
-    check_pairs,
     choose_alpha,
     closed_loop_gain,
     covered,
@@ -50,8 +49,8 @@ from anypolicy.tasks.linear_plants import (
     simulate,
 )
 
-GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
-"""α as multiples of the expert's constant."""
+GRID = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)  # α as multiples of the expert's constant
+USES = {"uniform states": {"samples": 3000, "noise": 0.0}, "demos": {}, "mlp": {"updates": 3000}, "extension": {}}
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,6 @@ def reports(s: Study, runs: list[Trajectory], probes: Float[Tensor, "probes n"],
     slope = max(float((s.policy(probes[:200] + w) - s.policy(probes[:200])).norm(dim=1).max() / w.norm())
                 for w in small)  # fmt: skip
     closed, n = (loop, inside, given), probes.shape[1]
-    own = s.plant.total(s.reference)
     width = covered(n, samples, 0.05) * 2 * float(s.plant.box.norm())
     return [
         Report("Lipschitz constant α of the policy", alpha, "bound", "by construction; spectral norms of a network"),
@@ -135,7 +133,8 @@ def reports(s: Study, runs: list[Trajectory], probes: Float[Tensor, "probes n"],
                "(B3), our derivation", assumptions=(loop, given)),
         Report("largest distance that an adversary reached", max(float(s.away(r).max()) for r in runs), "estimate"),
         Report("regret against the expert", s.regret(), "bound", "(B4), our derivation", assumptions=closed),
-        Report("largest regret that an adversary reached", max(s.plant.total(r) for r in runs) - own, "estimate"),
+        Report("largest regret that an adversary reached",
+               max(s.plant.total(r) for r in runs) - s.plant.total(s.reference), "estimate"),
     ]  # fmt: skip
 
 
@@ -166,29 +165,31 @@ def charts(s: Study, runs: list[Trajectory], x: Tensor, u: Tensor, w: Tensor) ->
     trains="problem",
 )
 def lipschitz_imitation(
-    plant: str = "double-integrator", demos: str | None = None, samples: int = 3000, noise: float = 0.0,
-    alpha: float | None = None, policy: Kind = "extension", disturbance: float = 0.05, horizon: int = 100,
-    directions_tried: int = 16, updates: int = 3000, seed: int = 0,
+    plant: str = "double-integrator", demos: str | None = None, samples: int | None = None,
+    noise: float | None = None, alpha: float | None = None, policy: Kind = "extension", disturbance: float = 0.05,
+    horizon: int = 100, directions_tried: int = 16, updates: int | None = None, seed: int = 0,
 ) -> Solution:  # fmt: skip
-    """Uniform states in the box; α by the rule argmin E∞(α) + (α + ℓ̂)ρ + αω where it is not given."""
+    """`samples` = 3000 uniform states in the box with `noise` = 0 on their commands, or `demos`; α by the rule argmin
+    E∞(α) + (α + ℓ̂)ρ + αω where it is not given; the "mlp" takes `updates` = 3000."""
     given = SimpleNamespace(samples=samples, horizon=horizon, directions_tried=directions_tried, noise=noise,
                             updates=updates, disturbance=disturbance, seed=seed)  # fmt: skip
     check_numbers(given, positive=("samples", "horizon", "directions_tried", "updates"),
                   natural=("noise", "disturbance", "seed"))  # fmt: skip
     check_alpha(1.0 if alpha is None else alpha)
+    data = settings_of("demos" if demos else "uniform states", {"samples": samples, "noise": noise}, USES)
+    network = settings_of(policy, {"updates": updates}, USES)
     p = load_plant(plant)
     gain = closed_loop_gain(p.a, p.b, p.k)
-    x, u = recorded(p, demos) if demos else sampled(p, samples, noise, generator(seed, "samples"))
-    check_pairs(x, u)
+    x, u = recorded(p, demos) if demos else sampled(p, **data, generator=generator(seed, "samples"))
     rho = covering_radius(x, -p.box, p.box)
     if alpha is None:
         every = -(-len(x) // 1000)
         alpha = choose_alpha(x[::every], u[::every], rho[1], disturbance, [f * spectral_norm(p.k) for f in GRID])[0]
     with counting(10, "imitation", quiet=policy != "mlp") as tick:
-        learnt = fit(x, u, alpha, policy, generator=generator(seed, "weights"), steps=updates, every=tick)
+        learnt = fit(x, u, alpha, policy, generator=generator(seed, "weights"), every=tick, **network)
     at_data = float((learnt(x) - p.expert(x)).norm(dim=1).max())
     s = Study(p, learnt, simulate(p, p.expert, p.start, horizon), disturbance, gain, rho, at_data)
     w = disturbance * directions(len(p.start), directions_tried, generator(seed, "directions"))
     runs = s.worst(learnt, w)
     probes, _ = sampled(p, 2000, 0.0, generator(seed, "probes"))
-    return Solution(reports(s, runs, probes, len(x)), charts(s, runs, x, u, w))
+    return Solution(reports(s, runs, probes, len(x)), charts(s, runs, x, u, w), settings=data | network)

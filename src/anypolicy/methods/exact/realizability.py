@@ -174,13 +174,16 @@ def off_policy_report(
     trains="problem",
 )
 def realizability(
-    instance: Literal["two-state", "three-state", "random"] = "two-state", p: float = 0.5, states: int = 20,
-    actions: int = 2, features: int = 4, discount: float = 0.9, n: int = 2000, how: How = "crossfit", data: str = "",
-    seed: int = 0,
+    instance: Literal["two-state", "three-state", "random"] | None = None, p: float | None = None,
+    states: int | None = None, actions: int | None = None, features: int | None = None, n: int | None = None,
+    discount: float = 0.9, how: How = "crossfit", data: str = "", seed: int = 0,
 ) -> Solution:  # fmt: skip
     """`data` is a .npz file with `phi`, `phi_next` [n, d], `rewards` [n], and may hold `cond` (ids of (s, a), or
-    inputs, for crossfit), `target_phi`, `target_phi_next` and `target_weights`; `p` is the two-state log's."""
-    given = problem(instance, p, (states, actions, features), discount, n, data, seed)
+    inputs, for crossfit), `target_phi`, `target_phi_next` and `target_weights`. Without it `n` = 2000
+    transitions are drawn from an instance (two-state): that log is in its first state with probability `p` = 0.5, the
+    random one has 20 `states`, 2 `actions` and 4 `features`."""
+    sizes = {"p": p, "states": states, "actions": actions, "features": features, "n": n}
+    given = problem(instance, sizes, discount, data, seed)
     found = report_rows(given.phi, given.phi_next, given.rewards, discount, given.cond, given.target, how)
     known = given.exact
     if known is None:
