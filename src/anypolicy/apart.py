@@ -25,7 +25,6 @@ from anypolicy.loops.control import (
     averages,
     load_modules,
     transitions,
-    warm_up,
     weights_of,
 )
 from anypolicy.progress import counting
@@ -69,22 +68,24 @@ def act(written: str, address: tuple[str, int], pace: Pace) -> None:
     assert isinstance(world.loop, OffPolicyLoop)
     loop, steps, pause = world.loop, 0, threading.Event()
     windows = NStep(loop.recipe.n_step, loop.recipe.discount, len(world.environments))
+    while not end.wait_for_weights(60.0):
+        continue
     while True:
         if (weights := end.weights()) is not None:
             load_modules(world.learner, weights)
         rng, seen = generator(p.settings.seed, "act", steps), loop.observe(world.environments.current)
-        blind = steps < loop.warmup or end.version < 0
-        acted = warm_up(loop.space, len(seen), rng) if blind else world.learner.act(seen, rng, explore=True)
+        acted = loop.warm(seen, rng) if steps < loop.warmup else world.learner.act(seen, rng, explore=True)
         stepped = world.environments.step(acted.executed)
         made = transitions(stepped, acted.stored, loop.observe, loop.recipe.discount)
         real = stepped.real.nonzero().squeeze(1)
         if (ready := windows.add(made.select(real), real)) is not None:
             end.insert(ready)
-        steps += len(world.environments)
-        if steps % pace.send_every < len(world.environments):
+        before, took = steps, int(stepped.took.sum())
+        steps += took
+        if steps // pace.send_every > before // pace.send_every:
             end.update()
         if pace.hertz is not None:
-            pause.wait(len(world.environments) / pace.hertz)
+            pause.wait(took / pace.hertz)
 
 
 def train_apart(
@@ -147,7 +148,7 @@ def learn(
         nonlocal steps
         for rows in end.received():
             loop.replay.add(rows)
-            steps += len(rows)
+            steps += len(rows) * recipe.chunk
             versions.extend(end.acting.values())
 
     end.publish(0, weights_of(world.learner))

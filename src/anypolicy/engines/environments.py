@@ -19,7 +19,8 @@ from anypolicy.errors import InputError
 @dataclass(frozen=True)
 class Stepped:
     """One step of every environment. `next_observation` is what followed the action, also at an end; rows that are not
-    `real` only started a new episode (next-step auto-reset) and are no transitions."""
+    `real` only started a new episode (next-step auto-reset) and are no transitions. `took` is 1, or the steps of a
+    chunk of actions, whose reward is discounted inside it."""
 
     observation: Float[Tensor, "environments n"]
     reward: Float[Tensor, " environments"]
@@ -27,6 +28,7 @@ class Stepped:
     terminated: Float[Tensor, " environments"]
     truncated: Float[Tensor, " environments"]
     real: Bool[Tensor, " environments"]
+    took: Float[Tensor, " environments"]
 
 
 @dataclass
@@ -104,15 +106,19 @@ class Environments:
             if not after.isfinite().all():
                 raise InputError("observation", "NaN or infinite", "the environment must give finite numbers")
         real = ~starting
-        self.count(reward, over & real, real, info)
+        took = said(info, "took", np.ones(len(self)), self.same_step)
+        self.count(said(info, "paid", reward, self.same_step), took, over & real, real, info)
         self.started = over & real if not self.same_step else np.zeros_like(over)
         ended, cut = (torch.from_numpy(np.asarray(x, np.float32)) for x in (terminated, truncated))
-        return Stepped(before, torch.from_numpy(reward.astype(np.float32)), after, ended, cut, torch.from_numpy(real))
+        paid, lasted = (torch.from_numpy(x.astype(np.float32)) for x in (reward, took))
+        return Stepped(before, paid, after, ended, cut, torch.from_numpy(real), lasted)
 
-    def count(self, reward: np.ndarray, over: np.ndarray, real: np.ndarray, info: dict[str, Any]) -> None:
+    def count(
+        self, reward: np.ndarray, took: np.ndarray, over: np.ndarray, real: np.ndarray, info: dict[str, Any]
+    ) -> None:  # fmt: skip
         """Keep the books of episodes."""
         self.totals += np.where(real, reward, 0)
-        self.counts += real
+        self.counts += np.where(real, took, 0).astype(np.int64)
         wins = successes(info, len(self), self.same_step)
         if wins is not None:
             self.won = np.where(real, np.maximum(self.won, wins), self.won)
@@ -171,10 +177,23 @@ class Environments:
 def successes(info: dict[str, Any], n: int, same_step: bool) -> np.ndarray | None:
     """Which environments say in this step that the goal is reached, if they say so at all."""
     out: np.ndarray | None = None
-    places = [info, info.get("final_info", {})] if same_step else [info]
-    for place in places:
+    for place in places(info, same_step):
         for name in ("is_success", "success"):
             if name in place:
                 told = np.asarray(place[name], np.float64).reshape(-1)
                 out = told if out is None else np.where(place.get(f"_{name}", np.ones(n, np.bool_)), told, out)
     return out
+
+
+def places(info: dict[str, Any], same_step: bool) -> list[dict[str, Any]]:
+    """Where a vector environment keeps what its environments say: those that ended and began anew apart."""
+    return [info, info.get("final_info", {})] if same_step else [info]
+
+
+def said(info: dict[str, Any], name: str, otherwise: np.ndarray, same_step: bool) -> np.ndarray:
+    """A number that environments say of this step under `name`; `otherwise` for those that do not."""
+    for place in places(info, same_step):
+        if name in place:
+            told = np.asarray(place[name], np.float64).reshape(-1)
+            otherwise = np.where(place.get(f"_{name}", np.ones(len(otherwise), np.bool_)), told, otherwise)
+    return otherwise

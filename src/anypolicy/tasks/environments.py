@@ -94,6 +94,12 @@ class EnvironmentTask:
     space: Space
     horizon: int | None
     suggested: dict[str, Any] = field(default_factory=dict[str, Any])
+    single: EnvironmentTask | None = None
+    """Where an action is a chunk of several: the same task, one action at a time."""
+
+    def one_by_one(self) -> EnvironmentTask:
+        """The task whose actions are single ones."""
+        return self.single or self
 
     def vector(self, n: int) -> SyncVectorEnv:
         """n copies, stepped together in this process."""
