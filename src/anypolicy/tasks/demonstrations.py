@@ -20,7 +20,7 @@ def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes whose shapes are those of the task."""
     recorded = spec.endswith(".safetensors") and Path(spec).is_file()
     own = spec.partition(":")[0] == "scripted"
-    episodes = scripted(spec, task.name) if own else load_episodes(spec) if recorded else minari(spec, task.space)
+    episodes = scripted(spec, task) if own else load_episodes(spec) if recorded else minari(spec, task.space)
     if not episodes:
         raise InputError("demos", spec, "it holds no episode")
     wanted = (task.space.observations, task.space.action_width)
