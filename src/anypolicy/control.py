@@ -18,7 +18,7 @@ from anypolicy.compose import build
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
-from anypolicy.engines.environments import Environments, Stepped
+from anypolicy.engines.environments import EnvironmentFailed, Environments, Stepped
 from anypolicy.errors import InputError, check_names, check_numbers
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
@@ -29,6 +29,7 @@ from anypolicy.loops.control import (
     OfflineRecipe,
     OffPolicyLoop,
     OffPolicyRecipe,
+    OnPolicyLoop,
     OnPolicyRecipe,
     Recipe,
     evaluate,
@@ -286,33 +287,38 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -
 
 
 def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> ControlRun:
-    """The run itself; what was learnt is saved also when an environment fails in the middle."""
+    """The run itself; what was learnt, and the replay, are saved also when an environment fails in the middle."""
     s, began, loop = p.settings, time.monotonic(), world.loop
     first = restore(p, run, world)
     world.begin(fresh=first == 0)
 
-    def save(step: int) -> None:
-        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": p.comparable()})
+    def save(step: int, why: str | None = None) -> None:
+        state = {"loop": loop.state(), "recipe": p.comparable()}
+        save_checkpoint(run.path, step, loop.tensors(), state if why is None else state | {"failed": why})
+
+    def keep(step: int, error: EnvironmentFailed) -> InputError:
+        last, replay = latest_checkpoint(run.path), not isinstance(loop, OnPolicyLoop)
+        if replay and step > (0 if last is None else int(last.name)):
+            run.sync()
+            save(step, str(error))
+            last = latest_checkpoint(run.path)
+        where = f"the checkpoint of step {int(last.name)}" if last else "the beginning"
+        told = f"{error} (near step {loop.steps}); `anypolicy resume` goes on from {where}"
+        return InputError("task", s.task, told)
 
     def held_out(step: int) -> dict[str, Any]:
-        log, returns = world.evaluate(step)
+        try:
+            log, returns = world.evaluate(step)
+        except EnvironmentFailed as error:
+            raise keep(step, error) from error
         run.write_samples(f"step-{step:06d}", [{"return": r} for r in returns])
         return log
 
     def learn(steps: int) -> dict[str, float]:
         try:
             return loop.run(steps)
-        except InputError:
-            raise
-        except Exception as error:
-            if type(error).__module__.startswith("torch"):
-                raise
-            told = f"{type(error).__name__}: {error}"
-            last = latest_checkpoint(run.path)
-            where = f"the checkpoint of step {int(last.name)}" if last else "the beginning"
-            raise InputError(
-                "task", s.task, f"it raised {told} near step {loop.steps}; `anypolicy resume` goes on from {where}"
-            ) from error
+        except EnvironmentFailed as error:
+            raise keep(loop.steps, error) from error
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
@@ -339,7 +345,8 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
     exact = world.loop.restore(saved.state["loop"], saved.tensors)
     run.truncate_to(saved.step)
     if not exact:
-        why = "this environment's state cannot be saved: its episodes began anew"
+        failed = saved.state.get("failed")
+        why = f"{failed or 'the state of this environment cannot be saved'}: its episodes began anew"
         run.append({"step": saved.step, "event": "restarted", "why": why})
     if run.recipe() != p.written():
         run.rewrite_recipe(p.written())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,10 @@ from torch import Tensor
 
 from anypolicy.engines.snapshots import put_back, snapshot
 from anypolicy.errors import InputError
+
+
+class EnvironmentFailed(InputError):
+    """An environment raised an exception or gave what it must not; it cannot be relied on any more."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,28 @@ class Environments:
         self.started = np.zeros(vector.num_envs, np.bool_)
         self.totals, self.counts = np.zeros(vector.num_envs), np.zeros(vector.num_envs, np.int64)
         self.won, self.told = np.zeros(vector.num_envs), False
-        self.ended = Episodes()
-        self.current = self.seen(vector.reset(seed=seed)[0])
+        self.ended, self.failed = Episodes(), False
+        self.current = self.seen(self.asked(lambda: vector.reset(seed=seed))[0])
 
     def __len__(self) -> int:
         return self.vector.num_envs
+
+    def asked(self, what: Callable[[], Any]) -> Any:
+        """What the environments answer."""
+        try:
+            return what()
+        except Exception as error:
+            raise self.fault("environment", f"{type(error).__name__}: {error}", "it must not raise") from error
+
+    def fault(self, field: str, value: object, allowed: str) -> EnvironmentFailed:
+        """The error to raise; from then on these environments count as failed."""
+        self.failed = True
+        return EnvironmentFailed(field, value, allowed)
+
+    def finite(self, observation: Tensor | np.ndarray) -> None:
+        """Refuses observations that are no numbers."""
+        if not bool(np.isfinite(np.asarray(observation)).all()):
+            raise self.fault("observation", "NaN or infinite", "the environment must give finite numbers")
 
     def seen(self, observation: Any) -> Float[Tensor, "environments n"]:
         """Observations as float32; anything else than the promised shape is an error."""
@@ -75,11 +97,10 @@ class Environments:
         try:
             x = np.asarray(observation, np.float32)
         except (TypeError, ValueError) as error:
-            raise InputError("observation", type(observation).__name__, "it must be numbers of one shape") from error
+            raise self.fault("observation", type(observation).__name__, "it must be numbers of one shape") from error
         if x.shape != (len(self), *(space.shape or ())):
-            raise InputError("observation", x.shape, f"the environment promised {space.shape} for each of {len(self)}")
-        if not np.isfinite(x).all():
-            raise InputError("observation", "NaN or infinite", "the environment must give finite numbers")
+            raise self.fault("observation", x.shape, f"the environment promised {space.shape} for each of {len(self)}")
+        self.finite(x)
         return torch.from_numpy(x)
 
     def native(self, action: Float[Tensor, "environments actions"]) -> Any:
@@ -91,11 +112,13 @@ class Environments:
 
     def step(self, action: Float[Tensor, "environments actions"]) -> Stepped:
         """Act in every environment; those that have ended begin anew."""
+        if not action.isfinite().all():
+            raise InputError("action", "NaN or infinite", "the policy has diverged: use a lower learning rate")
         before, starting = self.current, self.started.copy()
-        shown, reward, terminated, truncated, info = self.vector.step(self.native(action))
+        shown, reward, terminated, truncated, info = self.asked(lambda: self.vector.step(self.native(action)))
         reward = np.asarray(reward, np.float64)
         if reward.shape != (len(self),) or not np.isfinite(reward).all():
-            raise InputError("reward", reward, "the environment must give one finite number a step")
+            raise self.fault("reward", reward, "the environment must give one finite number a step")
         over = np.asarray(terminated) | np.asarray(truncated)
         self.current = self.seen(shown)
         after = self.current
@@ -103,8 +126,7 @@ class Environments:
             after = after.clone()
             for e in np.flatnonzero(over):
                 after[e] = torch.from_numpy(np.asarray(info["final_obs"][e], np.float32))
-            if not after.isfinite().all():
-                raise InputError("observation", "NaN or infinite", "the environment must give finite numbers")
+            self.finite(after)
         real = ~starting
         took = said(info, "took", np.ones(len(self)), self.same_step)
         self.count(said(info, "paid", reward, self.same_step), took, over & real, real, info)
@@ -139,7 +161,7 @@ class Environments:
         if not which.any():
             return
         mask = which.numpy()
-        self.current = self.seen(self.vector.reset(options={"reset_mask": mask})[0])
+        self.current = self.seen(self.asked(lambda: self.vector.reset(options={"reset_mask": mask}))[0])
         self.started = self.started & ~mask
         if ended:
             self.book(mask)
@@ -151,7 +173,10 @@ class Environments:
         return ended
 
     def state(self) -> dict[str, Any] | None:
-        """Everything that decides what comes next, as plain values; None where an environment does not let us."""
+        """Everything that decides what comes next, as plain values; None where an environment does not let us, or has
+        failed."""
+        if self.failed:
+            return None
         copies = getattr(self.vector, "envs", None)
         saved = [snapshot(e) for e in copies] if copies is not None else [None]
         if any(s is None for s in saved):

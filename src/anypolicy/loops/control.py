@@ -141,6 +141,7 @@ class OffPolicyLoop:
         """At least `steps` environment steps, what chunks went beyond the last call's not made again; the means of what
         was logged."""
         logs, target = defaultdict[str, list[float]](list), self.steps + steps - self.beyond
+        self.beyond = 0
         while self.steps < target:
             self.step(logs)
         self.beyond = self.steps - target if self.recipe.chunk > 1 else 0
