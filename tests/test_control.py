@@ -1,17 +1,21 @@
 """Controllers as a user runs them: command line, recording, films, what cannot be used."""
 
 import json
+import re
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
+from safetensors.torch import save_file
 
 from anypolicy import control
 from anypolicy.cli import main
-from anypolicy.data.demonstrations import load_episodes
+from anypolicy.data.demonstrations import Episode, load_episodes, save_episodes
+from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
+from anypolicy.evidence.film import film
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.tasks.demonstrations import load_demonstrations
@@ -198,6 +202,62 @@ def test_what_is_wrong_at_the_first_reset_is_known_before_any_training(fault, ma
     faulty(fault, 0)
     assert main([*FAULTY, "--out", str(tmp_path / "run")]) == 2
     assert match in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "actions", "match"),
+    [
+        ("Pendulum-v1", [], "it holds no episode"),
+        ("Pendulum-v1", [3, 0], "episode 1 has no step"),
+        ("Pendulum-v1", [3, -2.0], r"episode 1 holds an action of 2: actions are kept in \[−1, 1\]"),
+        ("CartPole-v1", [3, 2.0], "episode 1 holds an action that is none of the choices 0 to 1"),
+        ("CartPole-v1", [3, 0.5], "none of the choices"),
+    ],
+)
+def test_demonstrations_that_cannot_be_used(name, actions, match, tmp_path, capsys):
+    """An episode of so many steps, or of two steps with that action."""
+    width = 3 if name.startswith("Pendulum") else 4
+    made = []
+    for a in actions:
+        n, action = (2, a) if isinstance(a, float) else (a, 0.0)
+        z = torch.zeros(n)
+        made.append(Episode(torch.zeros(n + 1, width), torch.full((n, 1), action), z, z, z))
+    path = tmp_path / "demos.safetensors"
+    if made:
+        save_episodes(path, made)
+    else:
+        empty = {name: torch.zeros(0) for name in ("reward", "terminated", "truncated")}
+        wide = {"observation": torch.zeros(0, 3), "action": torch.zeros(0, 1)}
+        save_file({"length": torch.zeros(0, dtype=torch.int64), **wide, **empty}, path)
+    assert main(["train", "bc", "--task", f"gym/{name}", "--demos", str(path), "--out", str(tmp_path / "run")]) == 2
+    assert re.search(match, capsys.readouterr().err) and not (tmp_path / "run").exists()
+
+
+def test_a_test_bed_without_pictures_is_not_filmed(tmp_path):
+    p = control.plan("sac", control.ControlSettings("wall"), {"hidden": (8,)})
+    with pytest.raises(InputError, match="wall draws no pictures"):
+        film(control.learner_for(p), p.task, tmp_path / "film.gif", 0)
+
+
+def test_choices_count_from_zero_wherever_the_environment_begins():
+    class Signed(gymnasium.Env):
+        observation_space, action_space = Box(-1, 1, (1,), np.float32), Discrete(3, start=-1)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            return np.array([action], np.float32), float(action), False, False, {}
+
+    gymnasium.register("Signed-v0", entry_point=Signed)
+    try:
+        task = load_environment("gym/Signed-v0")
+        assert task.space.actions == 3 and task.space.discrete
+        envs = Environments(task.vector(3), 0)
+        assert envs.step(torch.tensor([[0.0], [1.0], [2.0]])).reward.tolist() == [-1, 0, 1]
+    finally:
+        del gymnasium.registry["Signed-v0"]
 
 
 def test_compare_judges_controllers(tmp_path, capsys):

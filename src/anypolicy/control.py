@@ -398,7 +398,7 @@ def recorded(
     while not over:
         for action in parts_of(learner.act(observe(environments.current), rng, explore=explore), task):
             steps.append(environments.step(action))
-            acted.append(action[0])
+            acted.append(action[0] if task.space.discrete else action[0].clamp(-1, 1))
             seen.append(steps[-1].next_observation[0])
             over = bool(steps[-1].terminated[0] or steps[-1].truncated[0])
             if over:

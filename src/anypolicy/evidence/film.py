@@ -48,6 +48,8 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
                     break
     except InputError:
         raise
+    except NotImplementedError as error:
+        raise InputError("video", str(path), f"{task.name} draws no pictures: it cannot be filmed") from error
     except Exception as error:
         raise InputError(
             "video", str(path), f"no renderer works here ({error}): set MUJOCO_GL=osmesa or egl"

@@ -15,6 +15,9 @@ from anypolicy.errors import InputError
 from anypolicy.tasks.environments import UNSEEN, EnvironmentTask, Space
 from anypolicy.tasks.scripted import scripted
 
+ROUNDING = 1e-3
+"""What an action may lie outside its range."""
+
 
 def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes whose shapes are those of the task."""
@@ -23,20 +26,31 @@ def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     episodes = scripted(spec, task) if own else load_episodes(spec) if recorded else minari(spec, task.space)
     if not episodes:
         raise InputError("demos", spec, "it holds no episode")
-    wanted = (task.space.observations, task.space.action_width)
     for i, e in enumerate(episodes):
-        found = (e.observation.shape[1], e.action.shape[1])
-        if found != wanted:
-            raise InputError(
-                "demos", spec, f"episode {i} has {found[0]} observations and {found[1]} actions, the task has {wanted}"
-            )
-        if not all(getattr(e, name).isfinite().all() for name in ("observation", "action", "reward")):
-            raise InputError("demos", spec, f"episode {i} holds a number that is not finite")
+        wrong = fault(e, task.space)
+        if wrong is not None:
+            raise InputError("demos", spec, f"episode {i} {wrong}")
     return episodes
 
 
+def fault(e: Episode, space: Space) -> str | None:
+    """What makes an episode unusable in an environment of these sizes, if anything does."""
+    wanted, found = (space.observations, space.action_width), (e.observation.shape[1], e.action.shape[1])
+    if found != wanted:
+        return f"has {found[0]} observations and {found[1]} actions, the task has {wanted}"
+    if not len(e.reward):
+        return "has no step"
+    if not all(getattr(e, name).isfinite().all() for name in ("observation", "action", "reward")):
+        return "holds a number that is not finite"
+    if space.discrete and not torch.isin(e.action, torch.arange(space.actions)).all():
+        return f"holds an action that is none of the choices 0 to {space.actions - 1}"
+    if not space.discrete and float(e.action.abs().max()) > 1 + ROUNDING:
+        return f"holds an action of {float(e.action.abs().max()):g}: actions are kept in [−1, 1], whatever the box"
+    return None
+
+
 def minari(spec: str, space: Space) -> list[Episode]:
-    """Episodes of a Minari data set, actions scaled to [−1, 1]."""
+    """Episodes of a Minari data set, actions scaled to [−1, 1]; what lay beyond the box is what the box made of it."""
     try:
         import minari as library
         from minari import MinariDataset
@@ -84,7 +98,7 @@ def episode(x: Any, space: Space) -> Episode:
     """Minari's record of one episode."""
     action = torch.from_numpy(np.asarray(x.actions)).float().reshape(len(x.rewards), -1)
     if not space.discrete:
-        action = space.unit(action)
+        action = space.unit(action).clamp(-1, 1)
     numbers = [torch.from_numpy(np.asarray(v)).float() for v in (x.rewards, x.terminations, x.truncations)]
     return Episode(flat_observations(x.observations), action, *numbers)
 
