@@ -62,7 +62,15 @@ class ApartRun:
 
 
 def act(written: str, address: tuple[str, int], pace: Pace) -> None:
-    """The actor's process, until it is ended."""
+    """The actor's process, until it is ended or its environment fails."""
+    try:
+        act_on(written, address, pace)
+    except InputError as error:
+        raise SystemExit(f"actor: {error}") from error
+
+
+def act_on(written: str, address: tuple[str, int], pace: Pace) -> None:
+    """Act for ever."""
     p = plan_from(json.loads(written))
     world, end = World(p), ActorEnd(address, p.written())
     assert isinstance(world.loop, OffPolicyLoop)
@@ -127,7 +135,7 @@ def run_apart(
                 tick(f"iteration {i}  return {found['eval/return']:.1f}")
                 return found
 
-            return learn(p, world, end, iterations, pace, patience, looked_at)
+            return learn(p, world, end, iterations, pace, patience, looked_at, process.is_alive)
     finally:
         end.close()
         process.terminate()
@@ -137,9 +145,9 @@ def run_apart(
 
 def learn(
     p: ControlPlan, world: World, end: LearnerEnd, iterations: int, pace: Pace, patience: float,
-    looked_at: Callable[[int], dict[str, float]],
+    looked_at: Callable[[int], dict[str, float]], acting: Callable[[], bool],
 ) -> ApartRun:  # fmt: skip
-    """The learner's process; `looked_at` evaluates."""
+    """The learner's process; `looked_at` evaluates, `acting` says whether the actor still lives."""
     recipe, loop, logs = p.recipe, world.loop, defaultdict[str, list[float]](list)
     assert isinstance(recipe, OffPolicyRecipe) and isinstance(loop, OffPolicyLoop)
     versions, steps, evaluation = list[int](), 0, dict[str, float]()
@@ -156,10 +164,17 @@ def learn(
         before = steps
         end.wait(patience)
         store()
+        if steps == before and not acting():
+            raise InputError(
+                "task", p.settings.task, "the actor has ended before it sent anything: see its error above"
+            )
         if steps == before:
             raise InputError("task", p.settings.task, f"no transition came from the actor in {patience:.0f} s")
     for i in range(1, iterations + 1):
         store()
+        if not acting():
+            looked_at(i)
+            raise InputError("task", p.settings.task, f"the actor ended before iteration {i}: see its error above")
         rng = generator(p.settings.seed, "update", i)
         batches = mixed(loop.replay, loop.offline, recipe.updates, recipe.batch, recipe.offline_share, rng)
         for name, value in world.learner.update(batches, rng).items():
