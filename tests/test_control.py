@@ -1,16 +1,22 @@
 """Controllers as a user runs them: command line, recording, films, what cannot be used."""
 
 import json
+import re
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete
+from safetensors.torch import save_file
 
 from anypolicy import control
 from anypolicy.cli import main
-from anypolicy.data.demonstrations import load_episodes
+from anypolicy.data.demonstrations import Episode, load_episodes, save_episodes
+from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
+from anypolicy.evidence.film import film
+from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import load_environment
@@ -101,7 +107,7 @@ def test_an_environment_that_fails_in_the_middle_leaves_a_run_that_goes_on(tmp_p
         broken = True
 
         def step(self, action):
-            if Fragile.broken and self.env.unwrapped.np_random is not None and self.count() > 70:
+            if Fragile.broken and self.env.unwrapped.np_random is not None and self.count() > 75:
                 raise RuntimeError("the motor is gone")
             return self.env.step(action)
 
@@ -120,12 +126,138 @@ def test_an_environment_that_fails_in_the_middle_leaves_a_run_that_goes_on(tmp_p
         with pytest.raises(InputError, match=r"the motor is gone.*resume"):
             control.train_controller("sac", knobs=knobs, quiet=True, **settings)
         Fragile.broken = False
+        saved = load_checkpoint(latest_checkpoint(tmp_path / "run"))
+        assert saved.step == 45 and len(saved.tensors["replay"]["rows"]) == 45  # the evaluation at 0 made 30 steps
         done = control.resume(tmp_path / "run", quiet=True)
         assert done.evaluations()[-1]["step"] == 60
+        [row] = [r for r in done.rows if r.get("event") == "restarted"]
+        assert row["step"] == 45 and "the motor is gone" in row["why"] and "began anew" in row["why"]
         with RunDirectory.open(tmp_path / "run", lock=False) as folder:
             assert folder.recipe()["steps"] == 60
     finally:
         del gymnasium.registry["Fragile-v0"]
+
+
+class Faulty(gymnasium.Env):
+    """Works until it is asked for more than `steps` steps; each process of a run has its own count."""
+
+    observation_space, action_space = Box(-np.inf, np.inf, (2,), np.float32), Box(-1, 1, (1,), np.float32)
+    fault, steps, made = "", 10**9, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if self.fault == "reset":
+            raise RuntimeError("no power")
+        return np.zeros(3 if self.fault == "shape at first" else 2, np.float32), {}
+
+    def step(self, action):
+        Faulty.made += 1
+        fault = self.fault if Faulty.made > self.steps else ""
+        seen = self.np_random.normal(size=3 if fault == "shape" else 2).astype(np.float32)
+        reward = {"word": "good", "none": None, "two": np.ones(2)}.get(fault, 1.0)
+        if fault == "raises":
+            raise RuntimeError("the motor is gone")
+        return seen * np.nan if fault == "nan" else seen, reward, False, False, {}
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """Registers the environment; called with a fault and a number of steps it makes it fail so."""
+    gymnasium.register("Faulty-v0", entry_point=Faulty, max_episode_steps=10)
+    yield lambda fault, steps: [monkeypatch.setattr(Faulty, k, v) for k, v in
+                                {"fault": fault, "steps": steps, "made": 0}.items()]  # fmt: skip
+    del gymnasium.registry["Faulty-v0"]
+
+
+FAULTY = ["train", "sac", "--task", "gym/Faulty-v0", "--steps", "60", "--checkpoint-every", "20", *SMALL, "--quiet"]
+
+
+@pytest.mark.parametrize("fault", ["nan", "shape", "word", "none", "two", "raises"])
+def test_what_goes_wrong_in_the_middle_is_one_error_and_loses_no_replay(fault, faulty, tmp_path, capsys):
+    faulty(fault, 10 + 33)
+    run = str(tmp_path / "run")
+    assert main([*FAULTY, "--eval-every", "0", "--out", run]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: task") and "goes on from the checkpoint of step 33" in line
+    faulty("", 0)
+    assert main(["resume", run, "--quiet"]) == 0
+    saved = load_checkpoint(latest_checkpoint(tmp_path / "run"))
+    assert saved.step == 60 and len(saved.tensors["replay"]["rows"]) == 60
+
+
+def test_an_evaluation_that_fails_keeps_the_run(faulty, tmp_path, capsys):
+    """Evaluations come at 0, 25 and 50; the one at 50 fails, and nothing has to begin anew."""
+    whole, run = str(tmp_path / "whole"), str(tmp_path / "run")
+    assert main([*FAULTY, "--eval-every", "25", "--out", whole]) == 0
+    faulty("raises", 10 + 25 + 10 + 25 + 5)
+    assert main([*FAULTY, "--eval-every", "25", "--out", run]) == 2
+    assert "goes on from the checkpoint of step 50" in capsys.readouterr().err
+    faulty("", 0)
+    assert main(["resume", run, "--quiet"]) == 0
+    assert load_checkpoint(latest_checkpoint(tmp_path / "run")).step == 60
+
+
+@pytest.mark.parametrize(("fault", "match"), [("reset", "no power"), ("shape at first", "shape")])
+def test_what_is_wrong_at_the_first_reset_is_known_before_any_training(fault, match, faulty, tmp_path, capsys):
+    faulty(fault, 0)
+    assert main([*FAULTY, "--out", str(tmp_path / "run")]) == 2
+    assert match in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "actions", "match"),
+    [
+        ("Pendulum-v1", [], "it holds no episode"),
+        ("Pendulum-v1", [3, 0], "episode 1 has no step"),
+        ("Pendulum-v1", [3, -2.0], r"episode 1 holds an action of 2: actions are kept in \[−1, 1\]"),
+        ("CartPole-v1", [3, 2.0], "episode 1 holds an action that is none of the choices 0 to 1"),
+        ("CartPole-v1", [3, 0.5], "none of the choices"),
+    ],
+)
+def test_demonstrations_that_cannot_be_used(name, actions, match, tmp_path, capsys):
+    """An episode of so many steps, or of two steps with that action."""
+    width = 3 if name.startswith("Pendulum") else 4
+    made = []
+    for a in actions:
+        n, action = (2, a) if isinstance(a, float) else (a, 0.0)
+        z = torch.zeros(n)
+        made.append(Episode(torch.zeros(n + 1, width), torch.full((n, 1), action), z, z, z))
+    path = tmp_path / "demos.safetensors"
+    if made:
+        save_episodes(path, made)
+    else:
+        empty = {name: torch.zeros(0) for name in ("reward", "terminated", "truncated")}
+        wide = {"observation": torch.zeros(0, 3), "action": torch.zeros(0, 1)}
+        save_file({"length": torch.zeros(0, dtype=torch.int64), **wide, **empty}, path)
+    assert main(["train", "bc", "--task", f"gym/{name}", "--demos", str(path), "--out", str(tmp_path / "run")]) == 2
+    assert re.search(match, capsys.readouterr().err) and not (tmp_path / "run").exists()
+
+
+def test_a_test_bed_without_pictures_is_not_filmed(tmp_path):
+    p = control.plan("sac", control.ControlSettings("wall"), {"hidden": (8,)})
+    with pytest.raises(InputError, match="wall draws no pictures"):
+        film(control.learner_for(p), p.task, tmp_path / "film.gif", 0)
+
+
+def test_choices_count_from_zero_wherever_the_environment_begins():
+    class Signed(gymnasium.Env):
+        observation_space, action_space = Box(-1, 1, (1,), np.float32), Discrete(3, start=-1)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            return np.array([action], np.float32), float(action), False, False, {}
+
+    gymnasium.register("Signed-v0", entry_point=Signed)
+    try:
+        task = load_environment("gym/Signed-v0")
+        assert task.space.actions == 3 and task.space.discrete
+        envs = Environments(task.vector(3), 0)
+        assert envs.step(torch.tensor([[0.0], [1.0], [2.0]])).reward.tolist() == [-1, 0, 1]
+    finally:
+        del gymnasium.registry["Signed-v0"]
 
 
 def test_compare_judges_controllers(tmp_path, capsys):

@@ -25,7 +25,6 @@ from anypolicy.loops.control import (
     averages,
     load_modules,
     transitions,
-    warm_up,
     weights_of,
 )
 from anypolicy.progress import counting
@@ -63,28 +62,38 @@ class ApartRun:
 
 
 def act(written: str, address: tuple[str, int], pace: Pace) -> None:
-    """The actor's process, until it is ended."""
+    """The actor's process, until it is ended or its environment fails."""
+    try:
+        act_on(written, address, pace)
+    except InputError as error:
+        raise SystemExit(f"actor: {error}") from error
+
+
+def act_on(written: str, address: tuple[str, int], pace: Pace) -> None:
+    """Act for ever."""
     p = plan_from(json.loads(written))
     world, end = World(p), ActorEnd(address, p.written())
     assert isinstance(world.loop, OffPolicyLoop)
     loop, steps, pause = world.loop, 0, threading.Event()
     windows = NStep(loop.recipe.n_step, loop.recipe.discount, len(world.environments))
+    while not end.wait_for_weights(60.0):
+        continue
     while True:
         if (weights := end.weights()) is not None:
             load_modules(world.learner, weights)
         rng, seen = generator(p.settings.seed, "act", steps), loop.observe(world.environments.current)
-        blind = steps < loop.warmup or end.version < 0
-        acted = warm_up(loop.space, len(seen), rng) if blind else world.learner.act(seen, rng, explore=True)
+        acted = loop.warm(seen, rng) if steps < loop.warmup else world.learner.act(seen, rng, explore=True)
         stepped = world.environments.step(acted.executed)
         made = transitions(stepped, acted.stored, loop.observe, loop.recipe.discount)
         real = stepped.real.nonzero().squeeze(1)
         if (ready := windows.add(made.select(real), real)) is not None:
             end.insert(ready)
-        steps += len(world.environments)
-        if steps % pace.send_every < len(world.environments):
+        before, took = steps, int(stepped.took.sum())
+        steps += took
+        if steps // pace.send_every > before // pace.send_every:
             end.update()
         if pace.hertz is not None:
-            pause.wait(len(world.environments) / pace.hertz)
+            pause.wait(took / pace.hertz)
 
 
 def train_apart(
@@ -126,7 +135,7 @@ def run_apart(
                 tick(f"iteration {i}  return {found['eval/return']:.1f}")
                 return found
 
-            return learn(p, world, end, iterations, pace, patience, looked_at)
+            return learn(p, world, end, iterations, pace, patience, looked_at, process.is_alive)
     finally:
         end.close()
         process.terminate()
@@ -136,9 +145,9 @@ def run_apart(
 
 def learn(
     p: ControlPlan, world: World, end: LearnerEnd, iterations: int, pace: Pace, patience: float,
-    looked_at: Callable[[int], dict[str, float]],
+    looked_at: Callable[[int], dict[str, float]], acting: Callable[[], bool],
 ) -> ApartRun:  # fmt: skip
-    """The learner's process; `looked_at` evaluates."""
+    """The learner's process; `looked_at` evaluates, `acting` says whether the actor still lives."""
     recipe, loop, logs = p.recipe, world.loop, defaultdict[str, list[float]](list)
     assert isinstance(recipe, OffPolicyRecipe) and isinstance(loop, OffPolicyLoop)
     versions, steps, evaluation = list[int](), 0, dict[str, float]()
@@ -147,7 +156,7 @@ def learn(
         nonlocal steps
         for rows in end.received():
             loop.replay.add(rows)
-            steps += len(rows)
+            steps += len(rows) * recipe.chunk
             versions.extend(end.acting.values())
 
     end.publish(0, weights_of(world.learner))
@@ -155,10 +164,17 @@ def learn(
         before = steps
         end.wait(patience)
         store()
+        if steps == before and not acting():
+            raise InputError(
+                "task", p.settings.task, "the actor has ended before it sent anything: see its error above"
+            )
         if steps == before:
             raise InputError("task", p.settings.task, f"no transition came from the actor in {patience:.0f} s")
     for i in range(1, iterations + 1):
         store()
+        if not acting():
+            looked_at(i)
+            raise InputError("task", p.settings.task, f"the actor ended before iteration {i}: see its error above")
         rng = generator(p.settings.seed, "update", i)
         batches = mixed(loop.replay, loop.offline, recipe.updates, recipe.batch, recipe.offline_share, rng)
         for name, value in world.learner.update(batches, rng).items():

@@ -16,9 +16,9 @@ from torch import Tensor
 from anypolicy import catalogue
 from anypolicy.compose import build
 from anypolicy.data.demonstrations import Episode, save_episodes
-from anypolicy.data.replay import Replay, join
+from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
-from anypolicy.engines.environments import Environments
+from anypolicy.engines.environments import EnvironmentFailed, Environments, Stepped
 from anypolicy.errors import InputError, check_names, check_numbers
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves
@@ -29,10 +29,12 @@ from anypolicy.loops.control import (
     OfflineRecipe,
     OffPolicyLoop,
     OffPolicyRecipe,
+    OnPolicyLoop,
     OnPolicyRecipe,
     Recipe,
     evaluate,
     load_modules,
+    parts_of,
     weights_of,
 )
 from anypolicy.loops.seeds import SeedsLoop
@@ -43,6 +45,7 @@ from anypolicy.runs.files import disk_errors
 from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.trackers import check_trackers
+from anypolicy.tasks.chunks import in_chunks
 from anypolicy.tasks.demonstrations import export_minari, load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
 
@@ -139,7 +142,7 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
                   natural=("seed", "eval_every", "checkpoint_every"))  # fmt: skip
     check_trackers(settings.trackers)
     recipe: Recipe = build(catalogue.get(method, "controller"), given)
-    task = load_environment(settings.task)
+    task = task_of(recipe, settings.task)
     if settings.demos is not None and isinstance(recipe, OffPolicyRecipe):
         recipe = recipe.alone or recipe
     if settings.envs is not None:
@@ -160,6 +163,14 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
     return ControlPlan(method, given, s, recipe, task)
 
 
+def task_of(recipe: Recipe, name: str) -> EnvironmentTask:
+    """The environment as the recipe acts in it: with chunks of actions where it decides several at once."""
+    chunk, n = getattr(recipe, "chunk", 1), getattr(recipe, "n_step", 1)
+    if chunk > 1 and n > 1:
+        raise InputError("n_step", n, f"returns over several steps are not joined across chunks of {chunk}: use 1")
+    return in_chunks(load_environment(name), chunk, recipe.discount)
+
+
 class World:
     """Environments, learner and loop of a plan."""
 
@@ -173,7 +184,7 @@ class World:
         self.learner = learner_for(p)
         if hasattr(self.learner, "budget"):
             self.learner.budget(p.steps)  # type: ignore[attr-defined]
-        self.demos = None if s.demos is None else load_demonstrations(s.demos, p.task)
+        self.demos = None if s.demos is None else load_demonstrations(s.demos, p.task.one_by_one())
         self.loop = loop_of(p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon)
 
     def begin(self, *, fresh: bool = True) -> None:
@@ -209,13 +220,14 @@ def evaluated(
 
 
 def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor], Tensor] | None = None) -> Replay:
-    """Demonstrations in transitions over as many steps as the learner's own, or what the recipe makes of them; pixels
-    are bytes unless something else is observed."""
+    """Demonstrations in transitions over as many steps as the learner's own, in chunks as long, or what the recipe
+    makes of them; pixels are bytes unless something else is observed."""
     made: list[Transitions] = []
     changed: Callable[[Transitions], Transitions] = getattr(p.recipe, "episode", None) or (lambda t: t)
     for e in episodes:
         t = replace(e, observation=observe(e.observation) if observe else e.observation).transitions(p.recipe.discount)
-        made.append(changed(join(t, getattr(p.recipe, "n_step", 1), p.recipe.discount)))
+        chunk, n = getattr(p.recipe, "chunk", 1), getattr(p.recipe, "n_step", 1)
+        made.append(changed(chunked(t, chunk, p.recipe.discount) if chunk > 1 else join(t, n, p.recipe.discount)))
     if not sum(map(len, made)):
         raise InputError("demos", p.settings.demos, f"{p.method} can use no transition of it: record longer episodes")
     width, pixels = made[0].observation.shape[1], 0 if observe else p.task.space.pixels
@@ -275,33 +287,38 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -
 
 
 def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> ControlRun:
-    """The run itself; what was learnt is saved also when an environment fails in the middle."""
+    """The run itself; what was learnt, and the replay, are saved also when an environment fails in the middle."""
     s, began, loop = p.settings, time.monotonic(), world.loop
     first = restore(p, run, world)
     world.begin(fresh=first == 0)
 
-    def save(step: int) -> None:
-        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": p.comparable()})
+    def save(step: int, why: str | None = None) -> None:
+        state = {"loop": loop.state(), "recipe": p.comparable()}
+        save_checkpoint(run.path, step, loop.tensors(), state if why is None else state | {"failed": why})
+
+    def keep(step: int, error: EnvironmentFailed) -> InputError:
+        last, replay = latest_checkpoint(run.path), not isinstance(loop, OnPolicyLoop)
+        if replay and step > (0 if last is None else int(last.name)):
+            run.sync()
+            save(step, str(error))
+            last = latest_checkpoint(run.path)
+        where = f"the checkpoint of step {int(last.name)}" if last else "the beginning"
+        told = f"{error} (near step {loop.steps}); `anypolicy resume` goes on from {where}"
+        return InputError("task", s.task, told)
 
     def held_out(step: int) -> dict[str, Any]:
-        log, returns = world.evaluate(step)
+        try:
+            log, returns = world.evaluate(step)
+        except EnvironmentFailed as error:
+            raise keep(step, error) from error
         run.write_samples(f"step-{step:06d}", [{"return": r} for r in returns])
         return log
 
     def learn(steps: int) -> dict[str, float]:
         try:
             return loop.run(steps)
-        except InputError:
-            raise
-        except Exception as error:
-            if type(error).__module__.startswith("torch"):
-                raise
-            told = f"{type(error).__name__}: {error}"
-            last = latest_checkpoint(run.path)
-            where = f"the checkpoint of step {int(last.name)}" if last else "the beginning"
-            raise InputError(
-                "task", s.task, f"it raised {told} near step {loop.steps}; `anypolicy resume` goes on from {where}"
-            ) from error
+        except EnvironmentFailed as error:
+            raise keep(loop.steps, error) from error
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
@@ -328,7 +345,8 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
     exact = world.loop.restore(saved.state["loop"], saved.tensors)
     run.truncate_to(saved.step)
     if not exact:
-        why = "this environment's state cannot be saved: its episodes began anew"
+        failed = saved.state.get("failed")
+        why = f"{failed or 'the state of this environment cannot be saved'}: its episodes began anew"
         run.append({"step": saved.step, "event": "restarted", "why": why})
     if run.recipe() != p.written():
         run.rewrite_recipe(p.written())
@@ -358,9 +376,10 @@ def record(path: str | Path, *, episodes: int, out: str, explore: bool = False) 
         raise InputError("out", out, "name a .safetensors file, or minari:NAME")
     with RunDirectory.open(path, lock=False) as run:
         p, learner = trained(run)
-        task, seed = p.task, p.settings.seed
+        task, seed = p.task.one_by_one(), p.settings.seed
         environments = Environments(task.vector(1), number(seed, "recording") % 2**31)
-        made = [recorded(learner, environments, generator(seed, "recording", i), explore) for i in range(episodes)]
+        rngs = [generator(seed, "recording", i) for i in range(episodes)]
+        made = [recorded(learner, task, environments, rng, explore) for rng in rngs]
         environments.close()
     if out.startswith("minari:"):
         export_minari(out.removeprefix("minari:"), made, task)
@@ -370,15 +389,20 @@ def record(path: str | Path, *, episodes: int, out: str, explore: bool = False) 
     return sum(len(e.reward) for e in made)
 
 
-def recorded(learner: Learner, environments: Environments, rng: torch.Generator, explore: bool) -> Episode:
-    """One episode from where the environment has just begun anew."""
+def recorded(
+    learner: Learner, task: EnvironmentTask, environments: Environments, rng: torch.Generator, explore: bool
+) -> Episode:  # fmt: skip
+    """One episode, action by action, from where the environment has just begun anew."""
     observe = getattr(learner, "observe", lambda x: x)
-    seen, acted, steps = [environments.current[0]], [], []
-    while not steps or not (steps[-1].terminated[0] or steps[-1].truncated[0]):
-        action = learner.act(observe(environments.current), rng, explore=explore).executed
-        steps.append(environments.step(action))
-        acted.append(action[0])
-        seen.append(steps[-1].next_observation[0])
+    seen, acted, steps, over = [environments.current[0]], list[Tensor](), list[Stepped](), False
+    while not over:
+        for action in parts_of(learner.act(observe(environments.current), rng, explore=explore), task):
+            steps.append(environments.step(action))
+            acted.append(action[0] if task.space.discrete else action[0].clamp(-1, 1))
+            seen.append(steps[-1].next_observation[0])
+            over = bool(steps[-1].terminated[0] or steps[-1].truncated[0])
+            if over:
+                break
     flags = (torch.cat([getattr(s, name) for s in steps]) for name in ("reward", "terminated", "truncated"))
     return Episode(torch.stack(seen), torch.stack(acted), *flags)
 
@@ -460,7 +484,8 @@ def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
     if not path.is_file():
         raise InputError("policy", str(folder), "it holds no controller: give the policy/ folder of a control run")
     config = json.loads((folder / "config.json").read_text())
-    task = load_environment(config["task"])
-    learner = learner_of(build(catalogue.get(config["method"], "controller"), config["knobs"]), task.space, 0)
+    recipe: Recipe = build(catalogue.get(config["method"], "controller"), config["knobs"])
+    task = task_of(recipe, config["task"])
+    learner = learner_of(recipe, task.space, 0)
     load_modules(learner, load_file(path))
     return learner, task

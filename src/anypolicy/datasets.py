@@ -99,7 +99,7 @@ def five(p: ControlPlan, s: DatasetSettings, *, quiet: bool) -> Datasets:
     world = World(p)
     if not isinstance(p.recipe, OffPolicyRecipe) or not isinstance(world.loop, OffPolicyLoop):
         raise InputError("method", p.method, "the behaviour policy must learn by acting, from a replay")
-    if p.recipe.n_step != 1 or p.recipe.environments != 1 or hasattr(world.learner, "observe"):
+    if not p.recipe.n_step == p.recipe.chunk == p.recipe.environments == 1 or hasattr(world.learner, "observe"):
         raise InputError("method", p.method, "its replay must hold single steps of one environment, as observed")
     space = p.task.space
 

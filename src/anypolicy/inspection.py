@@ -187,7 +187,8 @@ def replay_of(path: Path) -> list[Episode]:
     if "replay" not in saved:
         raise InputError("data", str(path), "this run has no replay in a checkpoint")
     r, learner = p.recipe, learner_for(p)
-    if not isinstance(r, OffPolicyRecipe) or r.n_step != 1 or r.environments != 1 or hasattr(learner, "observe"):
+    single = isinstance(r, OffPolicyRecipe) and r.n_step == r.chunk == r.environments == 1
+    if not isinstance(r, OffPolicyRecipe) or not single or hasattr(learner, "observe"):
         raise InputError("data", str(path), "its replay must hold single steps of one environment, as observed")
     space, rows = p.task.space, len(saved["replay"]["rows"])
     replay = Replay(max(r.capacity, rows), space.observations, space.action_width, space.pixels)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from anypolicy.data.demonstrations import Episode, load_episodes, save_episodes
 from anypolicy.data.replay import NStep, Replay, mixed
@@ -123,6 +124,30 @@ def test_episodes_are_kept_in_a_file(tmp_path):
     t = made[0].transitions(0.9)
     assert t.truncated.tolist() == [0, 0, 0, 1]
     assert torch.equal(t.next_observation[:-1], t.observation[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"length": torch.tensor([2, 9])}, r"observation has the shape \(5, 3\), its lengths need \(13, n\)"),
+        ({"action": torch.zeros(4)}, r"action has the shape \(4,\), its lengths need \(4, n\)"),
+        ({"reward": torch.zeros(3)}, r"reward has the shape \(3,\), its lengths need \(4,\)"),
+        ({"truncated": None}, "it lacks truncated"),
+    ],
+)
+def test_files_that_hold_no_episodes(change, match, tmp_path):
+    zeros = {name: torch.zeros(4) for name in ("reward", "terminated", "truncated")}
+    good = {"length": torch.tensor([4]), "observation": torch.zeros(5, 3), "action": torch.zeros(4, 1), **zeros}
+    path = tmp_path / "demos.safetensors"
+    save_file(good, path)
+    assert len(load_episodes(path)) == 1
+    save_file({k: v for k, v in (good | change).items() if v is not None}, path)
+    with pytest.raises(InputError, match=match):
+        load_episodes(path)
+    for content in (b"", b"hello"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"no whole .safetensors file"):
+            load_episodes(path)
 
 
 def pictured(n: int, pixels: int = 5, numbers: int = 2, seed: int = 0) -> Transitions:

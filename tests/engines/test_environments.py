@@ -7,7 +7,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from anypolicy.engines.environments import Environments
+from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.engines.snapshots import put_back, snapshot
 from anypolicy.errors import InputError
 from anypolicy.tasks.environments import load_environment
@@ -69,13 +69,22 @@ def test_an_environment_that_does_not_reset_is_refused():
         Environments(vector(AutoresetMode.DISABLED), 0)
 
 
-@pytest.mark.parametrize(
-    ("broken", "match"), [("nan", "finite"), ("reward", "one finite number")]
-)  # a wrong shape fails inside Gymnasium's own vector environment
+@pytest.mark.parametrize(("broken", "match"), [("nan", "finite"), ("reward", "one finite number"), ("shape", "shape")])
 def test_what_an_environment_must_not_give(broken, match):
     envs = Environments(vector(AutoresetMode.SAME_STEP, broken=broken), 0)
     with pytest.raises(InputError, match=match):
         envs.step(torch.zeros(2, 1))
+
+
+def test_a_policy_that_has_diverged_is_told_apart_from_an_environment_that_fails():
+    envs = Environments(vector(AutoresetMode.SAME_STEP), 0)
+    with pytest.raises(InputError, match="the policy has diverged"):
+        envs.step(torch.tensor([[0.0], [float("nan")]]))
+    assert not envs.failed
+    envs = Environments(vector(AutoresetMode.SAME_STEP, broken="shape"), 0)
+    with pytest.raises(EnvironmentFailed, match="ValueError"):
+        envs.step(torch.zeros(2, 1))
+    assert envs.failed and envs.state() is None
 
 
 def test_actions_are_scaled_to_the_box_and_clipped():

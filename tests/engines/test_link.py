@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from anypolicy.apart import Pace, act, train_apart
+from anypolicy.apart import Pace, act, learn, train_apart
 from anypolicy.cli import main
 from anypolicy.control import ControlSettings, World, plan
 from anypolicy.data.transitions import Transitions
@@ -188,3 +188,30 @@ def test_what_cannot_stand_apart_is_refused():
         train_apart("serl", task="wall", iterations=0)
     with pytest.raises(InputError, match="hertz"):
         Pace(hertz=0.0)
+
+
+@pytest.mark.parametrize(("sent", "match"), [(0, "before it sent anything"), (50, "before iteration 1")])
+def test_an_actor_that_has_ended_ends_the_run_with_what_was_learnt(sent, match):
+    p = plan("serl", ControlSettings("wall", trackers=()), KNOBS)
+    world, end, looked = World(p), LearnerEnd(p.written()), []
+    width, actions, z = world.loop.replay.observations, world.loop.replay.actions, torch.zeros(sent)
+    if sent:
+        seen = torch.zeros(sent, width)
+        end.waiting.append(Transitions(seen, torch.zeros(sent, actions), z, seen, z, z, z + 0.9))
+    try:
+        with pytest.raises(InputError, match=match):
+            learn(p, world, end, 100, Pace(), 0.1, lambda i: looked.append(i) or {}, lambda: False)
+    finally:
+        end.close()
+        world.environments.close()
+    assert looked == ([1] if sent else [])
+
+
+def test_what_ends_an_actor_is_one_line():
+    p = plan("serl", ControlSettings("wall", trackers=()), KNOBS)
+    end = LearnerEnd(p.written() | {"seed": 5})
+    try:
+        with pytest.raises(SystemExit, match=r"actor: config.*other settings"):
+            act(json.dumps(p.written()), end.address, Pace())
+    finally:
+        end.close()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from anypolicy import control
 from anypolicy.cli import main
 from anypolicy.control import ControlSettings, plan, resume, train_controller
 from anypolicy.data.transitions import Transitions
@@ -22,7 +23,10 @@ from anypolicy.policies.frozen import Cloned
 from anypolicy.policies.generative import MeanPolicy, generative
 from anypolicy.policies.mlp import MLP, q_values
 from anypolicy.policies.steered import Steered
-from anypolicy.tasks.environments import Space
+from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
+from anypolicy.tasks.chunks import Chunks
+from anypolicy.tasks.demonstrations import load_demonstrations
+from anypolicy.tasks.environments import Space, load_environment
 
 SPACE = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SMALL = {"hidden": (16, 16), "base_hidden": (16, 16), "denoising_steps": 4}
@@ -356,3 +360,87 @@ def test_rewards_of_a_chunk(f64):
     assert float(n_step(reward, zero, zero, 4, 1.0)[0][0]) == 2
     total, last, power = n_step(reward, f64(0.0, 0.0, 1.0, 0.0), zero, 4, 0.99)
     assert float(total[0]) == pytest.approx(0.9801) and int(last[0]) == 2 and float(power[0]) == pytest.approx(0.99**3)
+
+
+CHUNKED = SMALL | {"base_updates": 10, "updates": 2, "batch": 16, "warmup": 12, "chunk": 4}
+QUIET = {"task": "reacher-sparse:max_steps=10", "demos": "scripted:episodes=2", "trackers": (), "eval_episodes": 2,
+         "quiet": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("slug", ["dsrl", "dsrl-sac"])
+def test_a_chunk_of_one_is_a_single_action_to_the_bit(slug, tmp_path, monkeypatch):
+    knobs = CHUNKED | {"chunk": 1}
+    plain = train_controller(slug, knobs=knobs, steps=30, out=tmp_path / "plain", **QUIET)
+
+    def wrapped(task, chunk, discount):
+        return replace(task, make=lambda render_mode=None: Chunks(task.make(render_mode=render_mode), chunk, discount))
+
+    monkeypatch.setattr(control, "in_chunks", wrapped)
+    again = train_controller(slug, knobs=knobs, steps=30, out=tmp_path / "wrapped", **QUIET)
+    assert plain.rows == again.rows
+    for name, value in tensors_of(plain.learner).items():
+        assert torch.equal(value, tensors_of(again.learner)[name]), name
+
+
+@pytest.mark.parametrize("slug", ["dsrl", "dsrl-sac"])
+def test_chunks_run_count_real_steps_and_resume_exactly(slug, tmp_path):
+    """Episodes of ten steps are chunks of 4, 4 and 2."""
+    whole = train_controller(slug, knobs=CHUNKED, steps=42, out=tmp_path / "whole", checkpoint_every=21, **QUIET)
+    train_controller(slug, knobs=CHUNKED, steps=21, out=tmp_path / "half", checkpoint_every=21, **QUIET)
+    again = resume(tmp_path / "half", steps=42, quiet=True)
+    for name, value in tensors_of(whole.learner).items():
+        assert torch.equal(value, tensors_of(again.learner)[name]), name
+    saved, other = (load_checkpoint(latest_checkpoint(r.path)) for r in (whole, again))
+    assert saved.state["loop"] == other.state["loop"]
+    assert (saved.state["loop"]["steps"], saved.state["loop"]["beyond"]) == (44, 2)
+    rows = saved.tensors["replay"]["rows"]
+    assert len(rows) == 3 * 4 + 1 and rows.shape[1] == 10 + 8 + 10 + 4
+    assert saved.state["loop"]["updates"] == 2 * (13 - 3)  # none until more than 12 steps are made
+    assert rows[:, -1].tolist() == pytest.approx([0.99**k for k in (4, 4, 2)] * 4 + [0.99**4])
+    assert torch.equal(rows[:, :-1], other.tensors["replay"]["rows"][:, :-1])
+    assert whole.evaluations()[-1]["eval/length"] == 10
+
+
+def test_demonstrations_are_chunks_too():
+    p = plan("dsrl", ControlSettings(**{k: v for k, v in QUIET.items() if k != "quiet"}),
+             CHUNKED | {"offline_share": 0.5})  # fmt: skip
+    world = control.World(p)
+    world.begin()
+    rows = world.loop.offline.all()
+    assert len(rows) == sum(len(e.reward) for e in world.demos) and rows.action.shape[1] == 8
+    first = world.demos[0]
+    assert rows.action[3].tolist() == first.action[3:7].flatten().tolist()
+    assert float(rows.reward[3]) == pytest.approx(sum(0.99**i * float(first.reward[3 + i]) for i in range(4)))
+    assert world.learner.steered.policy.actions == 8
+
+
+def test_targets_of_a_cut_chunk(monkeypatch):
+    it = dsrl.NoiseAliased(base=BASE, hidden=(16, 16), learn_alpha=False, alpha=0.0)(replace(SPACE, actions=4), 0)
+    rows = replace(batch(), action=torch.zeros(32, 4), discount=torch.linspace(0.5, 1, 32))
+    calls, asked = spied(monkeypatch, dsrl, "soft_target"), spied(monkeypatch, dsrl, "q_values")
+    it.step(rows, rng())
+    want = rows.reward + torch.linspace(0.5, 1, 32) * asked[0][2].amin(0)
+    torch.testing.assert_close(calls[0][2], want.detach())
+
+
+def test_a_chunked_base_from_the_command_line(tmp_path, capsys):
+    common = ["--task", "reacher-sparse:max_steps=10", "--trackers", "--eval-episodes", "1", "--quiet"]
+    base = ["train", "bc", *common, "--demos", "scripted:episodes=2", "--steps", "10", "--bc.hidden", "16", "--bc.chunk",
+            "4", "--out", str(tmp_path / "bc")]  # fmt: skip
+    assert main(base) == 0
+    folder, out = str(tmp_path / "bc" / "policy"), tmp_path / "run"
+    run = ["train", "dsrl", *common, "--steps", "20", "--dsrl.base", folder, "--dsrl.warmup", "4", "--dsrl.hidden", "16",
+           "--dsrl.updates", "2", "--out"]  # fmt: skip
+    assert main([*run, str(tmp_path / "other"), "--dsrl.chunk", "2"]) == 2
+    assert "chunk 4" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert main([*run, str(out), "--dsrl.chunk", "4"]) == 0
+    demos = tmp_path / "demos.safetensors"
+    assert main(["record", str(out), "--episodes", "2", "--out", str(demos)]) == 0
+    episodes = load_demonstrations(str(demos), load_environment("reacher-sparse:max_steps=10"))
+    assert [len(e.reward) for e in episodes] == [10, 10] and episodes[0].action.shape[1] == 2
+    assert control.evaluate_run(out, episodes=1, video=tmp_path / "film.gif")["eval/length"] == 10
+    import imageio.v3 as imageio
+
+    assert imageio.imread(tmp_path / "film.gif", index=None).shape[0] == 10
+    learner, task = control.load_controller(out / "policy")
+    assert task.space.actions == 8 and learner.act(torch.zeros(1, 10), rng(), explore=False).executed.shape == (1, 8)

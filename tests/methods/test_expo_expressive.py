@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from anypolicy.cli import main
-from anypolicy.control import ControlSettings, plan, resume, train_controller
+from anypolicy.control import ControlSettings, World, plan, resume, train_controller
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import tensors_of
@@ -298,3 +298,26 @@ def test_the_command_line_and_an_exact_resume(tmp_path):
                "--out", str(tmp_path / "cli"), "--quiet"]  # fmt: skip
     assert main(command) == 0
     assert main(["show", "expo-expressive"]) == 0
+
+
+def test_it_chooses_among_chunks_of_actions():
+    """Samples, edits and entropy target are those of all numbers of a chunk."""
+    given = {
+        "hidden": (8,),
+        "base_hidden": (8,),
+        "ensemble": 2,
+        "samples": 2,
+        "edits": 2,
+        "denoising_steps": 2,
+        "chunk": 3,
+    }
+    p = plan("expo-expressive", ControlSettings("reacher-sparse", demos="scripted:episodes=1"), given)
+    world = World(p)
+    world.begin()
+    action = world.learner.act(world.environments.current, torch.Generator().manual_seed(0), explore=True).executed
+    assert action.shape == (1, 6) and world.loop.offline.actions == 6
+    s = world.environments.step(action)
+    assert s.took.tolist() == [3] and world.environments.counts.tolist() == [3]
+    batch = [world.loop.offline.sample(8, torch.Generator().manual_seed(1))]
+    assert "loss/edit" in world.learner.update(batch, torch.Generator().manual_seed(2))
+    world.environments.close()

@@ -9,6 +9,7 @@ from anypolicy import control
 from anypolicy.data.replay import Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.methods.control import resfit as resfit_file
 from anypolicy.methods.control.resfit import executed, regression, resfit, residual
 from anypolicy.parts.td import n_step
 from anypolicy.policies.frozen import Cloned, Frozen, action_range, fixed_noise, scaled, unscaled
@@ -261,3 +262,19 @@ def test_the_base_may_be_a_finished_run(tmp_path):
     assert all(torch.equal(v, mine[k]) for k, v in given.modules["policy"].state_dict().items())
     with pytest.raises(InputError, match="another space"):
         resfit(base=folder).learner(load_environment("gym/Pendulum-v1").space, 0)
+
+
+def test_ablations_are_settings(monkeypatch):
+    learner, batch = made(layer_norm=False)
+    for with_norm, it in ((False, learner), (True, made()[0])):
+        for net in (it.actor, it.target_actor, it.critics, it.targets):
+            assert bool(len(net.scales)) == with_norm
+    learner.update([batch] * 4, generator())
+    quiet, loud = made(target_noise=False)[0], made()[0]
+    logs = [x.update_critics(batch, generator(k))["loss/critic"] for x in (quiet, loud) for k in (0, 1)]
+    assert quiet.settings.noise > 0 and len(set(logs[2:])) == 2
+    seen = []
+    monkeypatch.setattr(resfit_file, "residual", lambda pre, scale, noise=0.0, clip=None: seen.append(noise) or pre)
+    quiet.update_critics(batch, generator())
+    loud.update_critics(batch, generator())
+    assert not seen[0].any() and seen[1].any()

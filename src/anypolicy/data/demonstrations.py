@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,12 +74,21 @@ def save_episodes(path: str | Path, episodes: list[Episode]) -> None:
 
 def load_episodes(path: str | Path) -> list[Episode]:
     """The inverse of `save_episodes`."""
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError("demos", str(path), f"it is no whole .safetensors file ({error})") from error
     missing = [n for n in (*FIELDS, "length") if n not in tensors]
     if missing:
         raise InputError("demos", str(path), f"it lacks {', '.join(missing)}: record it with `save_episodes`")
     episodes: list[Episode] = []
-    lengths = tensors["length"].tolist()
+    lengths: list[int] = tensors["length"].tolist()
+    for name in FIELDS:
+        x, rows = tensors[name], sum(lengths) + (len(lengths) if name == "observation" else 0)
+        wide = name in FIELDS[:2]
+        if x.dim() != 1 + wide or len(x) != rows:
+            needed = f"({rows}, n)" if wide else f"({rows},)"
+            raise InputError("demos", str(path), f"{name} has the shape {tuple(x.shape)}, its lengths need {needed}")
     steps, seen = 0, 0
     for n in lengths:
         fields = [tensors[name][steps : steps + n].float() for name in FIELDS[1:]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from jaxtyping import Shaped
@@ -133,6 +133,9 @@ def join(steps: Transitions, n: int, discount: float) -> Transitions:
                        steps.truncated[last], power)  # fmt: skip
 
 
-def state_of(replay: Replay, windows: NStep) -> dict[str, Any]:
-    """What JSON must hold beside the replay's tensors."""
-    return {"waiting": windows.state(), "size": len(replay)}
+def chunked(steps: Transitions, chunk: int, discount: float) -> Transitions:
+    """The consecutive one-step transitions of one episode as chunks of actions, one from every step on: n-step
+    transitions whose action is that of `chunk` steps side by side. Where the episode ends inside a chunk its last
+    action stands in the places that were not executed."""
+    places = (torch.arange(len(steps))[:, None] + torch.arange(chunk)).clamp(max=len(steps) - 1)
+    return replace(join(steps, chunk, discount), action=steps.action[places].flatten(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +17,15 @@ from anypolicy.engines.snapshots import put_back, snapshot
 from anypolicy.errors import InputError
 
 
+class EnvironmentFailed(InputError):
+    """An environment raised an exception or gave what it must not; it cannot be relied on any more."""
+
+
 @dataclass(frozen=True)
 class Stepped:
     """One step of every environment. `next_observation` is what followed the action, also at an end; rows that are not
-    `real` only started a new episode (next-step auto-reset) and are no transitions."""
+    `real` only started a new episode (next-step auto-reset) and are no transitions. `took` is 1, or the steps of a
+    chunk of actions, whose reward is discounted inside it."""
 
     observation: Float[Tensor, "environments n"]
     reward: Float[Tensor, " environments"]
@@ -27,6 +33,7 @@ class Stepped:
     terminated: Float[Tensor, " environments"]
     truncated: Float[Tensor, " environments"]
     real: Bool[Tensor, " environments"]
+    took: Float[Tensor, " environments"]
 
 
 @dataclass
@@ -61,11 +68,28 @@ class Environments:
         self.started = np.zeros(vector.num_envs, np.bool_)
         self.totals, self.counts = np.zeros(vector.num_envs), np.zeros(vector.num_envs, np.int64)
         self.won, self.told = np.zeros(vector.num_envs), False
-        self.ended = Episodes()
-        self.current = self.seen(vector.reset(seed=seed)[0])
+        self.ended, self.failed = Episodes(), False
+        self.current = self.seen(self.asked(lambda: vector.reset(seed=seed))[0])
 
     def __len__(self) -> int:
         return self.vector.num_envs
+
+    def asked(self, what: Callable[[], Any]) -> Any:
+        """What the environments answer."""
+        try:
+            return what()
+        except Exception as error:
+            raise self.fault("environment", f"{type(error).__name__}: {error}", "it must not raise") from error
+
+    def fault(self, field: str, value: object, allowed: str) -> EnvironmentFailed:
+        """The error to raise; from then on these environments count as failed."""
+        self.failed = True
+        return EnvironmentFailed(field, value, allowed)
+
+    def finite(self, observation: Tensor | np.ndarray) -> None:
+        """Refuses observations that are no numbers."""
+        if not bool(np.isfinite(np.asarray(observation)).all()):
+            raise self.fault("observation", "NaN or infinite", "the environment must give finite numbers")
 
     def seen(self, observation: Any) -> Float[Tensor, "environments n"]:
         """Observations as float32; anything else than the promised shape is an error."""
@@ -73,11 +97,10 @@ class Environments:
         try:
             x = np.asarray(observation, np.float32)
         except (TypeError, ValueError) as error:
-            raise InputError("observation", type(observation).__name__, "it must be numbers of one shape") from error
+            raise self.fault("observation", type(observation).__name__, "it must be numbers of one shape") from error
         if x.shape != (len(self), *(space.shape or ())):
-            raise InputError("observation", x.shape, f"the environment promised {space.shape} for each of {len(self)}")
-        if not np.isfinite(x).all():
-            raise InputError("observation", "NaN or infinite", "the environment must give finite numbers")
+            raise self.fault("observation", x.shape, f"the environment promised {space.shape} for each of {len(self)}")
+        self.finite(x)
         return torch.from_numpy(x)
 
     def native(self, action: Float[Tensor, "environments actions"]) -> Any:
@@ -89,11 +112,13 @@ class Environments:
 
     def step(self, action: Float[Tensor, "environments actions"]) -> Stepped:
         """Act in every environment; those that have ended begin anew."""
+        if not action.isfinite().all():
+            raise InputError("action", "NaN or infinite", "the policy has diverged: use a lower learning rate")
         before, starting = self.current, self.started.copy()
-        shown, reward, terminated, truncated, info = self.vector.step(self.native(action))
+        shown, reward, terminated, truncated, info = self.asked(lambda: self.vector.step(self.native(action)))
         reward = np.asarray(reward, np.float64)
         if reward.shape != (len(self),) or not np.isfinite(reward).all():
-            raise InputError("reward", reward, "the environment must give one finite number a step")
+            raise self.fault("reward", reward, "the environment must give one finite number a step")
         over = np.asarray(terminated) | np.asarray(truncated)
         self.current = self.seen(shown)
         after = self.current
@@ -101,18 +126,21 @@ class Environments:
             after = after.clone()
             for e in np.flatnonzero(over):
                 after[e] = torch.from_numpy(np.asarray(info["final_obs"][e], np.float32))
-            if not after.isfinite().all():
-                raise InputError("observation", "NaN or infinite", "the environment must give finite numbers")
+            self.finite(after)
         real = ~starting
-        self.count(reward, over & real, real, info)
+        took = said(info, "took", np.ones(len(self)), self.same_step)
+        self.count(said(info, "paid", reward, self.same_step), took, over & real, real, info)
         self.started = over & real if not self.same_step else np.zeros_like(over)
         ended, cut = (torch.from_numpy(np.asarray(x, np.float32)) for x in (terminated, truncated))
-        return Stepped(before, torch.from_numpy(reward.astype(np.float32)), after, ended, cut, torch.from_numpy(real))
+        paid, lasted = (torch.from_numpy(x.astype(np.float32)) for x in (reward, took))
+        return Stepped(before, paid, after, ended, cut, torch.from_numpy(real), lasted)
 
-    def count(self, reward: np.ndarray, over: np.ndarray, real: np.ndarray, info: dict[str, Any]) -> None:
+    def count(
+        self, reward: np.ndarray, took: np.ndarray, over: np.ndarray, real: np.ndarray, info: dict[str, Any]
+    ) -> None:  # fmt: skip
         """Keep the books of episodes."""
         self.totals += np.where(real, reward, 0)
-        self.counts += real
+        self.counts += np.where(real, took, 0).astype(np.int64)
         wins = successes(info, len(self), self.same_step)
         if wins is not None:
             self.won = np.where(real, np.maximum(self.won, wins), self.won)
@@ -133,7 +161,7 @@ class Environments:
         if not which.any():
             return
         mask = which.numpy()
-        self.current = self.seen(self.vector.reset(options={"reset_mask": mask})[0])
+        self.current = self.seen(self.asked(lambda: self.vector.reset(options={"reset_mask": mask}))[0])
         self.started = self.started & ~mask
         if ended:
             self.book(mask)
@@ -145,7 +173,10 @@ class Environments:
         return ended
 
     def state(self) -> dict[str, Any] | None:
-        """Everything that decides what comes next, as plain values; None where an environment does not let us."""
+        """Everything that decides what comes next, as plain values; None where an environment does not let us, or has
+        failed."""
+        if self.failed:
+            return None
         copies = getattr(self.vector, "envs", None)
         saved = [snapshot(e) for e in copies] if copies is not None else [None]
         if any(s is None for s in saved):
@@ -171,10 +202,23 @@ class Environments:
 def successes(info: dict[str, Any], n: int, same_step: bool) -> np.ndarray | None:
     """Which environments say in this step that the goal is reached, if they say so at all."""
     out: np.ndarray | None = None
-    places = [info, info.get("final_info", {})] if same_step else [info]
-    for place in places:
+    for place in places(info, same_step):
         for name in ("is_success", "success"):
             if name in place:
                 told = np.asarray(place[name], np.float64).reshape(-1)
                 out = told if out is None else np.where(place.get(f"_{name}", np.ones(n, np.bool_)), told, out)
     return out
+
+
+def places(info: dict[str, Any], same_step: bool) -> list[dict[str, Any]]:
+    """Where a vector environment keeps what its environments say: those that ended and began anew apart."""
+    return [info, info.get("final_info", {})] if same_step else [info]
+
+
+def said(info: dict[str, Any], name: str, otherwise: np.ndarray, same_step: bool) -> np.ndarray:
+    """A number that environments say of this step under `name`; `otherwise` for those that do not."""
+    for place in places(info, same_step):
+        if name in place:
+            told = np.asarray(place[name], np.float64).reshape(-1)
+            otherwise = np.where(place.get(f"_{name}", np.ones(len(otherwise), np.bool_)), told, otherwise)
+    return otherwise

@@ -10,7 +10,7 @@ import numpy as np
 
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Learner
+from anypolicy.loops.control import Learner, parts_of
 from anypolicy.runs.files import disk_errors
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.environments import EnvironmentTask
@@ -20,7 +20,7 @@ LONGEST = 5000
 
 
 def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
-    """Write the first episode as .mp4 or .gif; the number of frames."""
+    """Write the first episode as .mp4 or .gif, every step of it a frame; the number of frames."""
     if path.suffix not in (".mp4", ".gif"):
         raise InputError("video", str(path), "name a .mp4 or .gif file")
     for module in ("imageio", "imageio_ffmpeg") if path.suffix == ".mp4" else ("imageio",):
@@ -31,18 +31,25 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
 
     os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        vector = SyncVectorEnv([lambda: task.make(render_mode="rgb_array")], autoreset_mode=AutoresetMode.SAME_STEP)
+        make = task.one_by_one().make
+        vector = SyncVectorEnv([lambda: make(render_mode="rgb_array")], autoreset_mode=AutoresetMode.SAME_STEP)
     except Exception as error:
         raise InputError("video", str(path), f"{task.name} cannot be filmed here: {error}") from error
     frames: list[np.ndarray] = []
     try:
         environments = Environments(vector, seed)
-        rng, observe = generator(seed, "film"), getattr(learner, "observe", lambda x: x)
-        while not environments.take().returns and len(frames) < LONGEST:
-            frames.append(np.asarray(vector.envs[0].render()))
-            environments.step(learner.act(observe(environments.current), rng, explore=False).executed)
+        rng, observe, over = generator(seed, "film"), getattr(learner, "observe", lambda x: x), False
+        while not over and len(frames) < LONGEST:
+            for action in parts_of(learner.act(observe(environments.current), rng, explore=False), task):
+                frames.append(np.asarray(vector.envs[0].render()))
+                environments.step(action)
+                over = bool(environments.take().returns)
+                if over:
+                    break
     except InputError:
         raise
+    except NotImplementedError as error:
+        raise InputError("video", str(path), f"{task.name} draws no pictures: it cannot be filmed") from error
     except Exception as error:
         raise InputError(
             "video", str(path), f"no renderer works here ({error}): set MUJOCO_GL=osmesa or egl"

@@ -26,7 +26,7 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments, Stepped
 from anypolicy.errors import InputError
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.environments import Space
+from anypolicy.tasks.environments import EnvironmentTask, Space
 
 
 class Acted(NamedTuple):
@@ -63,7 +63,8 @@ class Learner(Trained, Protocol):
 class OffPolicyRecipe:
     """`learner(space, seed)` makes the learner; then how it is fed: `updates` batches for every environment step, of
     which `offline_share` comes from demonstrations; the first `warmup` steps act at random (None: ten episodes, at most
-    5,000 steps). `alone` is how it learns where demonstrations are given, if it then learns from them alone."""
+    5,000 steps). `alone` is how it learns where demonstrations are given, if it then learns from them alone. An action
+    of the learner is a `chunk` of the environment's; updates then belong to chunks."""
 
     learner: Callable[[Space, int], Learner]
     discount: float = 0.99
@@ -76,6 +77,7 @@ class OffPolicyRecipe:
     environments: int = 1
     needs_offline: bool = False
     alone: OfflineRecipe | None = None
+    chunk: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class OnPolicyRecipe:
 @dataclass(frozen=True)
 class OfflineRecipe:
     """`learner(space, seed)` makes the learner; every step is one batch of the demonstrations. Environments are for
-    evaluation only. `episode` is what becomes of the transitions of each episode before they are batched."""
+    evaluation only. `episode` is what becomes of the transitions of each episode before they are batched; an action of
+    the learner is a `chunk` of the environment's."""
 
     learner: Callable[[Space, int], Learner]
     discount: float = 0.99
@@ -103,6 +106,7 @@ class OfflineRecipe:
     environments: int = 1
     needs_offline: bool = True
     episode: Callable[[Transitions], Transitions] | None = None
+    chunk: int = 1
 
 
 Recipe = OffPolicyRecipe | OnPolicyRecipe | OfflineRecipe
@@ -131,13 +135,16 @@ class OffPolicyLoop:
         self.replay = Replay(recipe.capacity, width, space.action_width, pixels_of(learner, space))
         self.windows = NStep(recipe.n_step, recipe.discount, len(environments))
         self.offline: Replay | None = None
-        self.warmup, self.steps, self.updates = warmup_of(recipe, horizon), 0, 0
+        self.warmup, self.steps, self.updates, self.beyond = warmup_of(recipe, horizon), 0, 0, 0
 
     def run(self, steps: int) -> dict[str, float]:
-        """At least `steps` environment steps; the means of what was logged."""
-        logs, target = defaultdict[str, list[float]](list), self.steps + steps
+        """At least `steps` environment steps, what chunks went beyond the last call's not made again; the means of what
+        was logged."""
+        logs, target = defaultdict[str, list[float]](list), self.steps + steps - self.beyond
+        self.beyond = 0
         while self.steps < target:
             self.step(logs)
+        self.beyond = self.steps - target if self.recipe.chunk > 1 else 0
         out = averages(logs)
         return out | self.environments.take().means() | {"replay/size": float(len(self.replay)),
                                                          "updates": float(self.updates)}  # fmt: skip
@@ -147,8 +154,9 @@ class OffPolicyLoop:
         rng = generator(self.seed, "act", self.steps)
         seen = self.observe(self.environments.current)
         acted = self.warm(seen, rng) if self.steps < self.warmup else self.learner.act(seen, rng, explore=True)
-        self.store(self.environments.step(acted.executed), acted.stored)
-        begin, self.steps = self.steps, self.steps + len(self.environments)
+        stepped = self.environments.step(acted.executed)
+        self.store(stepped, acted.stored)
+        begin, self.steps = self.steps, self.steps + int(stepped.took.sum())
         if self.steps <= self.warmup or not (len(self.replay) or self.offline):
             return
         rng, count = generator(self.seed, "update", begin), self.recipe.updates * len(self.environments)
@@ -175,14 +183,14 @@ class OffPolicyLoop:
         return {"learner": tensors_of(self.learner), "replay": self.replay.tensors()}
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "updates": self.updates, "waiting": self.windows.state(),
+        return {"steps": self.steps, "updates": self.updates, "beyond": self.beyond, "waiting": self.windows.state(),
                 "environments": self.environments.state()}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
         """Go on from a checkpoint; False if the environments could not be put back and their episodes begin anew."""
         load_tensors(self.learner, tensors["learner"])
         self.replay.restore(tensors["replay"])
-        self.steps, self.updates = state["steps"], state["updates"]
+        self.steps, self.updates, self.beyond = state["steps"], state["updates"], state["beyond"]
         if state["environments"] is None:
             return False
         self.windows.restore(state["waiting"], self.replay.observations, self.replay.actions)
@@ -268,6 +276,11 @@ class OnPolicyLoop:
         return True
 
 
+def parts_of(acted: Acted, task: EnvironmentTask) -> tuple[Tensor, ...]:
+    """What is executed, one action of the environment after the other (one, or those of a chunk)."""
+    return acted.executed.split(task.one_by_one().space.action_width, 1)
+
+
 def warm_up(space: Space, n: int, rng: torch.Generator) -> Acted:
     """n uniform actions."""
     if space.discrete:
@@ -313,9 +326,10 @@ class OfflineLoop:
 
 
 def transitions(s: Stepped, stored: Tensor, observe: Callable[[Tensor], Tensor], discount: float) -> Transitions:
-    """One step of every environment as one-step transitions."""
+    """One step (or chunk) of every environment as transitions: the value after k steps counts γᵏ."""
+    powers = torch.tensor([discount**k for k in s.took.tolist()], dtype=s.reward.dtype)
     return Transitions(observe(s.observation), stored, s.reward, observe(s.next_observation), s.terminated, s.truncated,
-                       torch.full_like(s.reward, discount))  # fmt: skip
+                       powers)  # fmt: skip
 
 
 def stacked(made: list[Transitions]) -> Transitions:

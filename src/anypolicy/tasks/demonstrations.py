@@ -17,24 +17,22 @@ from anypolicy.errors import InputError
 from anypolicy.tasks.environments import UNSEEN, EnvironmentTask, Space
 from anypolicy.tasks.scripted import scripted
 
+ROUNDING = 1e-3
+"""What an action may lie outside its range."""
+
 
 def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes whose shapes are those of the task."""
     kind = Path(spec).suffix if Path(spec).is_file() else spec.partition(":")[0]
     read = {".safetensors": lambda: load_episodes(spec), ".npz": lambda: arrays(spec, task.space),
-            "scripted": lambda: scripted(spec, task.name)}  # fmt: skip
+            "scripted": lambda: scripted(spec, task)}  # fmt: skip
     episodes = read.get(kind, lambda: minari(spec, task.space))()
     if not episodes:
         raise InputError("demos", spec, "it holds no episode")
-    wanted = (task.space.observations, task.space.action_width)
     for i, e in enumerate(episodes):
-        found = (e.observation.shape[1], e.action.shape[1])
-        if found != wanted:
-            raise InputError(
-                "demos", spec, f"episode {i} has {found[0]} observations and {found[1]} actions, the task has {wanted}"
-            )
-        if not all(getattr(e, name).isfinite().all() for name in ("observation", "action", "reward")):
-            raise InputError("demos", spec, f"episode {i} holds a number that is not finite")
+        wrong = fault(e, task.space)
+        if wrong is not None:
+            raise InputError("demos", spec, f"episode {i} {wrong}")
         if task.space.discrete:
             check_choices(e.action, task.space.actions, f"episode {i}, ")
     return episodes
@@ -54,12 +52,26 @@ def arrays(path: str, space: Space) -> list[Episode]:
         value = torch.from_numpy(array).float()
         columns[name] = value.reshape(n, -1) if name in width else value.reshape(n)
     if not space.discrete:
-        columns["action"] = space.unit(columns["action"])
+        columns["action"] = space.unit(columns["action"]).clamp(-1, 1)
     return episodes_of(Transitions(**columns, discount=torch.ones(n)))
 
 
+def fault(e: Episode, space: Space) -> str | None:
+    """What makes an episode unusable in an environment of these sizes, if anything does."""
+    wanted, found = (space.observations, space.action_width), (e.observation.shape[1], e.action.shape[1])
+    if found != wanted:
+        return f"has {found[0]} observations and {found[1]} actions, the task has {wanted}"
+    if not len(e.reward):
+        return "has no step"
+    if not all(getattr(e, name).isfinite().all() for name in ("observation", "action", "reward")):
+        return "holds a number that is not finite"
+    if not space.discrete and float(e.action.abs().max()) > 1 + ROUNDING:
+        return f"holds an action of {float(e.action.abs().max()):g}: actions are kept in [−1, 1], whatever the box"
+    return None
+
+
 def minari(spec: str, space: Space) -> list[Episode]:
-    """Episodes of a Minari data set, actions scaled to [−1, 1]."""
+    """Episodes of a Minari data set, actions scaled to [−1, 1]; what lay beyond the box is what the box made of it."""
     try:
         import minari as library
         from minari import MinariDataset
@@ -107,7 +119,7 @@ def episode(x: Any, space: Space) -> Episode:
     """Minari's record of one episode."""
     action = torch.from_numpy(np.asarray(x.actions)).float().reshape(len(x.rewards), -1)
     if not space.discrete:
-        action = space.unit(action)
+        action = space.unit(action).clamp(-1, 1)
     numbers = [torch.from_numpy(np.asarray(v)).float() for v in (x.rewards, x.terminations, x.truncations)]
     return Episode(flat_observations(x.observations), action, *numbers)
 

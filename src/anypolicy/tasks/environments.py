@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, flatdim, flatten
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import FlattenObservation, TransformObservation, TransformReward
+from gymnasium.wrappers import FlattenObservation, TransformAction, TransformObservation, TransformReward
 from torch import Tensor
 
 from anypolicy.engines.snapshots import layers
@@ -94,6 +94,12 @@ class EnvironmentTask:
     space: Space
     horizon: int | None
     suggested: dict[str, Any] = field(default_factory=dict[str, Any])
+    single: EnvironmentTask | None = None
+    """Where an action is a chunk of several: the same task, one action at a time."""
+
+    def one_by_one(self) -> EnvironmentTask:
+        """The task whose actions are single ones."""
+        return self.single or self
 
     def vector(self, n: int) -> SyncVectorEnv:
         """n copies, stepped together in this process."""
@@ -208,7 +214,11 @@ def plugin(package: str) -> None:
 
 def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """Observations as one vector: pictures and what is seen beside them, a goal environment's observation and desired
-    goal, Minigrid's picture of codes."""
+    goal, Minigrid's picture of codes. Choices count from 0."""
+    acts = env.action_space
+    if isinstance(acts, Discrete) and acts.start:
+        first = int(acts.start)
+        env = TransformAction(env, lambda a: int(a) + first, Discrete(int(acts.n)))
     space = env.observation_space
     parts = space.spaces if isinstance(space, Dict) else {"": space}
     if "mission" not in parts and any(is_picture(s) for s in parts.values()):

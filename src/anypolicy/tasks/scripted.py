@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -13,6 +14,7 @@ import torch
 
 from anypolicy.data.demonstrations import Episode
 from anypolicy.errors import InputError
+from anypolicy.tasks.environments import EnvironmentTask
 from anypolicy.tasks.load import fit, parse
 
 DEMONSTRATORS: dict[str, tuple[str, str]] = {
@@ -23,15 +25,26 @@ DEMONSTRATORS: dict[str, tuple[str, str]] = {
     "tip": ("anypolicy.tasks.tip", "demonstrations"),
 }
 """Test-bed → (module, function) of what shows how it is done."""
+FAMILIES: dict[str, tuple[str, str]] = {"gym/PointMaze_": ("anypolicy.tasks.pointmaze", "demonstrations")}
+"""How names of environments begin → (module, function), which takes the environment first."""
 
 
-def scripted(spec: str, task: str) -> list[Episode]:
+def demonstrator(spec: str, task: EnvironmentTask) -> Callable[..., list[Episode]]:
+    """What shows how the task is done."""
+    name = task.name.partition(":")[0]
+    if name in DEMONSTRATORS:
+        module, function = DEMONSTRATORS[name]
+        return getattr(importlib.import_module(module), function)
+    for prefix, (module, function) in FAMILIES.items():
+        if name.startswith(prefix):
+            return partial(getattr(importlib.import_module(module), function), task)
+    known = [*DEMONSTRATORS, *(f"{prefix}…" for prefix in FAMILIES)]
+    raise InputError("demos", spec, f"{name} has no scripted demonstrator, only {', '.join(known)}")
+
+
+def scripted(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes of the task's own demonstrator, whose signature says the settings."""
-    name, settings = task.partition(":")[0], parse(spec.partition(":")[2])
-    if name not in DEMONSTRATORS:
-        raise InputError("demos", spec, f"{name} has no scripted demonstrator, only {', '.join(DEMONSTRATORS)}")
-    module, function = DEMONSTRATORS[name]
-    make = getattr(importlib.import_module(module), function)
+    make, settings = demonstrator(spec, task), parse(spec.partition(":")[2])
     known = {p.name: p.annotation for p in inspect.signature(make, eval_str=True).parameters.values()}
     for key in settings:
         if key not in known:

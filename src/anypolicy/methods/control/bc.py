@@ -7,7 +7,8 @@ stay two ways instead of their average, which may solve nothing.
 Changes: nothing; it is the base that other methods improve.
 Silent: the network for vectors of numbers (three layers of 256, SiLU), the learning rate, the average of weights (rate
 0.005, faster at the beginning); observations are standardised as the demonstrations' are, deviations taken as ≥ 0.1.
-Differs: one action at a time here; the first paper predicts and executes chunks.
+Differs: one action at a time unless `chunk` says more; the first paper predicts chunks and executes a part of each.
+  chunks      all of a chunk is executed; behind the end of a demonstration its last action is repeated (as there)
   diffusion   ε-loss summed over actions and the VP process of 10 steps (IDQL, EXPO): "ddpm" | DDIM over 20 steps of the
               cosine schedule with x₀ clipped (DPPO, DSRL): "ddim"; its loss is summed here too, a constant factor
   flow        Euler, clipped once at the end (QC): "flow"
@@ -127,7 +128,8 @@ def saved_policy(folder: str | Path, space: Space) -> Generative:
     try:
         load_modules(learner, load_file(path / "controller.safetensors"))
     except RuntimeError as error:
-        raise InputError("base", str(folder), f"it acts in another space ({config['task']})") from error
+        made = f"{config['task']}, chunk {knobs.get('chunk', 1)}"
+        raise InputError("base", str(folder), f"it acts in another space or other chunks ({made})") from error
     return policy
 
 
@@ -154,9 +156,12 @@ def bc(
     batch: int = 256,
     average: float = 0.005,
     standardise: bool = True,
+    chunk: int = 1,
 ) -> OfflineRecipe:
-    """A flow of ten Euler steps (of choices a softmax) on the demonstrations; `--steps` are updates."""
+    """A flow of ten Euler steps (of choices a softmax) on the demonstrations, one action at a time or `chunk` of them;
+    `--steps` are updates."""
     if not 0 < average <= 1:
         raise InputError("bc.average", average, "use a rate above 0, at most 1 (no averaging)")
     generative(policy, 1, 1, hidden, torch.Generator(), steps=denoising_steps)
-    return OfflineRecipe(Cloning(policy, hidden, denoising_steps, lr, average, standardise), batch=batch)
+    learner = Cloning(policy, hidden, denoising_steps, lr, average, standardise)
+    return OfflineRecipe(learner, batch=batch, chunk=chunk)

@@ -6,12 +6,15 @@ place of standard normal noise. Critics of actions learn from whatever actions t
 from them by asking the base about noise of its own distribution, for noise that differs may act the same.
 Changes: nothing of another method; DSRL without aliasing is the method of its own, SAC on u.
 Silent: critics of noise see u = w/b, also beyond 1 where w is drawn normally; densities are those of u. Distillation
-takes the states of the batches just used. One action at a time: chunks would be the environment's matter.
+takes the states of the batches just used. What a chunk did not execute, its episode having ended, stays in the stored
+action; demonstrations repeat their last action there.
 Differs:
   b                 1.5 | the released NA script does not use its setting: b = 1
   network           3 × 128 tanh, LayerNorm (authors' for Hopper and Transport; 2,048 or 1,024 for others)
   warm-up           ten episodes of the base | 1,501 to 20,001 steps (authors)
   time limit        bootstraps | is terminal (authors)
+  chunk             rewards inside are discounted, γᵏ after k steps | summed, γ once (authors); γᵏ (pi0)
+  noise of a chunk  all of it is chosen | one action's, repeated (pi0's long chunks)
   evaluation        draws from the actor | `deterministic_eval`: u = tanh(mean)
   pi0 version       `reduction` "mean" over 10 critics, no entropy in targets (`backup_entropy`)
 """
@@ -184,10 +187,10 @@ def dsrl(
     learn_alpha: bool = True, backup_entropy: bool = True, warmup: int | None = None, capacity: int = 1_000_000,
     offline_share: float = 0.0, deterministic_eval: bool = False, base: str | None = None, base_policy: Kind = "flow",
     base_hidden: tuple[int, ...] = (256, 256, 256), base_updates: int = 5000, base_lr: float = 3e-4,
-    denoising_steps: int = 10,
+    denoising_steps: int = 10, chunk: int = 1,
 ) -> OffPolicyRecipe:  # fmt: skip
-    """A box of ±1.5, twenty updates and ten distillations for every step, entropy target 0; a flow cloned from the
-    demonstrations, or the policy/ folder of a run as `base`."""
+    """A box of ±1.5, twenty updates and ten distillations for every step (every `chunk` of actions, decided at once),
+    entropy target 0; a flow cloned from the demonstrations, or the policy/ folder of a run as `base`."""
     check_steering(base_policy, magnitude)
     if not 1 <= subset <= ensemble:
         raise InputError("dsrl.subset", subset, f"use 1 to {ensemble}, the number of critics")
@@ -196,4 +199,4 @@ def dsrl(
                            reduction, target_entropy, alpha, learn_alpha, backup_entropy,
                            deterministic_eval)  # fmt: skip
     return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, offline_share=offline_share,
-                           needs_offline=base is None or offline_share > 0)  # fmt: skip
+                           needs_offline=base is None or offline_share > 0, chunk=chunk)  # fmt: skip

@@ -4,12 +4,13 @@ Paper: arXiv 2506.15799, section on the latent-noise action space; details from 
 Idea: to the learner the environment and the frozen base together are one environment whose action is u in [−1, 1]; the
 base starts from w = b u. Everything else is SAC, to the bit.
 Changes: what an action is.
-Silent: densities are those of u. One action at a time: chunks would be the environment's matter.
+Silent: densities are those of u.
 Differs:
   network           3 × 128 ReLU, LayerNorm in the critics | tanh, LayerNorm everywhere, 128 to 2,048 wide (authors)
   target entropy    0 | `target_entropy` none: −|A| (the code's −1)
   warm-up           ten episodes of the base with its noise clipped to the box | 1,501 to 20,001 steps of it (authors)
   time limit        bootstraps | is terminal (authors)
+  chunk             rewards inside are discounted, γᵏ after k steps | summed, γ once (authors)
   evaluation        draws from the actor | `deterministic_eval`: u = tanh(mean)
 """
 
@@ -87,12 +88,13 @@ def dsrl_sac(
     tau: float = 0.005, batch: int = 256, updates: int = 20, target_entropy: float | None = 0.0, alpha: float = 1.0,
     learn_alpha: bool = True, warmup: int | None = None, capacity: int = 1_000_000, deterministic_eval: bool = False,
     base: str | None = None, base_policy: Kind = "flow", base_hidden: tuple[int, ...] = (256, 256, 256),
-    base_updates: int = 5000, base_lr: float = 3e-4, denoising_steps: int = 10,
+    base_updates: int = 5000, base_lr: float = 3e-4, denoising_steps: int = 10, chunk: int = 1,
 ) -> OffPolicyRecipe:  # fmt: skip
-    """A box of ±1.5, twenty updates for every step, entropy target 0; a flow cloned from the demonstrations, or the
-    policy/ folder of a run as `base`."""
+    """A box of ±1.5, twenty updates for every step (every `chunk` of actions, decided at once), entropy target 0; a
+    flow cloned from the demonstrations, or the policy/ folder of a run as `base`."""
     check_steering(base_policy, magnitude)
     sac = SoftActorCritic(hidden, lr, lr, tau, target_entropy, alpha, learn_alpha, layer_norm=True)
     cloned = Cloned(base_policy, base_hidden, base_updates, base_lr, denoising_steps)
     learner = NoiseSpace(sac, base or cloned, magnitude, deterministic_eval)
-    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, needs_offline=base is None)
+    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, needs_offline=base is None,
+                           chunk=chunk)  # fmt: skip

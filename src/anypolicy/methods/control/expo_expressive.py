@@ -187,10 +187,11 @@ def expo_expressive(
     subset: int = 2, warmup: int | None = None, capacity: int = 1_000_000, offline_share: float = 0.5,
     alpha: float = 1.0, feasible_target: bool = True, average: float = 0.001, base: str | None = None,
     base_policy: Kind = "flow", base_hidden: tuple[int, ...] = (256, 256, 256), base_updates: int = 0,
-    base_lr: float = 3e-4, denoising_steps: int = 10,
+    base_lr: float = 3e-4, denoising_steps: int = 10, chunk: int = 1,
 ) -> OffPolicyRecipe:  # fmt: skip
-    """Eight samples, eight edits of ±0.05, ten critics of which two are compared, 20 critic updates for every step. The
-    base is new (`base_updates` of pre-training) or the policy/ folder of a run; it goes on imitating."""
+    """Eight samples, eight edits of ±0.05, ten critics of which two are compared, 20 critic updates for every step (for
+    every `chunk` of actions, decided at once). The base is new (`base_updates` of pre-training) or the policy/ folder
+    of a run; it goes on imitating."""
     if samples < 1 or not 0 <= edits <= samples:
         raise InputError("expo-expressive.edits", edits, f"use 0 to {samples}, the number of samples (at least 1)")
     if edits and not beta > 0:
@@ -201,4 +202,5 @@ def expo_expressive(
     learner = OnTheFly(base or cloned, samples, edits, beta, base_lr, average, hidden, lr, tau, ensemble, subset, alpha,
                        feasible_target)  # fmt: skip
     warm = (0 if base_updates or base else 5000) if warmup is None else warmup
-    return OffPolicyRecipe(learner, discount, batch, updates, warm, capacity, 1, offline_share, needs_offline=True)
+    return OffPolicyRecipe(learner, discount, batch, updates, warm, capacity, 1, offline_share, needs_offline=True,
+                           chunk=chunk)  # fmt: skip

@@ -16,7 +16,12 @@ Differs: our choice first.
   rates and networks      3e-4 and two layers of 256, for observations that are numbers | 1e-6 (actor), 1e-4 (critics)
                           and two of 1024 on image features (paper)
   range of actions        the demonstrations' widened by s_r, cut to the environment's box | not cut (code)
+  base                    one action for a state | a chunk of several from a queue (ACT; "any base", paper)
   penalty on residuals    none | a weight that its runs leave at 0 (code)
+  left out                encoders of pictures; the code's C51 and HL-Gauss critics, prioritised replay and slowly
+                          widened residuals, off in its runs but for ablations
+Ablations of the paper: `layer_norm` false, `offline_share` 0 (no demonstrations while it learns), `updates`, `n_step`,
+`ensemble` 2, `critic_warmup` 0, `target_noise` false.
 """
 
 from dataclasses import dataclass
@@ -45,8 +50,7 @@ LossForm = Literal["mean", "code"]
 
 def residual(pre: Tensor, scale: float, noise: Tensor | float = 0.0, clip: float | None = None) -> Tensor:
     """r = clamp(s_r tanh(pre) + clip(noise, ±c), ±1); the noise is in units of normalised actions."""
-    noise = torch.as_tensor(noise)
-    return (scale * pre.tanh() + (noise if clip is None else noise.clamp(-clip, clip))).clamp(-1, 1)
+    return (scale * pre.tanh() + (noise if clip is None else torch.as_tensor(noise).clamp(-clip, clip))).clamp(-1, 1)
 
 
 def executed(base: Tensor, r: Tensor) -> Tensor:
@@ -79,6 +83,8 @@ class ResidualActorCritic:
     q_range: tuple[float, float] | None
     loss_form: LossForm
     base: str | Cloned
+    layer_norm: bool = True
+    target_noise: bool = True
 
     def __call__(self, space: Space, seed: int) -> "ResidualLearner":
         return ResidualLearner(self, space, seed)
@@ -94,10 +100,9 @@ class ResidualLearner:
         self.settings, self.sizes, self.scales = s, sizes, Scales(*sizes)
         self.base = Frozen(base_policy(s.base, space, rng))
         widths = (sum(sizes), *s.hidden, sizes[1])
-        self.actor, self.target_actor = (MLP(widths, rng, layer_norm=True, last_gain=0.0) for _ in range(2))
-        self.critics, self.targets = (
-            critics(*sizes, s.hidden, rng, ensemble=s.ensemble, layer_norm=True) for _ in range(2)
-        )
+        self.actor, self.target_actor = (MLP(widths, rng, layer_norm=s.layer_norm, last_gain=0.0) for _ in range(2))
+        both = (critics(*sizes, s.hidden, rng, ensemble=s.ensemble, layer_norm=s.layer_norm) for _ in range(2))
+        self.critics, self.targets = both
         self.target_actor.load_state_dict(self.actor.state_dict())
         self.targets.load_state_dict(self.critics.state_dict())
         self.modules: dict[str, nn.Module] = {
@@ -150,7 +155,7 @@ class ResidualLearner:
         s = self.settings
         with torch.no_grad():
             state, base = batch.next_observation.split(self.sizes, 1)
-            noise = s.noise * torch.randn(base.shape, generator=generator)
+            noise = s.noise * s.target_noise * torch.randn(base.shape, generator=generator)
             r = residual(self.target_actor(batch.next_observation), s.action_scale, noise, s.noise_clip)
             members = subset(s.ensemble, s.subset, generator)
             y = soft_target(batch.reward, batch.continues, q_values(self.targets, state, executed(base, r), members))
@@ -195,7 +200,7 @@ def resfit(
     noise_clip: float = 0.3, warmup_noise: float = 0.2, q_range: tuple[float, float] | None = None,
     loss_form: LossForm = "mean", base: str | None = None, base_policy: Kind = "flow",
     base_hidden: tuple[int, ...] = (256, 256, 256), base_updates: int = 5000, base_lr: float = 3e-4,
-    denoising_steps: int = 10,
+    denoising_steps: int = 10, layer_norm: bool = True, target_noise: bool = True,
 ) -> OffPolicyRecipe:  # fmt: skip
     """A flow cloned from the demonstrations, or the policy/ folder of a run as `base`; four critic updates and one of
     the actor for every step."""
@@ -206,6 +211,6 @@ def resfit(
     cloned = Cloned(base_policy, base_hidden, base_updates, base_lr, denoising_steps)
     learner = ResidualActorCritic(
         hidden, ensemble, subset, actor_lr, critic_lr, tau, action_scale, noise, noise_clip, warmup_noise,
-        critic_warmup, updates // actor_updates, q_range, loss_form, base or cloned,
+        critic_warmup, updates // actor_updates, q_range, loss_form, base or cloned, layer_norm, target_noise,
     )  # fmt: skip
     return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, n_step, offline_share, 1, True)

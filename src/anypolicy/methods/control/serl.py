@@ -12,6 +12,7 @@ Differs: pictures pass a small network trained from nothing, not an ImageNet Res
 of the target critics; its code takes the minimum of two drawn with replacement, as here. With `backup_entropy` its code
 subtracts α ln π undiscounted also after an end; here it is part of the value of s′. Discount 0.96 is that of pictures
 (the code has 0.99 for states). The temperature's entropy is that of the a′ of the last target, not of another draw.
+Left out: people who take over while it learns, and the penalty on opening and closing a gripper (later advice).
 """
 
 import math
