@@ -210,8 +210,8 @@ def test_what_is_wrong_at_the_first_reset_is_known_before_any_training(fault, ma
         ("Pendulum-v1", [], "it holds no episode"),
         ("Pendulum-v1", [3, 0], "episode 1 has no step"),
         ("Pendulum-v1", [3, -2.0], r"episode 1 holds an action of 2: actions are kept in \[−1, 1\]"),
-        ("CartPole-v1", [3, 2.0], "episode 1 holds an action that is none of the choices 0 to 1"),
-        ("CartPole-v1", [3, 0.5], "none of the choices"),
+        ("CartPole-v1", [3, 2.0], "action: got 'episode 1, row 0: 2'; the task has actions 0 to 1"),
+        ("CartPole-v1", [3, 0.5], "episode 1, row 0: 0.5"),
     ],
 )
 def test_demonstrations_that_cannot_be_used(name, actions, match, tmp_path, capsys):
@@ -284,3 +284,15 @@ def other(lr: float = 1e-4, hidden: tuple[int, ...] = (16, 16), warmup: int = 20
         assert "40 steps" in str(study)
     finally:
         del catalogue.REGISTERED["other-sac"]
+
+
+@pytest.mark.parametrize(("method", "task"), [("hnpg", "combination-lock:horizon=3"), ("resfit", "gym/Pendulum-v1")])
+def test_a_loop_does_not_run_without_the_demonstrations_it_needs(method, task):
+    p = control.plan(method, control.ControlSettings(task, demos="given.safetensors", envs=1))
+    assert p.recipe.needs_offline
+    environments = Environments(p.task.vector(1), 0)
+    learner = type("Learner", (), {})()
+    loop = control.loop_of(p.recipe, learner, environments, p.task.space, 0, horizon=p.task.horizon)
+    with pytest.raises(InputError, match="demos: got None; this loop learns from demonstrations"):
+        loop.run(1)
+    environments.close()

@@ -117,6 +117,12 @@ def warmup_of(recipe: OffPolicyRecipe, horizon: int | None) -> int:
     return min(10 * (horizon or 500), 5000) if recipe.warmup is None else recipe.warmup
 
 
+def check_given(recipe: OffPolicyRecipe | OnPolicyRecipe, offline: Replay | None) -> None:
+    """A loop that needs demonstrations has them before it runs."""
+    if recipe.needs_offline and offline is None:
+        raise InputError("demos", None, "this loop learns from demonstrations too: give it some before it runs")
+
+
 def averages(logs: Mapping[str, list[float]]) -> dict[str, float]:
     """The mean of what was logged under each name."""
     return {k: sum(v) / len(v) for k, v in logs.items()}
@@ -138,8 +144,8 @@ class OffPolicyLoop:
         self.warmup, self.steps, self.updates, self.beyond = warmup_of(recipe, horizon), 0, 0, 0
 
     def run(self, steps: int) -> dict[str, float]:
-        """At least `steps` environment steps, what chunks went beyond the last call's not made again; the means of what
-        was logged."""
+        """At least `steps` environment steps, less what chunks went beyond the last call's; means of what was seen."""
+        check_given(self.recipe, self.offline)
         logs, target = defaultdict[str, list[float]](list), self.steps + steps - self.beyond
         self.beyond = 0
         while self.steps < target:
@@ -215,6 +221,7 @@ class OnPolicyLoop:
         self.steps, self.asked, self.updates = 0, 0, 0
 
     def run(self, steps: int) -> dict[str, float]:
+        check_given(self.recipe, self.offline)
         logs = defaultdict[str, list[float]](list)
         self.asked += steps
         while self.steps < self.asked:
