@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from anypolicy.data.replay import NStep, Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments, Stepped
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_numbers
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.environments import EnvironmentTask, Space
 
@@ -59,6 +59,16 @@ class Learner(Trained, Protocol):
         ...
 
 
+def check(recipe: OffPolicyRecipe | OnPolicyRecipe | OfflineRecipe) -> None:
+    """Refuses numbers that feed no learner."""
+    known = vars(recipe)
+    counts = ("batch", "updates", "capacity", "n_step", "environments", "chunk", "horizon", "episodes")
+    check_numbers(recipe, positive=[n for n in counts if n in known], natural=[n for n in ("warmup",) if n in known])
+    for name in ("discount", "offline_share"):
+        if not 0 <= known.get(name, 0) <= 1:
+            raise InputError(name, known[name], "use a number from 0 to 1")
+
+
 @dataclass(frozen=True)
 class OffPolicyRecipe:
     """`learner(space, seed)` makes the learner; then how it is fed: `updates` batches for every environment step, of
@@ -79,6 +89,9 @@ class OffPolicyRecipe:
     alone: OfflineRecipe | None = None
     chunk: int = 1
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 @dataclass(frozen=True)
 class OnPolicyRecipe:
@@ -92,6 +105,9 @@ class OnPolicyRecipe:
     environments: int = 1
     needs_offline: bool = False
     episodes: int | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,9 @@ class OfflineRecipe:
     needs_offline: bool = True
     episode: Callable[[Transitions], Transitions] | None = None
     chunk: int = 1
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 Recipe = OffPolicyRecipe | OnPolicyRecipe | OfflineRecipe

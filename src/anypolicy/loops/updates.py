@@ -8,9 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from anypolicy.errors import InputError
+
 
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
     """Adam with the update of all parameters in one kernel."""
+    if not lr >= 0:
+        raise InputError("lr", lr, "use a learning rate of 0 or more")
     return Adam(list(parameters), lr=lr, fused=True)
 
 

@@ -109,6 +109,8 @@ class ChoiceCloningLearner:
 
 def base_policy(base: str | Cloned, space: Space, rng: torch.Generator) -> Generative:
     """The policy of a run's policy/ folder, or a new one."""
+    if space.discrete:
+        raise InputError("task", f"{space.actions} discrete actions", "a base makes actions of a box from noise")
     if isinstance(base, Cloned):
         return base.make(space.observations, space.actions, rng)
     return saved_policy(base, space)
