@@ -1,5 +1,6 @@
 """Pages made from the code: one per method (card, header, settings, evidence, source), the list, the log names."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def page(slug: str, m: catalogue.Method) -> str:
     lines += [f"- changes: {', '.join(card.changes) or 'nothing, it is the base of the family'}"]
     lines += [f"- composes with: {card.composes_with}", f"- claim: {card.claim}"]
     lines += [f"- `{own}` does not go with `{other}`: {why}" for (own, other), why in card.conflicts.items()]
-    lines += ["", "```text", m.header, "```", "", "## Settings", "", "| option | default |", "|---|---|"]
+    lines += ["", "```text", m.header, "```", "", "## Settings", ""]
+    lines += [inspect.getdoc(m.build) or "", "", "| option | default |", "|---|---|"]
     lines += [f"| `--{slug}.{k.replace('_', '-')}` | `{p.default}` |" for k, p in m.knobs.items()]
     found = EVIDENCE / f"{slug}.json"
     if found.exists():

@@ -186,11 +186,13 @@ def exact_reports(known: EvaluationProblem, found: OffPolicyReport, exact: tuple
 
 
 def charts(given: Given, found: OffPolicyReport) -> list[Chart]:
-    """The worst direction; where the problem is known, error against rows, and with one feature β and κ against μ."""
+    """The worst of several features; where the problem is known, error against rows, and of one feature β and κ against
+    μ."""
     known, n, d = given.exact, len(given.phi), len(found.weights)
     worst = found.misalignment.worst_direction / abs(found.misalignment.worst_direction).max()
     line = Line("worst direction", [float(i) for i in range(d)], worst.tolist())
-    out = [Chart("Features whose Bellman image is farthest outside the class", "feature", "weight", [line])]
+    farthest = Chart("Features whose Bellman image is farthest outside the class", "feature", "weight", [line])
+    out = [farthest] if d > 1 else []
     if known is None:
         return out
     sizes = [k for k in (n // 64, n // 16, n // 4, n) if k > 4 * d]
