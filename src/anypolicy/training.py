@@ -159,6 +159,8 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
         raise InputError("reward_scale", settings.reward_scale, "it belongs to a reward_model: give one")
     composition = compose(method, knobs)
     task = load_task(settings.task, seed=settings.seed)
+    if settings.record and any(prompt.media for prompt in task.train):
+        raise InputError("record", True, "a stream keeps token ids, and this task shows images: leave it out")
     policy = settings.policy or ("" if isinstance(task, MakesPolicy) else "smollm2-135m")
     suggested = {**suggestions(policy), **getattr(task, "suggested", {})}
     taken = {k: v for k, v in suggested.items() if getattr(settings, k) is None}
