@@ -52,7 +52,7 @@ class Settings:
     task: str
     """reasoning-gym/NAME, hf/DATA SET, a .jsonl file or a testbed (tiny-add, …); settings follow as name:key=value,…"""
     policy: str | None = None
-    """Hugging Face id or folder, a .gguf file, smollm2-135m, or transformer:layers=2,width=64,heads=4"""
+    """Hugging Face id or folder, a .gguf file, smollm2-135m, vlm:ID, or transformer:layers=2,width=64,heads=4"""
     steps: int = 100
     """rollout batches to learn from"""
     seed: int = 0
@@ -159,6 +159,8 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
         raise InputError("reward_scale", settings.reward_scale, "it belongs to a reward_model: give one")
     composition = compose(method, knobs)
     task = load_task(settings.task, seed=settings.seed)
+    if settings.record and any(prompt.media for prompt in task.train):
+        raise InputError("record", True, "a stream keeps token ids, and this task shows images: leave it out")
     policy = settings.policy or ("" if isinstance(task, MakesPolicy) else "smollm2-135m")
     suggested = {**suggestions(policy), **getattr(task, "suggested", {})}
     taken = {k: v for k, v in suggested.items() if getattr(settings, k) is None}
@@ -183,7 +185,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
 
 def suggestions(policy: str) -> dict[str, Any]:
     """Settings that fit a kind of policy: small networks want larger steps than the papers' billions of parameters."""
-    if policy.startswith("transformer") or re.fullmatch("masked-diffusion:(.+=.+)?", policy):
+    if policy.startswith("transformer") or re.fullmatch("(masked-diffusion|vlm):(.+=.+)?", policy):
         return {"lr": 3e-4}
     return {"lr": 1e-5, "dtype": "bfloat16"} if policy == "smollm2-135m" else {}
 

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anypolicy.data.records import Group, Tokens
+from anypolicy.data.media import Contents, Media
+from anypolicy.data.records import Group, Segment, Tokens
 from anypolicy.parts.moments import Moments
 from anypolicy.parts.reduce import Totals, count
 
@@ -25,12 +26,15 @@ class Batch:
     on all that the policy chose: a selection narrows only the mask. Log-probabilities are read where `read` is True
     (None: on every valid token).
 
-    `context` is left-padded with `context_valid` False on padding; `context_index` gives each row its context.
+    `context` is left-padded with `context_valid` False on padding; `context_index` gives each row its context. `media`
+    is what each context shows beside its text (None: no context shows anything).
     `logp_old` is the behaviour log-probability (nats, under the sampling temperature); `weight` multiplies a row's
     terms. `before` is what a loss with passes of its own computed with the weights before the first of several updates.
     `target` is True on tokens of supervised targets (None: there are none); they have `mask` False, their
     trajectories reward NaN. `row_seed` is what a loss that draws random numbers draws them from, new for every pass.
-    `visits` says how often a search took each response, where one did.
+    `visits` says how often a search took each response, where one did. `token_weight` is how much each token counts
+    (1 where its segment does not say) and `kind` which of its group's answers a trajectory is (−1 where it does not
+    say); None where nothing says so.
     `advantage` is set by the loop after the advantage stage; `max_tokens` is the generation limit. `totals` are the
     denominators of the whole optimiser batch and survive `select`, so a part of a batch reduces to its share.
     `progress` runs from 0 at the first step of a run to 1 at its last. `pairs` are trajectories (chosen, rejected),
@@ -53,6 +57,10 @@ class Batch:
     correct: Bool[Tensor, " trajectories"]
     group_id: Int[Tensor, " trajectories"]
     visits: Float[Tensor, " trajectories"] | None = None
+    kind: Int[Tensor, " trajectories"] | None = None
+    # one entry per context
+    media: tuple[Media, ...] | None = None
+    token_weight: Float[Tensor, "rows tokens"] | None = None
     # filled in when a stage asks for them
     logp_ref: Float[Tensor, "rows tokens"] | None = None
     entropy: Float[Tensor, "rows tokens"] | None = None
@@ -127,6 +135,8 @@ class Batch:
                 new[f.name] = value[rows]
         used, new["context_index"] = torch.unique(new["context_index"], return_inverse=True)
         context, valid = self.context[used], self.context_valid[used]
+        if self.media is not None:
+            new["media"] = tuple(self.media[i] for i in used.tolist())
         pad = int((~valid).sum(1).min()) if len(used) else 0
         wide = int(new["valid"].sum(1).max()) if len(new["valid"]) else 0
         for name in TOKEN_FIELDS & new.keys():
@@ -176,8 +186,8 @@ class Batch:
 
 
 TOKEN_FIELDS = {"response", "valid", "mask", "chosen", "read", "logp_old", "version", "logp_ref", "entropy", "value",
-                "value_target", "advantage", "target"}  # fmt: skip
-TRAJECTORY_FIELDS = ("reward", "correct", "group_id", "visits")
+                "value_target", "advantage", "target", "token_weight"}  # fmt: skip
+TRAJECTORY_FIELDS = ("reward", "correct", "group_id", "visits", "kind")
 ROW_FIELDS = TOKEN_FIELDS | {"context_index", "weight", "trajectory", "row_seed", "before"}
 
 
@@ -186,19 +196,21 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
 
     A trajectory without a reward (NaN: its rollout was aborted) keeps its row but none of its tokens is trained. A
     target's tokens go into `target` instead of `mask`. What was sampled under another context than it is trained under
-    has no known log-probability there (NaN).
+    has no known log-probability there (NaN). Contexts are the same where ids and media are.
     """
-    contexts: dict[bytes, int] = {}
+    contexts: dict[tuple[bytes, bytes], int] = {}
     context_ids: list[Tokens] = []
+    media, shown = list[Media](), Contents()
     segments, index, owner, reward, correct, group_id, is_target = [], [], [], [], [], [], []
     for g, group in enumerate(groups):
         for trajectory in group.trajectories:
             for s in trajectory.segments:
                 ids = s.context if s.training_context is None else s.training_context
-                key = ids.tobytes()
+                key = ids.tobytes(), shown(s.media)
                 if key not in contexts:
                     contexts[key] = len(context_ids)
                     context_ids.append(ids)
+                    media.append(s.media)
                 segments.append(s)
                 index.append(contexts[key])
                 owner.append(len(reward))
@@ -238,6 +250,24 @@ def from_groups(groups: list[Group], dtype: torch.dtype = torch.float32, max_tok
         weight=torch.ones(rows, dtype=dtype), trajectory=torch.tensor(owner, dtype=torch.long),
         chosen=torch.from_numpy(mask), entropy=torch.from_numpy(entropy).to(dtype) if recorded else None,
         reward=torch.tensor(reward, dtype=dtype), correct=torch.tensor(correct, dtype=torch.bool),
-        group_id=torch.tensor(group_id, dtype=torch.long), visits=searched, max_tokens=max_tokens,
+        group_id=torch.tensor(group_id, dtype=torch.long), visits=searched, kind=kinds(groups), max_tokens=max_tokens,
+        media=tuple(media) if any(media) else None, token_weight=weights(segments, tokens, dtype),
         target=torch.from_numpy(target) if any(is_target) else None,
     )  # fmt: skip
+
+
+def weights(segments: list[Segment], tokens: int, dtype: torch.dtype) -> Float[Tensor, "rows tokens"] | None:
+    """The weight of every token; None where no segment has any."""
+    if all(s.token_weight is None for s in segments):
+        return None
+    out = torch.ones(len(segments), tokens, dtype=dtype)
+    for i, s in enumerate(segments):
+        if s.token_weight is not None:
+            out[i, : len(s.response)] = torch.from_numpy(s.token_weight).to(dtype)
+    return out
+
+
+def kinds(groups: list[Group]) -> Int[Tensor, " trajectories"] | None:
+    """Which of its group's answers every trajectory is; None where none says so."""
+    said = [t.info.get("kind") for g in groups for t in g.trajectories]
+    return torch.tensor([-1 if k is None else k for k in said]) if any(k is not None for k in said) else None

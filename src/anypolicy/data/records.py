@@ -12,6 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from anypolicy.data.media import Media, content
+from anypolicy.errors import InputError
+
 Tokens = NDArray[np.int64]
 Stop = Literal["eos", "stop", "length", "error"]
 
@@ -19,7 +22,8 @@ Stop = Literal["eos", "stop", "length", "error"]
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One problem. `messages` (chat) or `tokens` (already ids) say what the policy sees; `answer` is the label and
-    `reference` a response to imitate or to compare with, as text or as response ids."""
+    `reference` a response to imitate or to compare with, as text or as response ids. `media` holds what is shown beside
+    the text: `images`, a sequence of uint8 arrays (height, width, 3)."""
 
     id: str
     messages: tuple[dict[str, Any], ...] = ()
@@ -44,6 +48,8 @@ class Segment:
     where nobody knows it). `training_context` replaces `context` in the update where a method samples under one context
     and trains under another. `entropy` is that of the distribution each token was drawn from, if recorded. `end` says
     how many response tokens are the answer, where a policy of fixed length fills up what follows (None: all are).
+    `media` are the processor's outputs for what the context shows. `token_weight` is how much each token counts, for
+    losses that ask (None: all alike).
     """
 
     context: Tokens
@@ -55,6 +61,7 @@ class Segment:
     media: dict[str, Any] = field(default_factory=dict)
     entropy: NDArray[np.float32] | None = None
     end: int | None = None
+    token_weight: NDArray[np.float32] | None = None
 
     @property
     def answer(self) -> Tokens:
@@ -75,7 +82,8 @@ class Trajectory:
 
     `info["generated"]` counts tokens that were sampled beside those of the segments: for a target alone, or in a search
     (below 0 where segments of the group's prompt show a token twice); `info["visits"]` says how often a search took it;
-    `info["outline"]` is text that shows how it was found.
+    `info["outline"]` is text that shows how it was found; `info["kind"]` is a number that says which of the group's
+    answers it is, where a method tells them apart.
     """
 
     id: str
@@ -124,8 +132,16 @@ class Group:
         return replace(self, trajectories=[t for t in self.trajectories if not t.target]) if self.targets else self
 
 
-def to_json(group: Group) -> dict[str, Any]:
-    """A scored group as plain JSON values, its prompt by name only."""
+def to_json(group: Group, media: Media | None = None) -> dict[str, Any]:
+    """A scored group as plain JSON values, its prompt by name only. What its segments show must be `media`, that of the
+    prompt; it is not written again."""
+    own_media = content(media or {})
+
+    def segment(s: Segment) -> dict[str, Any]:
+        if s.media and content(s.media) != own_media:
+            raise InputError("media", group.prompt.id, "a segment that shows other images than its prompt's cannot be "
+                             "kept for a later step: use a selection that carries no groups")  # fmt: skip
+        return fields(s) | {"media": bool(s.media)}
 
     def plain(x: Any) -> Any:
         if isinstance(x, np.ndarray):
@@ -135,23 +151,24 @@ def to_json(group: Group) -> dict[str, Any]:
         return [plain(v) for v in x] if isinstance(x, list | tuple) else x
 
     def fields(x: Any) -> dict[str, Any]:
-        return {name: plain(getattr(x, name)) for name in x.__slots__}
+        return {name: plain(getattr(x, name)) for name in x.__slots__ if name not in ("media", "segments")}
 
-    trajectories = [{**fields(t), "segments": [fields(s) for s in t.segments]} for t in group.trajectories]
+    trajectories = [{**fields(t), "segments": [segment(s) for s in t.segments]} for t in group.trajectories]
     own = {"id": group.id, "stage": group.stage, "position": group.position, "prompt": group.prompt.id}
     return own | {"trajectories": trajectories}
 
 
-def from_json(value: dict[str, Any], prompt: Prompt) -> Group:
-    """The inverse of `to_json`, bit for bit, given the prompt of that name."""
+def from_json(value: dict[str, Any], prompt: Prompt, media: Media | None = None) -> Group:
+    """The inverse of `to_json`, bit for bit, given the prompt of that name and what the policy makes of its images."""
 
     def segment(s: dict[str, Any]) -> Segment:
-        train, entropy = s["training_context"], s.get("entropy")
+        train, entropy, weight = s["training_context"], s.get("entropy"), s.get("token_weight")
         return Segment(
             np.array(s["context"], np.int64), np.array(s["response"], np.int64), np.array(s["logp"], np.float32),
             np.array(s["mask"], np.bool_), np.array(s["version"], np.int64),
-            None if train is None else np.array(train, np.int64), s["media"],
+            None if train is None else np.array(train, np.int64), media if s["media"] and media else {},
             None if entropy is None else np.array(entropy, np.float32), s.get("end"),
+            None if weight is None else np.array(weight, np.float32),
         )  # fmt: skip
 
     def trajectory(t: dict[str, Any]) -> Trajectory:

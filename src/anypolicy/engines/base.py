@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from anypolicy.data.records import Segment, Stop, Tokens
-from anypolicy.policies.base import Policy
+from anypolicy.data.media import Media
+from anypolicy.data.records import Prompt, Segment, Stop, Tokens
+from anypolicy.policies.base import Policy, media_of
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,20 @@ class Sampling:
 class Request(NamedTuple):
     """`n` continuations of `context` + `prefix`. The prefix opens the response: with mask False and logp 0, or, where
     `prefix_logp` gives the probability with which each of its tokens was chosen (in nats), with mask True and that.
-    `max_tokens` limits the response, prefix included, below the sampling's own limit."""
+    `max_tokens` limits the response, prefix included, below the sampling's own limit. `media` is what the context shows
+    beside its text; the segments of the answers have it too."""
 
     context: Tokens
     n: int = 1
     prefix: tuple[int, ...] = ()
     prefix_logp: tuple[float, ...] | None = None
     max_tokens: int | None = None
+    media: Media = {}
+
+
+def ask(policy: Policy, prompt: Prompt, n: int = 1) -> Request:
+    """`n` responses of the policy to a prompt and what it shows."""
+    return Request(policy.encode(prompt), n, media=media_of(policy, prompt))
 
 
 class Engine(Protocol):

@@ -45,6 +45,8 @@ class DenoisingEngine:
         the passes choose which tokens they keep, so nobody knows the probability of a response as a whole."""
         flat = [r for r in requests for _ in range(r.n)]
         for r in requests:
+            if r.media:
+                raise InputError("media", ", ".join(r.media), "a masked-diffusion policy reads text alone")
             if len(r.prefix) > limit(r, sampling):
                 raise InputError(
                     "prefix", f"{len(r.prefix)} tokens", f"it must fit into max_tokens = {limit(r, sampling)}"

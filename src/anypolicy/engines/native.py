@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from anypolicy.data.records import Segment, Stop
+from anypolicy.data.media import Contents, Media
+from anypolicy.data.records import Segment, Stop, Tokens
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.errors import InputError
 from anypolicy.parts.token_logp import at_least_float32
-from anypolicy.policies.base import Policy
+from anypolicy.policies.base import Policy, prefilled
 
 Reals = NDArray[np.float32]
 
@@ -44,7 +45,8 @@ class NativeEngine:
         """Continuations of every request, in order. The log-probability is that of the temperature-scaled
         distribution over the whole vocabulary (temperature 1 if greedy), also where top-k or top-p cut it: it is what
         the update computes again."""
-        starts: dict[bytes, int] = {}
+        starts, distinct, shown = dict[tuple[bytes, bytes], int](), list[Tokens](), list[Media]()
+        contents, row_start = Contents(), list[int]()
         contexts = [np.concatenate([r.context, np.array(r.prefix, np.int64)]) for r in requests]
         for r, c in zip(requests, contexts, strict=True):
             if len(r.prefix) > limit(r, sampling):
@@ -57,10 +59,13 @@ class NativeEngine:
                     "prompt", f"{len(r.context)} tokens",
                     f"the policy holds {room} tokens and max_tokens is {sampling.max_tokens}: shorten one of them",
                 )  # fmt: skip
-            starts.setdefault(c.tobytes(), len(starts))
-        distinct = [np.frombuffer(key, np.int64) for key in starts]
-        state, logits = self.policy.prefill(distinct)
-        row_start = [starts[c.tobytes()] for r, c in zip(requests, contexts, strict=True) for _ in range(r.n)]
+            key = c.tobytes(), contents(r.media)
+            if key not in starts:
+                starts[key] = len(distinct)
+                distinct.append(c)
+                shown.append(r.media)
+            row_start += [starts[key]] * r.n
+        state, logits = prefilled(self.policy, distinct, shown)
         expand = torch.tensor(row_start, dtype=torch.long)
         state, logits = state.select(expand), logits[expand]
         left = torch.tensor([limit(r, sampling) - len(r.prefix) for r in requests for _ in range(r.n)])
@@ -76,7 +81,9 @@ class NativeEngine:
                 sampled = np.arange(p + n) >= p
                 mask = sampled if r.prefix_logp is None else np.ones(p + n, np.bool_)
                 made = np.where(sampled, version, -1)
-                segment = Segment(r.context, response, np.concatenate([opening, logp[row, :n]]), mask, made)
+                segment = Segment(
+                    r.context, response, np.concatenate([opening, logp[row, :n]]), mask, made, media=r.media
+                )
                 if sampling.entropy:
                     segment.entropy = np.concatenate([np.zeros(p, np.float32), spread[row, :n]])
                 answers.append((segment, "eos" if ended[row] else "length"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anypolicy.data.batch import Batch, from_groups
 from anypolicy.data.records import Group, Prompt
-from anypolicy.engines.base import Request
+from anypolicy.engines.base import ask
 from anypolicy.loops.pairs import preferences, responses
 from anypolicy.loops.recipe import World
 from anypolicy.loops.recorded import recorded_group
@@ -46,7 +46,7 @@ def sequence_kl(world: World, reference: Policy, prompts: Sequence[Prompt]) -> t
     (arXiv 2405.08448, section 4).
     """
     sampling = replace(world.sampling, temperature=1.0, top_p=1.0, top_k=0)
-    requests = [Request(world.policy.encode(p)) for p in prompts]
+    requests = [ask(world.policy, p) for p in prompts]
     answers = world.engine.generate(requests, sampling, generator(world.seed, "kl"))
     batch = from_groups([group_of(p, a) for p, a in zip(prompts, answers, strict=True)])
     batch = replace(batch, target=batch.valid)

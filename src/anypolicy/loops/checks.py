@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
+from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.loops.evaluate import verifies
 from anypolicy.loops.recipe import GroupRecipe
+from anypolicy.policies.base import Policy, Sees, media_of
 from anypolicy.tasks.base import Task
 
 
@@ -89,3 +92,12 @@ def check_task(recipe: GroupRecipe, task: Task) -> None:
     if getattr(recipe.reward, "needs_verifier", recipe.reward.needs_labels) and not verifies(task):
         raise InputError("task", task.name, "it has no answers to verify, only responses: see the methods that learn "
                          "from those in `anypolicy methods`")  # fmt: skip
+
+
+def check_images(policy: Policy, prompts: Iterable[Prompt]) -> None:
+    """Refuse prompts with images where the policy reads text alone; one that sees reads the first of them."""
+    shown = next((p for p in prompts if p.media), None)
+    if shown is not None:
+        media_of(policy, shown)
+        if isinstance(policy, Sees):
+            policy.encode(shown)

@@ -10,7 +10,7 @@ import torch
 
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Tokens
-from anypolicy.engines.base import Request
+from anypolicy.engines.base import ask
 from anypolicy.loops.recipe import World
 from anypolicy.loops.targets import reference_target
 from anypolicy.policies.base import Policy
@@ -61,7 +61,7 @@ def answered(world: World, prompts: Sequence[Prompt], temperature: float) -> lis
     samples: list[dict[str, Any]] = []
     for start in range(0, len(prompts), CHUNK):
         chunk = prompts[start : start + CHUNK]
-        requests = [Request(world.policy.encode(p)) for p in chunk]
+        requests = [ask(world.policy, p) for p in chunk]
         rng = generator(world.seed, "evaluation", start)
         answers = [answer for [answer] in world.engine.generate(requests, sampling, rng)]
         texts = [world.policy.decode(segment.answer) for segment, _ in answers]

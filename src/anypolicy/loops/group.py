@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from anypolicy.data.batch import Batch, from_groups
 from anypolicy.data.records import Group, from_json, to_json
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import stages
+from anypolicy.loops.checks import check_images, stages
 from anypolicy.loops.describe import describe
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.pairs import with_pairs
 from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, LossTerms, OwnPasses, World
 from anypolicy.loops.reference import Reference
 from anypolicy.parts.moments import Moments
-from anypolicy.policies.base import Denoises, Policy, Scores
+from anypolicy.policies.base import Denoises, Policy, Scores, media_of
 from anypolicy.runs.seeds import generator, number
 
 
@@ -52,6 +52,7 @@ class GroupLoop:
             self.reference = Reference(recipe.reference, reference, world.policy, world.seed)
         if total_steps is None and getattr(recipe.selection, "needs_progress", False):
             raise InputError("total_steps", None, f"{type(recipe.selection).__name__} follows a schedule of the run")
+        check_images(world.policy, world.task.train)
         for stage in stages(recipe):
             if hasattr(stage, "check"):
                 stage.check(world)
@@ -352,7 +353,8 @@ class GroupLoop:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside `tensors`."""
-        kept = {"carried": [to_json(g) for g in self.carried], "replayed": [to_json(g) for g in self.replayed]}
+        policy, waiting = self.world.policy, {"carried": self.carried, "replayed": self.replayed}
+        kept = {name: [to_json(g, media_of(policy, g.prompt)) for g in groups] for name, groups in waiting.items()}
         beside = {} if self.reference is None else {"reference": self.reference.state()}
         return {"steps": self.steps, "updates": self.updater.updates, "order": self.order.state(),
                 "memory": copy.deepcopy(self.world.memory), **kept, **beside}  # fmt: skip
@@ -364,7 +366,8 @@ class GroupLoop:
         self.world.memory.update(copy.deepcopy(state.get("memory", {})))
         prompts = self.world.task.train
         self.carried, self.replayed = (
-            [from_json(g, prompts[g["position"]]) for g in state[name]] for name in ("carried", "replayed")
+            [from_json(g, p, media_of(self.world.policy, p)) for g in state[name] for p in [prompts[g["position"]]]]
+            for name in ("carried", "replayed")
         )
         self.updater.restore(tensors, state["updates"])
         if self.reference is not None:

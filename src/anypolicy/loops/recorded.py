@@ -17,7 +17,7 @@ import torch
 from anypolicy.data.records import Group, Prompt, Segment, Trajectory
 from anypolicy.errors import InputError
 from anypolicy.loops.recipe import World
-from anypolicy.policies.base import Policy
+from anypolicy.policies.base import Policy, media_of
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.base import Task
 
@@ -42,7 +42,7 @@ def recorded(prompt: Prompt) -> list[tuple[str | tuple[int, ...], float]]:
 def recorded_group(policy: Policy, prompt: Prompt, which: Sequence[int] | None = None) -> Group:
     """The recorded responses of a prompt (those that `which` names), each with its score in `info`. An end token
     follows them, unless the prompt's `info` says `exact`: a run's own responses, to the token."""
-    known, context = recorded(prompt), policy.encode(prompt)
+    known, context, media = recorded(prompt), policy.encode(prompt), media_of(policy, prompt)
     trajectories: list[Trajectory] = []
     for i in range(len(known)) if which is None else which:
         given, score = known[i]
@@ -50,7 +50,7 @@ def recorded_group(policy: Policy, prompt: Prompt, which: Sequence[int] | None =
         ids = np.array(given, np.int64) if exact else policy.encode_reference(replace(prompt, reference=given))
         n = len(ids)
         unknown, old = np.full(n, np.nan, np.float32), np.full(n, -1, np.int64)
-        segment = Segment(context, ids, unknown, np.ones(n, np.bool_), old)
+        segment = Segment(context, ids, unknown, np.ones(n, np.bool_), old, media=media)
         trajectories.append(Trajectory(f"{prompt.id}/{i}", [segment], info={"score": score}))
     return Group(prompt.id, prompt, trajectories)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypolicy.data.batch import Batch
+from anypolicy.data.media import content
 from anypolicy.errors import InputError
 from anypolicy.policies.base import Policy
 from anypolicy.runs.seeds import generator
@@ -176,10 +177,11 @@ def wide(p: Tensor) -> Tensor:
 
 
 def row_names(batch: Batch) -> list[str]:
-    """A name of every row's context and response."""
+    """A name of every row's context, what that shows, and response."""
     out: list[str] = []
+    shown = [b""] * len(batch.context) if batch.media is None else [content(m) for m in batch.media]
     for i, c in enumerate(batch.context_index.tolist()):
-        context = batch.context[c][batch.context_valid[c]].numpy().tobytes()
+        context = shown[c] + batch.context[c][batch.context_valid[c]].numpy().tobytes()
         response = batch.response[i][batch.valid[i]].numpy().tobytes()
         out.append(hashlib.sha256(len(context).to_bytes(8, "little") + context + response).hexdigest()[:32])
     return out

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Segment, Stop, Tokens, Trajectory
-from anypolicy.engines.base import Request
+from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
 from anypolicy.loops.evaluate import verify
 from anypolicy.loops.recipe import Choice, LossTerms, Reward, World
@@ -74,7 +74,7 @@ class GroupRollout:
     group_size: int = 8
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
-        requests = [Request(world.policy.encode(prompt), self.group_size) for prompt in prompts]
+        requests = [ask(world.policy, prompt, self.group_size) for prompt in prompts]
         sampled = world.engine.generate(requests, world.sampling, generator, world.version)
         return [group_of(p, answers) for p, answers in zip(prompts, sampled, strict=True)]
 

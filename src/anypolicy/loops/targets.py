@@ -13,7 +13,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt, Segment, Tokens, Trajectory
 from anypolicy.loops.recipe import Loss, LossTerms
 from anypolicy.parts.reduce import Mode, reduce
-from anypolicy.policies.base import Policy, Scores
+from anypolicy.policies.base import Policy, Scores, media_of
 
 
 def reference_target(policy: Policy, prompt: Prompt) -> Trajectory:
@@ -21,7 +21,8 @@ def reference_target(policy: Policy, prompt: Prompt) -> Trajectory:
     context, response = policy.encode(prompt), policy.encode_reference(prompt)
     n = len(response)
     segment = Segment(
-        context, response, np.zeros(n, np.float32), np.ones(n, np.bool_), np.full(n, -1, np.int64)
+        context, response, np.zeros(n, np.float32), np.ones(n, np.bool_), np.full(n, -1, np.int64),
+        media=media_of(policy, prompt),
     )  # fmt: skip
     return Trajectory(f"{prompt.id}/reference", [segment], target=True)
 

@@ -33,7 +33,7 @@ from anypolicy.parts.tree_search import (
     shared,
     walk,
 )
-from anypolicy.policies.base import Denoises, Policy
+from anypolicy.policies.base import Denoises, Policy, media_of, prefilled
 from anypolicy.tasks.base import Task
 
 QUESTION = """{question}
@@ -137,7 +137,7 @@ class TreeSearch:
             last = self.ends(node)
             n = (2 if self.multiple_choice else 1) if last else n
             longest = limit if last else min(len(so_far) + self.step_tokens, limit)
-            requests.append(Request(tree.context, n, so_far, max_tokens=longest))
+            requests.append(Request(tree.context, n, so_far, max_tokens=longest, media=tree.media))
         sampled = engine.generate(requests, world.sampling, generator, world.version)
         known = self.known(world, engine.policy, waiting)
         for (tree, node), answers, given in zip(waiting, sampled, known, strict=True):
@@ -175,7 +175,7 @@ class TreeSearch:
                 continue
             ids = np.concatenate([tree.solution[: len(so_far)], rest[: self.first_step(policy, rest)]])
             if len(ids) <= world.sampling.max_tokens:
-                rows[i] = Group("", tree.prompt, [Trajectory("", [plain_segment(tree.context, ids)])])
+                rows[i] = Group("", tree.prompt, [Trajectory("", [tree.plain(ids)])])
         if rows:
             with torch.no_grad():
                 logp = policy.score(from_groups(list(rows.values())), world.sampling.temperature).logp
@@ -206,12 +206,13 @@ class TreeSearch:
         there is one."""
         example = EXAMPLE.format(example=prompt.reference) if isinstance(prompt.reference, str) else ""
         asked, yes, out = prompt.messages[-1]["content"], policy.token("B"), list[float]()
-        contexts: list[Tokens] = []
+        contexts, media = list[Tokens](), media_of(policy, prompt)
         for response in responses:
             text = QUESTION.format(question=asked, example=example, solution=policy.decode(response))
             contexts.append(policy.encode(replace(prompt, messages=({"role": "user", "content": text},))))
         for start in range(0, len(contexts), READ):
-            _, logits = policy.prefill(contexts[start : start + READ])
+            part = contexts[start : start + READ]
+            _, logits = prefilled(policy, part, [media] * len(part))
             out += logits.float().softmax(-1)[:, yes].tolist()
         return out
 
@@ -253,7 +254,7 @@ class Tree:
 
     def __init__(self, prompt: Prompt, policy: Policy):
         self.prompt, self.policy, self.root, self.generated = prompt, policy, Node(), 0
-        self.context = policy.encode(prompt)
+        self.context, self.media = policy.encode(prompt), media_of(policy, prompt)
         self.solution = np.zeros(0, np.int64) if prompt.reference is None else policy.encode_reference(prompt)
 
     def say(self, node: Node) -> str:
@@ -269,10 +270,10 @@ class Tree:
         forced = np.arange(len(ids)) < sum(len(n.step.tokens) for n in before if n.step)
         chosen = np.arange(len(ids)) >= forced.sum() + same
         made = np.where(given | forced, -1, version)
-        return Segment(self.context, ids, np.where(forced, 0, logp).astype(np.float32), chosen, made)
+        shown = np.where(forced, 0, logp).astype(np.float32)
+        return Segment(self.context, ids, shown, chosen, made, media=self.media)
 
-
-def plain_segment(context: Tokens, ids: Tokens) -> Segment:
-    """Ids to score."""
-    n = len(ids)
-    return Segment(context, ids, np.zeros(n, np.float32), np.ones(n, np.bool_), np.full(n, -1, np.int64))
+    def plain(self, ids: Tokens) -> Segment:
+        """Ids to score."""
+        n, every = len(ids), np.ones(len(ids), np.bool_)
+        return Segment(self.context, ids, np.zeros(n, np.float32), every, np.full(n, -1, np.int64), media=self.media)

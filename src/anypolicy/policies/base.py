@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -10,7 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anypolicy.data.batch import Batch
+from anypolicy.data.media import Media
 from anypolicy.data.records import Prompt, Tokens
+from anypolicy.errors import InputError
 from anypolicy.policies.logits import Logits
 
 
@@ -81,6 +84,44 @@ class Policy(Protocol):
     def save(self, folder: Path) -> None:
         """Write the policy into an existing empty folder so that it can be loaded again by that path."""
         ...
+
+
+@runtime_checkable
+class Sees(Protocol):
+    """A policy that sees the images of a prompt. Its `encode` gives ids in which every image has the placeholder tokens
+    that the family's processor gives it, and its `score` reads `Batch.media`."""
+
+    def media(self, prompt: Prompt) -> Media:
+        """The processor's outputs for the images of the prompt; {} for a prompt without images."""
+        ...
+
+    def prefill(
+        self, contexts: list[Tokens], media: Sequence[Media] | None = None
+    ) -> tuple[Any, Float[Tensor, "contexts vocabulary"]]:
+        """As a policy's, with what every context shows."""
+        ...
+
+
+def media_of(policy: Policy, prompt: Prompt) -> Media:
+    """What the policy makes of the prompt's images; an `InputError` where there are some that it cannot see."""
+    if isinstance(policy, Sees):
+        return policy.media(prompt)
+    if prompt.media:
+        raise InputError(
+            "policy", type(policy).__name__,
+            f"it reads text alone, and prompt {prompt.id!r} has images: use a vision-language policy (vlm:…)",
+        )  # fmt: skip
+    return {}
+
+
+def prefilled(policy: Policy, contexts: list[Tokens], media: Sequence[Media]) -> tuple[Any, Tensor]:
+    """The policy's `prefill`, with what the contexts show where they show anything."""
+    if not any(media):
+        return policy.prefill(contexts)
+    if isinstance(policy, Sees):
+        seeing: Any = policy
+        return seeing.prefill(contexts, media)
+    raise InputError("media", ", ".join(next(m for m in media if m)), f"a {type(policy).__name__} reads text alone")
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.policies.base import Policy
@@ -79,6 +79,29 @@ class ShowsAnswers(Protocol):
     def ended_by_answer(self, prompt: Prompt, response: Tokens) -> Tokens:
         """What a response says before its own answer, then the known answer and the stop token; empty if it says
         nothing."""
+        ...
+
+
+Error = Literal["correct", "image_recognition_error", "language_comprehension_error"]
+
+
+class Revision(NamedTuple):
+    """An expert's word on one sentence of a response: a score from 1 (wrong) to 4 (right), what is wrong with it, and
+    the sentence as it should be. A sentence that should not be there has rewrite ""; one that was added is ""."""
+
+    sentence: str
+    score: int
+    error: Error
+    rewrite: str
+
+
+@runtime_checkable
+class Revises(Protocol):
+    """A task that can play the expert who corrects a response as little as possible."""
+
+    def revise(self, prompt: Prompt, response: str) -> list[Revision]:
+        """The response sentence by sentence: the sentences joined are the response to the character, the rewrites
+        joined are the corrected response. None for an empty response; a right one comes back as it was."""
         ...
 
 

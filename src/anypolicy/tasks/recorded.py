@@ -67,7 +67,7 @@ def parted(path: str, records: Iterable[Prompt], heldout: float, max_tokens: int
     """Records in two splits: all those of one prompt are on one side, which follows from the prompt's own text."""
     found, seen = list[Prompt](), set[str]()
     for made in records:
-        said = json.dumps([made.messages, made.tokens, made.info["responses"], made.info["scores"]])
+        said = json.dumps([own(made), made.messages, made.tokens, made.info["responses"], made.info["scores"]])
         if said not in seen:
             seen.add(said)
             found.append(made)
@@ -120,7 +120,7 @@ def record(
 ) -> Prompt:  # fmt: skip
     """A prompt of its own for every record, named after its prompt and its line."""
     info = {"responses": list(answers), "scores": scores, **more}
-    return Prompt(f"{p.id}/{where}", p.messages, p.tokens, reference=reference, info=info)
+    return Prompt(f"{p.id}/{where}", p.messages, p.tokens, p.media, reference=reference, info=info)
 
 
 def ids_of(path: str, where: str, p: Prompt, text: str) -> str | tuple[int, ...]:

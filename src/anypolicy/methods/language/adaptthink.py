@@ -25,7 +25,7 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
-from anypolicy.engines.base import Request
+from anypolicy.engines.base import Request, ask
 from anypolicy.errors import InputError
 from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
 from anypolicy.loops.stages import Clip, PolicyLoss, group_of, verified
@@ -97,9 +97,9 @@ class ForcedModes:
         limit = max(math.ceil(self.direct_limit * world.sampling.max_tokens), 1)
         requests: list[Request] = []
         for prompt in prompts:
-            context = world.policy.encode(prompt)
-            requests.append(Request(context, direct, (end,), (choice_logp(self.share),), limit))
-            requests.append(Request(context, thinking, (start,), (choice_logp(1 - self.share),)))
+            plain, no, yes = ask(world.policy, prompt), choice_logp(self.share), choice_logp(1 - self.share)
+            requests.append(plain._replace(n=direct, prefix=(end,), prefix_logp=(no,), max_tokens=limit))
+            requests.append(plain._replace(n=thinking, prefix=(start,), prefix_logp=(yes,)))
         sampled = world.engine.generate(requests, world.sampling, generator, world.version)
         return [group_of(p, [*no, *yes]) for p, no, yes in zip(prompts, sampled[::2], sampled[1::2], strict=True)]
 
@@ -135,7 +135,7 @@ class ReferenceReward:
         new = [p for name, p in prompts.items() if name not in known]
         if new:
             assert world.reference is not None
-            requests = [Request(world.policy.encode(p), self.samples) for p in new]
+            requests = [ask(world.policy, p, self.samples) for p in new]
             rng = named_generator(world.seed, "reference", new[0].id)
             for p, answers in zip(new, world.reference.generate(requests, world.sampling, rng), strict=True):
                 scores = self.scores(world, p, [segment.answer for segment, _ in answers])

@@ -28,6 +28,7 @@ from anypolicy.loops.stages import DropSolved, VerifierReward, group_of
 from anypolicy.loops.targets import WithImitation, resampled_target
 from anypolicy.methods.language.dapo import dapo
 from anypolicy.parts.retrieval import bm25
+from anypolicy.policies.base import media_of
 from anypolicy.tasks.base import Reasks
 
 Example = tuple[str, str]
@@ -110,7 +111,7 @@ class FallbackRollout:
 
     def ask(self, world: World, contexts: Asked, stage: str, generator: torch.Generator) -> list[Group]:
         """One verified group for every context."""
-        requests = [Request(context, self.group_size) for _, context in contexts]
+        requests = [Request(ids, self.group_size, media=media_of(world.policy, p)) for p, ids in contexts]
         sampled = world.engine.generate(requests, world.sampling, generator, world.version)
         groups = [group_of(p, answers, stage) for (p, _), answers in zip(contexts, sampled, strict=True)]
         for group in groups:
@@ -122,8 +123,7 @@ class FallbackRollout:
         """The prompt of a fallback stage with as many examples as fit; to correct, one response of the stage before."""
         prompt, wrong = failed.prompt, None
         if stage == "reflect":
-            index = int(torch.randint(len(failed.trajectories), (1,), generator=rng))
-            wrong = failed.trajectories[index].response
+            wrong = failed.trajectories[int(torch.randint(len(failed.trajectories), (1,), generator=rng))].response
         found = retrieve(buffer, question_of(prompt), self.examples)
         for n in range(len(found), -1, -1):
             if isinstance(world.task, Reasks):

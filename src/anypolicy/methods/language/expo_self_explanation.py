@@ -26,7 +26,7 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
-from anypolicy.engines.base import Request
+from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
 from anypolicy.loops.recipe import GroupRecipe, Loss, LossTerms, World
 from anypolicy.loops.stages import GroupRollout
@@ -101,7 +101,7 @@ class SelfExplanation:
         known = [g for g in groups if g.prompt.answer is not None]
         if self.when == "all_wrong":
             known = [g for g in known if not any(correct(world, g.prompt, t.response) for t in g.trajectories)]
-        requests = [Request(world.policy.encode(self.shown(world, g.prompt)), self.explanations) for g in known]
+        requests = [ask(world.policy, self.shown(world, g.prompt), self.explanations) for g in known]
         answers = world.engine.generate(requests, world.sampling, generator, world.version) if known else []
         for group, explained in zip(known, answers, strict=True):
             prompt = group.prompt

@@ -41,6 +41,7 @@ from anypolicy.loops.reference import Fixed, PerRound
 from anypolicy.loops.stages import group_of
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
+from anypolicy.policies.base import media_of
 from anypolicy.tasks.base import ShowsFeedback, Task
 
 REQUEST = """Below is a conversation. The user was not content with the last answer and said why.
@@ -121,7 +122,8 @@ class AgainstDissatisfaction:
         return ids
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
-        requests = [Request(self.shown(world, p), self.group_size - 1) for p in prompts]
+        see, policy, most = self.shown, world.policy, self.group_size - 1
+        requests = [Request(see(world, p), most, media=media_of(policy, p)) for p in prompts]
         sampled, groups = world.engine.generate(requests, world.sampling, generator, world.version), list[Group]()
         for prompt, answers in zip(prompts, sampled, strict=True):
             plain, group = world.policy.encode(prompt), group_of(prompt, answers)

@@ -28,7 +28,7 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
-from anypolicy.engines.base import Request
+from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
 from anypolicy.loops.pairs import MakePairs, Objective, Pair, PairLoss, check_positive, contents
 from anypolicy.loops.recipe import Choice, GroupRecipe, World
@@ -68,7 +68,7 @@ class ReferenceRollout:
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         assert world.reference is not None
-        requests = [Request(world.policy.encode(prompt), self.group_size) for prompt in prompts]
+        requests = [ask(world.policy, prompt, self.group_size) for prompt in prompts]
         sampled = world.reference.generate(requests, world.sampling, generator)
         return [group_of(p, answers) for p, answers in zip(prompts, sampled, strict=True)]
 
