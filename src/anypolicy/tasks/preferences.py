@@ -42,7 +42,7 @@ def read(path: str, where: str, row: dict[str, Any]) -> Preference:
 def prompt(path: str, where: str, row: dict[str, Any]) -> Prompt:
     """The prompt, named after its own content; messages may also stand before the response in `chosen`."""
     given = row.get("prompt")
-    if given is None and isinstance(row["chosen"], list):
+    if given is None and isinstance(row.get("chosen"), list):
         given = row["chosen"][:-1]
     name = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
     if isinstance(given, str) and given:
