@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,7 +25,7 @@ from anypolicy.tasks.preferences import prompt, response
 from anypolicy.tasks.recorded import RecordedTask, ids_of
 from anypolicy.tasks.split import split
 
-ALIKE = 0.6
+ALIKE = 0.8
 """Least likeness (difflib's ratio) of a copied sentence and what stands in the answer."""
 REPEATS = 30
 """Most often that the last word of a usable answer may stand in it."""

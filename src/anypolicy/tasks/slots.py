@@ -72,7 +72,8 @@ class Slots:
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
         """The share of right values; correct if all are."""
-        right = sum(int(t) % VALUES == v and t < DESCRIBE for t, v in zip(response, prompt.answer, strict=False)) / ROWS
+        said = zip(response.tolist(), prompt.answer, strict=False)
+        right = sum(t < DESCRIBE and t % VALUES == v for t, v in said) / ROWS
         return Score(right, right == 1)
 
     def revise(self, prompt: Prompt, response: str) -> list[Revision]:
