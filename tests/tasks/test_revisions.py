@@ -217,13 +217,8 @@ def test_revise_then_fine_tune_then_prefer(tmp_path, monkeypatch, capsys):
     assert "30 items in r.jsonl" in capsys.readouterr().out
     assert len(list((tmp_path / "r-images").glob("*.npy"))) == 30
     source = "r.jsonl:task='slots:items=30,heldout=8,wording=2'"
-    common = {"quiet": True, "trackers": (), "prompts": 8, "threads": 1, "products": "mkl"}
-    common = {k: v for k, v in common.items() if k != "products"}
-    from anypolicy.tasks.slots import Slots
-
-    (tmp_path / "base").mkdir()
-    Slots(0, items=30, heldout=8, wording=2.0).make_policy(0).save(tmp_path / "base")
-    opa = training.train("sft", task=f"{source},use=answers", policy="base", steps=12, lr=1e-3, out="opa", **common)
+    common = {"quiet": True, "trackers": (), "prompts": 8, "threads": 1}
+    opa = training.train("sft", task=f"{source},use=answers", steps=12, lr=1e-3, out="opa", **common)
     assert len(opa.evaluations()) > 1
     assert "probe/wrong" in opa.evaluations()[0]
     assert opa.evaluations()[-1]["eval/logp"] > opa.evaluations()[0]["eval/logp"]

@@ -19,7 +19,7 @@ import numpy as np
 
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
-from anypolicy.tasks.base import Error, Probes, Revision, Task
+from anypolicy.tasks.base import Error, Revision, Task
 from anypolicy.tasks.lines import json_lines
 from anypolicy.tasks.preferences import prompt, response
 from anypolicy.tasks.recorded import RecordedTask, ids_of
@@ -164,7 +164,7 @@ def from_revisions(
 ) -> Task:  # fmt: skip
     """`items`: a prompt for every line (see `with_report`). `answers`: two prompts for every line, with the reference
     or the revision as reference response. `task` names the task that the items come from: its held-out prompts,
-    verifier and probes are used and all lines are trained on; without it a share of the prompts is held out.
+    verifier, probes and policy are used and all lines are trained on; without it a share of the prompts is held out.
     """
     items = [item(path, where, row) for where, row in json_lines(path, "prompt, reference, generated and report")]
     kept = items if use == "items" else [a for p in items for a in answers(p)]
@@ -178,14 +178,15 @@ def from_revisions(
 
 
 class Measured:
-    """Prompts to train on, with the held-out prompts, the verifier and the probes of another task."""
+    """Prompts to train on, with the held-out prompts, the verifier, the probes and the policy of another task."""
 
     def __init__(self, path: str, train: list[Prompt], task: Task):
         self.name, self.train, self.heldout, self.max_tokens = path, train, task.heldout, task.max_tokens
         self.suggested: dict[str, Any] = getattr(task, "suggested", {})
         self.verifies, self.score = getattr(task, "verifies", True), task.score
-        if isinstance(task, Probes):
-            self.probe = task.probe
+        for further in ("score_many", "probe", "make_policy"):
+            if hasattr(task, further):
+                setattr(self, further, getattr(task, further))
 
 
 def name(p: Prompt) -> str:
@@ -199,11 +200,11 @@ def item(path: str, where: str, row: dict[str, Any]) -> Prompt:
     reference, generated = (response(path, where, field, row) for field in ("reference", "generated"))
     for given in (reference, generated):
         ids_of(path, where, asked, given)
-    report = read_report(path, where, row, generated)
-    if asked.tokens is not None:
-        ids_of(path, where, asked, revised(report) or "nothing")
-    if why := unusable(generated, reference, report, words=False):
+    why = unusable(generated, reference, None, words=False)
+    report = [] if why else read_report(path, where, row, generated)
+    if why := why or unusable(generated, reference, report, words=False):
         raise InputError(path, where, f"{why}: mend or remove the line")
+    ids_of(path, where, asked, revised(report))
     if type(cut := row.get("truncated", False)) is not bool:
         raise InputError(path, where, f"'truncated' is {cut!r}: write true, false or leave it out")
     images = read_images(path, where, row.get("images", []))
