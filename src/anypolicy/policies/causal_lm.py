@@ -53,6 +53,23 @@ class RereadState:
         return RereadState(self.tokens[rows], self.valid[rows])
 
 
+def read_scores(
+    states: Float[Tensor, "rows tokens width"], batch: Batch, temperature: float, output: Any, cap: float | None, *,
+    entropy: bool, hidden: bool,
+) -> Scores:  # fmt: skip
+    """Log-probabilities only where a response token stands that is read; the logits of a few blocks at a time."""
+    wanted = batch.valid if batch.read is None else batch.read
+    picked, spread = token_logp(
+        states[wanted], output.weight, getattr(output, "bias", None), batch.response[wanted], temperature, cap, entropy
+    )
+    zeros = picked.new_zeros(wanted.shape)
+    return Scores(
+        zeros.masked_scatter(wanted, picked),
+        None if spread is None else zeros.masked_scatter(wanted, spread),
+        states if hidden else None,
+    )
+
+
 def gather_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """A new cache of the given rows; differentiable, and the old one stays as it was."""
     new = DynamicCache()
@@ -257,18 +274,7 @@ class CausalLM:
     def scores_of(
         self, states: Tensor, batch: Batch, temperature: float, *, entropy: bool, hidden: bool
     ) -> Scores:  # fmt: skip
-        """Log-probabilities only where a response token stands that is read; the logits of a few blocks at a time."""
-        wanted, output = batch.valid if batch.read is None else batch.read, self.output
-        picked, spread = token_logp(
-            states[wanted], output.weight, getattr(output, "bias", None), batch.response[wanted], temperature, self.cap,
-            entropy,
-        )  # fmt: skip
-        zeros = picked.new_zeros(wanted.shape)
-        return Scores(
-            zeros.masked_scatter(wanted, picked),
-            None if spread is None else zeros.masked_scatter(wanted, spread),
-            states if hidden else None,
-        )
+        return read_scores(states, batch, temperature, self.output, self.cap, entropy=entropy, hidden=hidden)
 
     @property
     def output(self) -> Any:

@@ -15,7 +15,9 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForMaskedLM,
+    AutoProcessor,
     AutoTokenizer,
     ByT5Tokenizer,
 )
@@ -26,10 +28,12 @@ from anypolicy.policies.base import Policy
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.masked_diffusion import MaskedDiffusionLM, small_denoiser
 from anypolicy.policies.picture_reader import PictureReader
+from anypolicy.policies.small_vision import byte_tokenizer, small_vision_lm
 from anypolicy.policies.smollm2 import smollm2_folder
 from anypolicy.policies.table import TablePolicy
 from anypolicy.policies.text import quiet_transformers
 from anypolicy.policies.transformer import small_transformer
+from anypolicy.policies.vision_lm import VisionLM
 
 ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -44,11 +48,12 @@ def load_policy(
     alias, or
     `transformer:layers=2,width=64,heads=4` (bytes as tokens, weights from `seed`). `lora_rank` above 0 trains low-rank
     adapters through peft and freezes the rest. `masked-diffusion:SOURCE` takes an id or a folder of a bidirectional
-    model, `masked-diffusion:layers=2,width=64,heads=4` makes one.
+    model, `masked-diffusion:layers=2,width=64,heads=4` makes one. A folder of a vision-language model is known by its
+    config; of an id write `vlm:OWNER/NAME`; `vlm:layers=2,width=64,heads=4,image=32,patch=8` makes one.
     """
     quiet_transformers()
     name, _, arguments = spec.partition(":")
-    if name == "masked-diffusion" or holds_masked(Path(spec)):
+    if name == "masked-diffusion" or holds(Path(spec), "ForMaskedLM"):
         if lora_rank:
             raise InputError("lora_rank", lora_rank, "a masked-diffusion policy is trained whole: use 0")
         return masked_diffusion(arguments if name == "masked-diffusion" else spec, dtype, seed)
@@ -58,12 +63,20 @@ def load_policy(
         policy = from_scratch(arguments, seed)
         policy.module.to(getattr(torch, dtype))
         return policy
+    if name == "vlm" and (not arguments or "=" in arguments):
+        if lora_rank:
+            raise InputError("lora_rank", lora_rank, "a model from scratch has nothing to adapt: use 0")
+        small = small_vision(arguments, seed)
+        small.module.to(getattr(torch, dtype))
+        return small
     path = ALIASES[spec]() if spec in ALIASES else Path(spec)
     if (path / "table.safetensors").is_file():
         return TablePolicy.load(path)
     if (path / "picture_reader.safetensors").is_file():
         return PictureReader.load(path)
-    if path.suffix == ".gguf":
+    if name == "vlm" or holds(path, "ForConditionalGeneration", "vision_config"):
+        policy: CausalLM | VisionLM = vision_from_pretrained(arguments if name == "vlm" else spec, dtype)
+    elif path.suffix == ".gguf":
         policy = from_gguf(path, dtype)
     else:
         policy = from_pretrained(str(path), dtype)
@@ -103,11 +116,34 @@ def from_pretrained(source: str, dtype: str) -> CausalLM:
     return CausalLM(model, tokenizer)
 
 
-def holds_masked(folder: Path) -> bool:
-    """Whether a folder has a model that was made to predict masked tokens."""
+def holds(folder: Path, ending: str, field: str = "architectures") -> bool:
+    """Whether a folder has a model whose class ends so, with a field in its config."""
     file = folder / "config.json"
-    names = json.loads(file.read_text()).get("architectures") or [] if file.is_file() else []
-    return any(str(name).endswith("ForMaskedLM") for name in names)
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    return field in config and any(str(name).endswith(ending) for name in config.get("architectures") or [])
+
+
+def vision_from_pretrained(source: str, dtype: str) -> VisionLM:
+    """A vision-language model with its processor: a folder, or an id of the Hugging Face hub."""
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+        )
+        processor: Any = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            "policy", source, f"no vision-language model with its processor can be loaded from it ({first}); the "
+            "processors of some families need torchvision",
+        ) from error  # fmt: skip
+    model, report = loaded
+    if report["missing_keys"]:
+        raise InputError(
+            "policy", source, f"its weights lack {sorted(report['missing_keys'])[:3]}: save the model again"
+        )
+    if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
+        raise InputError("policy", source, "its processor has no tokenizer and image processor: save it with the model")
+    return VisionLM(model, processor)
 
 
 def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM:
@@ -184,15 +220,15 @@ def unmark(model: Any) -> None:
             delattr(owner, name)
 
 
-def sizes(arguments: str) -> dict[str, int]:
-    """`layers=2,width=64,heads=4,context=256`."""
-    settings = {"layers": 2, "width": 64, "heads": 4, "context": 256}
+def sizes(arguments: str, **more: int) -> dict[str, int]:
+    """`layers=2,width=64,heads=4,context=256`, and `more` with their defaults."""
+    settings = {"layers": 2, "width": 64, "heads": 4, "context": 256} | more
     for pair in filter(None, arguments.split(",")):
         key, _, value = pair.partition("=")
         number = yaml.safe_load(value) if value else None
         if key not in settings or not isinstance(number, int) or number < 1:
             raise InputError(
-                "policy", pair, "transformer takes layers, width, heads, context as whole numbers", choices=settings
+                "policy", pair, f"a model from scratch takes {', '.join(settings)} as whole numbers", choices=settings
             )
         settings[key] = number
     if settings["width"] % settings["heads"]:
@@ -211,7 +247,18 @@ def from_scratch(arguments: str, seed: int) -> CausalLM:
     )  # fmt: skip
 
 
-def adapt(policy: CausalLM, rank: int, seed: int) -> None:
+def small_vision(arguments: str, seed: int) -> VisionLM:
+    """A vision-language model of the given sizes over bytes."""
+    s = sizes(arguments, image=32, patch=8)
+    if s["image"] % s["patch"]:
+        raise InputError("policy", arguments, "the image's side must be a multiple of the patch's")
+    return small_vision_lm(
+        byte_tokenizer(), layers=s["layers"], width=s["width"], heads=s["heads"], context_length=s["context"],
+        image=s["image"], patch=s["patch"], seed=seed,
+    )  # fmt: skip
+
+
+def adapt(policy: CausalLM | VisionLM, rank: int, seed: int) -> None:
     """Low-rank adapters on every linear layer of the trunk; only they are trained."""
     try:
         from peft import LoraConfig, get_peft_model
@@ -221,4 +268,5 @@ def adapt(policy: CausalLM, rank: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy.module = get_peft_model(policy.model, settings).eval()
-    policy.prepare()
+    if isinstance(policy, CausalLM):
+        policy.prepare()
