@@ -52,7 +52,7 @@ class Settings:
     task: str
     """reasoning-gym/NAME, hf/DATA SET, a .jsonl file or a testbed (tiny-add, …); settings follow as name:key=value,…"""
     policy: str | None = None
-    """Hugging Face id or folder, a .gguf file, smollm2-135m, or transformer:layers=2,width=64,heads=4"""
+    """Hugging Face id or folder, a .gguf file, smollm2-135m, vlm:ID, or transformer:layers=2,width=64,heads=4"""
     steps: int = 100
     """rollout batches to learn from"""
     seed: int = 0
@@ -185,7 +185,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
 
 def suggestions(policy: str) -> dict[str, Any]:
     """Settings that fit a kind of policy: small networks want larger steps than the papers' billions of parameters."""
-    if policy.startswith("transformer") or re.fullmatch("masked-diffusion:(.+=.+)?", policy):
+    if policy.startswith("transformer") or re.fullmatch("(masked-diffusion|vlm):(.+=.+)?", policy):
         return {"lr": 3e-4}
     return {"lr": 1e-5, "dtype": "bfloat16"} if policy == "smollm2-135m" else {}
 

@@ -28,7 +28,6 @@ from anypolicy.policies.base import Policy
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.masked_diffusion import MaskedDiffusionLM, small_denoiser
 from anypolicy.policies.picture_reader import PictureReader
-from anypolicy.policies.small_vision import byte_tokenizer, small_vision_lm
 from anypolicy.policies.smollm2 import smollm2_folder
 from anypolicy.policies.table import TablePolicy
 from anypolicy.policies.text import quiet_transformers
@@ -249,6 +248,8 @@ def from_scratch(arguments: str, seed: int) -> CausalLM:
 
 def small_vision(arguments: str, seed: int) -> VisionLM:
     """A vision-language model of the given sizes over bytes."""
+    from anypolicy.policies.small_vision import byte_tokenizer, small_vision_lm
+
     s = sizes(arguments, image=32, patch=8)
     if s["image"] % s["patch"]:
         raise InputError("policy", arguments, "the image's side must be a multiple of the patch's")

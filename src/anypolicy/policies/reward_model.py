@@ -83,6 +83,8 @@ class RewardModel:
     def encode(self, prompt: Prompt, response: str) -> list[int]:
         """Prompt and response through the chat template, or one after the other and an end-of-sequence token. Without a
         tokenizer a response is ids with spaces between them, as such a policy decodes them."""
+        if prompt.media:
+            raise InputError("reward_model", prompt.id, "the prompt shows images, and a reward model reads text alone")
         t: Any = self.tokenizer
         if t is None:
             return [*(prompt.tokens or ()), *map(int, response.split())]

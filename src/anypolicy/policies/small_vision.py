@@ -50,7 +50,8 @@ def small_vision_lm(
 ) -> VisionLM:  # fmt: skip
     """Images are resized to `image` × `image` and cut into patches, each of which becomes one token of the text model.
 
-    Linear layers and embeddings are initialised as those of `small_transformer`, from `seed` alone.
+    The text model and what leads to it are initialised as `small_transformer` is, the tower as CLIP is (there large
+    embeddings of positions would drown the patches): from `seed` alone.
     """
     own: Any = tokenizer
     processor = LlavaProcessor(
@@ -76,5 +77,7 @@ def small_vision_lm(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
-    initialise(model, seed)
+    text: Any = model.model
+    for part in (text.language_model, text.multi_modal_projector, model.lm_head):
+        initialise(part, seed)
     return VisionLM(model, processor, (int(own.eos_token_id),))

@@ -14,6 +14,7 @@ from anypolicy.errors import InputError
 from anypolicy.tasks.lines import json_lines
 from anypolicy.tasks.preferences import message, prompt
 from anypolicy.tasks.recorded import RecordedTask, parted, record
+from anypolicy.tasks.shown import FIELDS
 
 Turns = list[dict[str, Any]]
 
@@ -28,6 +29,8 @@ def from_chats(
     """
     wanted, found = "a conversation", list[Prompt]()
     for where, row in json_lines(path, wanted):
+        if any(row.get(f) for f in FIELDS):
+            raise InputError(path, where, "a logged conversation is read as text alone: leave its images out")
         found += items(path, where, turns(path, where, row.get("conversation")), use == "pairs")
     if not found:
         kind = '"satisfied": false' if use == "dissatisfied" else "a dissatisfied message and then a satisfied one"

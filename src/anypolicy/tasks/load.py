@@ -70,6 +70,12 @@ def noisy_sort(name: str, seed: int, settings: dict[str, Any]) -> Task:
     return call(NoisySort, name, (seed,), settings)
 
 
+def shapes(name: str, seed: int, settings: dict[str, Any]) -> Task:
+    from anypolicy.tasks.shapes import Shapes
+
+    return call(Shapes, name, (seed,), settings)
+
+
 def slots(name: str, seed: int, settings: dict[str, Any]) -> Task:
     from anypolicy.tasks.slots import Slots
 
@@ -88,6 +94,7 @@ NAMED = {
     "digit-chain": digit_chain,
     "noisy-sort": noisy_sort,
     "reverse-and-pick": reverse_and_pick,
+    "shapes": shapes,
     "slots": slots,
     "tabular-lock": tabular_lock,
 }
@@ -96,7 +103,7 @@ PREFIXES = {"reasoning-gym/": reasoning_gym, "hf/": hub}
 
 def load_task(spec: str, *, seed: int = 0) -> Task:
     """Make a task from its name: reasoning-gym/DATA SET, hf/DATA SET or folder, FILE.jsonl, humaneval, tiny-add,
-    digit-chain, noisy-sort, reverse-and-pick, slots, tabular-lock.
+    digit-chain, noisy-sort, reverse-and-pick, shapes, slots, tabular-lock.
 
     Settings follow a colon, e.g. `reasoning-gym/chain_sum:min_terms=2,max_terms=2`; a value may be quoted to hold a
     comma. The seed decides what is generated, not on which side of the split a problem is.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from anypolicy.data.preferences import Preference
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.tasks.lines import json_lines
+from anypolicy.tasks.shown import of_row
 from anypolicy.tasks.split import split
 
 
@@ -40,17 +42,20 @@ def read(path: str, where: str, row: dict[str, Any]) -> Preference:
 
 
 def prompt(path: str, where: str, row: dict[str, Any]) -> Prompt:
-    """The prompt, named after its own content; messages may also stand before the response in `chosen`."""
+    """The prompt and what it shows (`image` or `images`, paths relative to the file), named after its own content;
+    messages may also stand before the response in `chosen`."""
     given = row.get("prompt")
     if given is None and isinstance(row.get("chosen"), list):
         given = row["chosen"][:-1]
-    name = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+    media, digests = of_row(path, where, row, Path(path).parent)
+    named = [given, digests] if digests else given
+    name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
     if isinstance(given, str) and given:
-        return Prompt(name, ({"role": "user", "content": given},))
+        return Prompt(name, ({"role": "user", "content": given},), media=media)
     if isinstance(given, list) and given and all(type(i) is int and i >= 0 for i in given):
-        return Prompt(name, tokens=tuple(given))
+        return Prompt(name, tokens=tuple(given), media=media)
     if isinstance(given, list) and given and all(message(m) for m in given):
-        return Prompt(name, tuple(dict(m) for m in given))
+        return Prompt(name, tuple(dict(m) for m in given), media=media)
     raise InputError(path, where, f"'prompt' is {given!r}: write text, messages with role and content, or token ids")
 
 

@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.tasks.base import Score
 from anypolicy.tasks.lines import json_lines
+from anypolicy.tasks.shown import FIELDS, of_row
 from anypolicy.tasks.split import split
 from anypolicy.tasks.verifiers import verifier
 
@@ -26,15 +28,16 @@ class PromptTask:
     prompt without the instruction; further fields go into `info`, among them recorded `responses`.
 
     Rows without answers, but with references, make a task without a verifier; so do recorded responses, with
-    `verifier_name` none. Of the latter nothing is held out.
+    `verifier_name` none. Of the latter nothing is held out. What a row shows in `image` or `images` (paths relative to
+    `folder`) belongs to its prompt.
     """
 
     def __init__(
         self, name: str, rows: Iterable[tuple[str, dict[str, Any]]], *, prompt: str, answer: str, verifier_name: str,
-        heldout: float, max_tokens: int, instruction: str, reference: str = "",
+        heldout: float, max_tokens: int, instruction: str, reference: str = "", folder: Path | None = None,
     ):  # fmt: skip
         self.reference = reference or "response"
-        self.name, self.max_tokens = name, max_tokens
+        self.name, self.max_tokens, self.folder = name, max_tokens, folder
         self.verify = verifier("exact" if verifier_name == "none" else verifier_name)
         read = [(where, conversation(row, prompt, self.reference)) for where, row in rows]
         refers = bool(read) and has(read[0][1], self.reference)
@@ -69,11 +72,13 @@ class PromptTask:
                 raise InputError(self.name, where, f"it has no {field!r} (fields: {', '.join(row)})", choices=row)
         messages = self.messages(where, prompt, row[prompt])
         label = self.label(where, answer, row[answer], kind) if self.verifies else None
-        name = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]
+        media, digests = of_row(self.name, where, row, self.folder)
+        named = [messages, digests] if digests else messages
+        name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
         if instruction:
             messages[-1]["content"] += "\n" + instruction
-        info = {k: v for k, v in row.items() if k not in (prompt, answer, self.reference)}
-        return Prompt(name, tuple(messages), answer=label, info=info, reference=self.shown(where, row))
+        info = {k: v for k, v in row.items() if k not in (prompt, answer, self.reference, *FIELDS)}
+        return Prompt(name, tuple(messages), media=media, answer=label, info=info, reference=self.shown(where, row))
 
     def label(self, where: str, answer: str, label: Any, kind: str) -> str:
         """The row's answer, checked."""
@@ -140,10 +145,11 @@ def from_jsonl(
     path: str, *, prompt: str = "prompt", answer: str = "answer", verifier: str = "exact", heldout: float = 0.2,
     max_tokens: int = 64, instruction: str = "", reference: str = "",
 ) -> PromptTask:  # fmt: skip
-    """One JSON object a line, with a prompt (text or messages) and an answer or a reference response."""
+    """One JSON object a line: a prompt (text or messages), perhaps images, and an answer or a reference response."""
     return PromptTask(
         path, json_lines(path, "a prompt and an answer or response"), prompt=prompt, answer=answer,
         verifier_name=verifier, heldout=heldout, max_tokens=max_tokens, instruction=instruction, reference=reference,
+        folder=Path(path).parent,
     )  # fmt: skip
 
 

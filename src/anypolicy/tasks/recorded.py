@@ -120,7 +120,7 @@ def record(
 ) -> Prompt:  # fmt: skip
     """A prompt of its own for every record, named after its prompt and its line."""
     info = {"responses": list(answers), "scores": scores, **more}
-    return Prompt(f"{p.id}/{where}", p.messages, p.tokens, reference=reference, info=info)
+    return Prompt(f"{p.id}/{where}", p.messages, p.tokens, p.media, reference=reference, info=info)
 
 
 def ids_of(path: str, where: str, p: Prompt, text: str) -> str | tuple[int, ...]:

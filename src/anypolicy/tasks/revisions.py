@@ -6,7 +6,6 @@ policy's own), perhaps `truncated` (it ended at the limit), and `report`, a list
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -207,32 +206,8 @@ def item(path: str, where: str, row: dict[str, Any]) -> Prompt:
     ids_of(path, where, asked, revised(report))
     if type(cut := row.get("truncated", False)) is not bool:
         raise InputError(path, where, f"'truncated' is {cut!r}: write true, false or leave it out")
-    images = read_images(path, where, row.get("images", []))
-    shown = hashlib.sha256(b"".join(x.tobytes() for x in images)).hexdigest()[:16] if images else ""
-    own = Prompt(f"{asked.id}{shown}/{where}", asked.messages, asked.tokens, {"images": images} if images else {},
-                 reference=ids_of(path, where, asked, reference))  # fmt: skip
+    own = replace(asked, id=f"{asked.id}/{where}", reference=ids_of(path, where, asked, reference))
     return with_report(own, generated, report, truncated=cut)
-
-
-def read_images(path: str, where: str, given: Any) -> list[np.ndarray]:
-    """Pictures as arrays (height, width, 3), arrays of numbers (.npy) as they are; names are relative to the file."""
-    if not isinstance(given, list) or not all(isinstance(n, str) for n in given):
-        raise InputError(path, where, f"'images' is {given!r}: write a list of file names")
-    out = list[np.ndarray]()
-    for name in given:
-        file = Path(path).parent / name
-        try:
-            out.append(np.load(file) if file.suffix == ".npy" else np.asarray(picture(file)))
-        except (OSError, ValueError) as error:
-            raise InputError(path, where, f"image {name!r} cannot be read ({error}): put it beside the file") from error
-    return out
-
-
-def picture(file: Path) -> Any:
-    from PIL import Image
-
-    with Image.open(file) as opened:
-        return opened.convert("RGB")
 
 
 def write_images(folder: Path, name: str, images: Sequence[np.ndarray]) -> list[str]:
