@@ -520,7 +520,10 @@ def revise(
     made = revisions.revise(given, quiet=quiet)
     print("\n".join([f"{made.items} items in {out}", *(f"  {n} dropped: {why}" for why, n in made.dropped.items())]))
     if expert:
-        print(f"next: anypolicy train sft --task {out}:use=answers --out runs/opa")
+        source, given = (
+            (f"{out}:use=answers", f" --policy {policy}") if policy else (f"{out}:use=answers,task='{task}'", "")
+        )
+        print(f'next: anypolicy train sft --task "{source}"{given} --out runs/opa')
     else:
         print("next: fill in every line's report: sentence, score (1 to 4), error, rewrite")
 

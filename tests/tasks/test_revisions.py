@@ -22,6 +22,7 @@ def said(sentence, rewrite=None, score=4, error="correct"):
 
 
 # --- alignment -------------------------------------------------------------------------------------------------------
+@settings(deadline=None)
 @given(st.lists(st.text("ab .\n", max_size=5)))
 def test_spaces_go_to_the_later_piece_and_nothing_is_lost(pieces):
     out = spaced(pieces)
@@ -214,7 +215,9 @@ def test_images_stand_beside_the_file(tmp_path):
 def test_revise_then_fine_tune_then_prefer(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["revise", "--task", "slots:items=30,heldout=8,wording=2", "--out", "r.jsonl", "--quiet"]) == 0
-    assert "30 items in r.jsonl" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "30 items in r.jsonl" in said
+    assert "r.jsonl:use=answers,task='slots:items=30,heldout=8,wording=2'" in said
     assert len(list((tmp_path / "r-images").glob("*.npy"))) == 30
     source = "r.jsonl:task='slots:items=30,heldout=8,wording=2'"
     common = {"quiet": True, "trackers": (), "prompts": 8, "threads": 1}
@@ -264,6 +267,42 @@ def test_without_an_expert_the_reports_stay_empty(tmp_path, monkeypatch, capsys)
         x["report"] = [{"sentence": x["generated"], "score": 1, "error": "correct", "rewrite": "It is 7."}]
     filled = write(tmp_path / "filled.jsonl", *lines)
     assert len(load_task(filled + ":heldout=0").train) == len(lines)
+
+
+def test_a_vision_language_policy(tmp_path, monkeypatch):
+    from anypolicy.tasks import shapes
+
+    monkeypatch.setenv("ANYPOLICY_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(shapes, "STEPS", 1)
+    monkeypatch.chdir(tmp_path)
+    policy = ["--policy", "vlm:layers=1,width=16,heads=2,context=200,image=16", "--quiet"]
+    assert (
+        main(["revise", "--task", "shapes:prompts=8,heldout=2", "--max-tokens", "8", "--out", "r.jsonl", *policy]) == 0
+    )
+    lines = [json.loads(x) for x in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert len(list((tmp_path / "r-images").glob("*.png"))) == len(lines) > 4
+    assert all("".join(r["sentence"] for r in x["report"]) == x["generated"] for x in lines)
+    command = [
+        "--steps",
+        "1",
+        "--prompts",
+        "4",
+        "--eval-every",
+        "0",
+        "--max-tokens",
+        "64",
+        "--trackers",
+        "--out",
+        "run",
+        *policy,
+    ]
+    assert main(["train", "opa-dpo", "--task", "r.jsonl", *command]) == 0
+    [row] = [
+        r for r in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if "event" not in r
+    ]
+    assert row["loss/reference_image"] == pytest.approx(0.2 * np.log(2), abs=1e-5)
+    assert row["loss/reference"] == row["loss/reference_anchor"] == pytest.approx(np.log(2), abs=1e-5)
+    assert {"opa/masked_reference", "opa/masked_revised", "opa/corrected_logp_ref"} <= set(row)
 
 
 def test_what_cannot_be_revised(tmp_path, monkeypatch, capsys):
