@@ -9,18 +9,8 @@ from PIL import Image
 from anypolicy.cli import main
 from anypolicy.tasks import shapes
 
-SHORT = [
-    "--trackers",
-    "--quiet",
-    "--prompts",
-    "4",
-    "--eval-prompts",
-    "4",
-    "--eval-every",
-    "0",
-    "--checkpoint-every",
-    "1",
-]
+SHORT = ["--trackers", "--quiet", "--threads", "1", "--products", "default", "--prompts", "4", "--eval-prompts", "4",
+         "--eval-every", "0", "--checkpoint-every", "1"]  # fmt: skip
 TINY = ["--policy", "vlm:layers=1,width=16,heads=2,context=160,image=16", "--max-tokens", "6"]
 
 
@@ -38,10 +28,14 @@ def weights(run):
 @pytest.mark.parametrize(
     "command",
     [["sft", "--task", "shapes:prompts=12,heldout=8"],
-     ["grpo", "--task", "shapes:prompts=12,heldout=8", "--group-size", "3", *TINY]],
+     ["grpo", "--task", "shapes:prompts=12,heldout=8", "--group-size", "3", "--reward", "own.py:reward",
+      *TINY]],
     ids=["own policy", "policy from scratch"],
 )  # fmt: skip
 def test_a_run_is_trained_resumed_and_evaluated(command, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "def reward(prompt, responses):\n    return [sum(map(ord, r)) % 7 for r in responses]\n"
+    )
     assert main(["train", *command, *SHORT, "--steps", "2", "--out", "whole"]) == 0
     assert main(["train", *command, *SHORT, "--steps", "1", "--out", "half"]) == 0
     assert weights(tmp_path / "half") != weights(tmp_path / "whole")

@@ -67,7 +67,7 @@ def parted(path: str, records: Iterable[Prompt], heldout: float, max_tokens: int
     """Records in two splits: all those of one prompt are on one side, which follows from the prompt's own text."""
     found, seen = list[Prompt](), set[str]()
     for made in records:
-        said = json.dumps([made.messages, made.tokens, made.info["responses"], made.info["scores"]])
+        said = json.dumps([own(made), made.messages, made.tokens, made.info["responses"], made.info["scores"]])
         if said not in seen:
             seen.add(said)
             found.append(made)

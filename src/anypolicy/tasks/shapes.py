@@ -41,15 +41,15 @@ SHAPES = ("circle", "square", "triangle")
 COUNTS = {1: "one", 2: "two", 3: "three"}
 SYNONYMS = {"one": "a single", "two": "a pair of", "three": "a trio of", "red": "crimson", "green": "emerald",
             "blue": "azure", "yellow": "golden", "circle": "disc", "square": "box", "triangle": "wedge"}  # fmt: skip
-MOST = 80
+MOST, PROBED = 80, 256
 RECIPE = 1
-STEPS, ROWS = 1500, 64
+STEPS, WARMUP, ROWS = 1000, 50, 64
 
 
 class Fact(NamedTuple):
     """So many shapes of a kind."""
 
-    count: int
+    number: int
     colour: str
     shape: str
 
@@ -67,9 +67,9 @@ class Scene(NamedTuple):
 
 def worded(fact: Fact, wordings: Sequence[Wording]) -> str:
     """A fact as a sentence, each of its three words in a wording of its own."""
-    words = (COUNTS[fact.count], fact.colour, fact.shape)
+    words = (COUNTS[fact.number], fact.colour, fact.shape)
     count, colour, shape = (w if kind == "own" else SYNONYMS[w] for w, kind in zip(words, wordings, strict=True))
-    plural = "" if fact.count == 1 else "es" if shape.endswith("x") else "s"
+    plural = "" if fact.number == 1 else "es" if shape.endswith("x") else "s"
     return f"{count} {colour} {shape}{plural}."
 
 
@@ -124,7 +124,7 @@ def draw(rng: np.random.Generator) -> Scene:
     image = np.full((SIDE, SIDE, 3), rng.integers(0, 40, 3), np.uint8)
     cells = iter(rng.permutation((SIDE // CELL) ** 2).tolist())
     for fact in facts:
-        for _ in range(fact.count):
+        for _ in range(fact.number):
             row, column = divmod(next(cells), SIDE // CELL)
             y, x = (CELL * at + int(rng.integers(CELL - 7 + 1)) for at in (row, column))
             image[y : y + 7, x : x + 7][GLYPHS[fact.shape]] = COLOURS[fact.colour]
@@ -221,7 +221,7 @@ class Shapes:
         """On 256 fixed held-out pictures, one caption each at temperature 1: `hallucination`, the share of wrong ones
         among the sentences said; `coverage`, the share of what is shown that was said rightly; `expert`, the share of
         sentences with a word of the expert's."""
-        scenes = drawn(numpy_generator(0, "shapes", "probe"), 256, held=True)
+        scenes = drawn(numpy_generator(0, "shapes", "probe"), PROBED, held=True)
         prompts = [self.prompt(s) for s in scenes]
         requests = [ask(policy, p) for p in prompts]
         answers = NativeEngine(policy).generate(requests, Sampling(self.max_tokens), generator(0, "shapes", "probe"))
@@ -270,16 +270,18 @@ def spoiled(fact: Fact, noise: float, rng: np.random.Generator) -> Fact:
     if rng.random() >= noise:
         return fact
     field = int(rng.integers(3))
-    return [fact._replace(count=1), fact._replace(colour="red"), fact._replace(shape="circle")][field]
+    return [fact._replace(number=1), fact._replace(colour="red"), fact._replace(shape="circle")][field]
 
 
 def train_base(policy: VisionLM, seed: int, noise: float, expert: float) -> None:
-    """Supervised steps: AdamW 2e-3 falling linearly to 0, 64 new captions each, loss on the caption's tokens and the
-    end. Held-out pictures are never seen."""
-    print(f"shapes: training the base policy of seed {seed} (some minutes, kept in the cache)", file=sys.stderr)
+    """Supervised steps: AdamW, 3e-3 after a linear warm-up, falling linearly to 0, 64 new captions each, loss on the
+    caption's tokens and the end. Held-out pictures are never seen."""
+    print(f"shapes: training the base policy of seed {seed} (a minute or two, kept in the cache)", file=sys.stderr)
     rng = numpy_generator(seed, "shapes", "base")
-    optimiser = torch.optim.AdamW(policy.module.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / STEPS)
+    optimiser = torch.optim.AdamW(policy.module.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / WARMUP, 1) * (1 - step / STEPS)
+    )
     patches, end = (SIDE // CELL) ** 2, policy.stop_ids[0]
     begin = policy.tokenizer.encode(MARKER * patches + QUESTION)
     for _ in range(STEPS):
