@@ -32,6 +32,7 @@ EXAMPLES = """Any policy learns by any published method.
   anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
   anypolicy train pf-ppo --task my_prompts.jsonl --reward-model rm --reward-scale unit
   anypolicy scores pf-ppo --task my_prompts.jsonl --reward-model rm | filtration scores.jsonl
+  anypolicy revise --task slots --out revisions.jsonl
   anypolicy methods | show ngrpo | explain ngrpo+vade --task tiny-add | eval DIR | open DIR
 """
 
@@ -492,6 +493,44 @@ def filtration(
     )
 
 
+def revise(
+    task: str, policy: str | None = None, out: Path = Path("revisions.jsonl"), prompts: int | None = None,
+    seed: int = 0, max_tokens: int | None = None, dtype: Literal["float32", "bfloat16"] = "float32",
+    expert: bool = True, quiet: bool = False,
+) -> None:  # fmt: skip
+    """Let the policy answer every training prompt once, and an expert correct it sentence by sentence.
+
+      anypolicy revise --task slots --out revisions.jsonl
+      anypolicy revise --task prompts.jsonl --policy path/to/model --no-expert --out to_be_revised.jsonl
+
+    The task plays the expert where it can. With --no-expert the reports stay empty, for a person or a strong model to
+    fill in. Images are kept in a folder beside the file.
+
+    Args:
+        task: prompts with reference answers
+        policy: whose answers are corrected; default that of the task
+        out: .jsonl file, one item a line
+        prompts: only so many of the training prompts
+        seed: of the task and of the sampling
+        max_tokens: of an answer
+        dtype: of the policy
+        expert: let the task write the reports
+        quiet: no progress
+    """
+    from anypolicy import revisions
+
+    given = revisions.Settings(task, policy, out, prompts, seed, max_tokens, dtype, expert)
+    made = revisions.revise(given, quiet=quiet)
+    print("\n".join([f"{made.items} items in {out}", *(f"  {n} dropped: {why}" for why, n in made.dropped.items())]))
+    if expert:
+        source, given = (
+            (f"{out}:use=answers", f" --policy {policy}") if policy else (f"{out}:use=answers,task='{task}'", "")
+        )
+        print(f'next: anypolicy train sft --task "{source}"{given} --out runs/opa')
+    else:
+        print("next: fill in every line's report: sentence, score (1 to 4), error, rewrite")
+
+
 def reproduce(method: Positional[str], seeds: int | None = None, workers: int = 1, claims: Path | None = None) -> None:
     """Check a paper's central claim at small scale: expected against measured, with intervals and a verdict.
 
@@ -622,6 +661,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     plain: dict[str, Callable[..., Any]] = {
         "resume": resume, "eval": evaluate, "reproduce": reproduce, "methods": methods, "show": show, "open": open_page,
         "filtration": filtration, "record": record, "inspect": inspect,
+        "revise": revise,
     }  # fmt: skip
     Knobs: type = NoKnobs
     Settings: type = NoKnobs

@@ -33,8 +33,11 @@ def declared(origin):
     return None
 
 
-def supervised(slug):
-    return catalogue.get(slug).card.family == "supervised"
+def apart(slug, stage):
+    """Stages that sampled responses have no use for: supervised ones, and losses that ask which kind each answer is."""
+    return catalogue.get(slug).card.family == "supervised" or getattr(
+        getattr(compose(slug).recipe, stage), "needs_kinds", False
+    )
 
 
 def needs_partner(recipe):
@@ -48,9 +51,11 @@ def needs_partner(recipe):
     by_hand, known = getattr(recipe.rollout, "unknown_behaviour", False), getattr(recipe.loss, "any_behaviour", False)
     recorded = getattr(recipe.reward, "needs_recorded", False)
     unread = recorded and (not by_hand or getattr(recipe.selection, "needs_verdicts", False))
+    unkind = getattr(recipe.loss, "needs_kinds", False) and not getattr(recipe.rollout, "gives_kinds", False)
     unseen = recipe.reference.moves and not any(getattr(s, "needs_reference", False) for s in stages(recipe))
     return (
         unread
+        or unkind
         or unseen
         or (by_hand and not known)
         or untaught
@@ -63,7 +68,7 @@ def distinct(stage):
     """Methods that give this stage for sampled responses, one for each different stage."""
     found = {}
     for slug in ["grpo", *METHODS]:
-        if slug == "grpo" or (stage in catalogue.get(slug).card.changes and not supervised(slug)):
+        if slug == "grpo" or (stage in catalogue.get(slug).card.changes and not apart(slug, stage)):
             found.setdefault(repr(getattr(compose(slug).recipe, stage)), slug)
     return sorted(found.values())
 

@@ -59,6 +59,11 @@ def check_partners(recipe: GroupRecipe) -> None:
             type(recipe.selection).__name__,
             "it reads verdicts, which recorded scores have not: use another",
         )
+    if getattr(recipe.loss, "needs_kinds", False) and not getattr(recipe.rollout, "gives_kinds", False):
+        raise InputError(
+            "rollout", type(recipe.rollout).__name__,
+            f"{type(recipe.loss).__name__} asks what kind of answer each of a group is, which it does not say",
+        )  # fmt: skip
     if recipe.reference.moves and not any(getattr(s, "needs_reference", False) for s in stages(recipe)):
         raise InputError("reference", type(recipe.reference).__name__, "no stage of the recipe looks at a reference")
     if getattr(recipe.rollout, "unknown_behaviour", False) and not getattr(recipe.loss, "any_behaviour", False):

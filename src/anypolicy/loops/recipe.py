@@ -59,7 +59,8 @@ class Rollout(Protocol):
     @property
     def group_size(self) -> int:
         """Responses of a prompt; 0 if there are only targets. A rollout that gives targets says so with a
-        `gives_targets` class attribute, one whose responses nobody knows the likelihood of with `unknown_behaviour`."""
+        `gives_targets` class attribute, one whose responses nobody knows the likelihood of with `unknown_behaviour`,
+        one that tells the answers of a group apart (`info["kind"]`) with `gives_kinds`."""
         ...
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
@@ -148,7 +149,8 @@ class Loss(Protocol):
     from target tokens alone; `needs_logits`, it needs the whole distribution there (`scores.logits`); `needs_pairs`, it
     learns from `batch.pairs`; `min_prompts`, the prompts that an optimiser batch must have; `plain_temperature`, it
     scores at temperature 1, whatever the responses were sampled at; `baseline(batch, score, score_reference)`, a number
-    of the whole optimiser batch that it needs beforehand (`batch.baseline`), made of scorings without gradient."""
+    of the whole optimiser batch that it needs beforehand (`batch.baseline`), made of scorings without gradient;
+    `needs_kinds`, it reads `batch.kind`."""
 
     @property
     def needs_entropy(self) -> bool:

@@ -132,10 +132,12 @@ class Reference:
         self.mode.advance(self, step)
 
     def logp(self, batch: Batch, score: Callable[[Batch], Tensor]) -> Float[Tensor, "rows tokens"]:
-        """Log-probabilities of the batch's responses; `score` computes those that are not known yet."""
+        """Log-probabilities of the batch's responses; `score` computes those that are not known yet. Responses without
+        a reward do not come again: they were aborted, or stand under a context that was made for this step."""
         if self.mode.moves or batch.read is not None:
             return score(batch)
-        recorded = ((batch.version < 0) | ~batch.valid).all(1).tolist()
+        once = (batch.reward.isnan() & batch.sampled)[batch.trajectory]
+        recorded = (((batch.version < 0) | ~batch.valid).all(1) & ~once).tolist()
         if not any(recorded):
             return score(batch)
         length, names = batch.valid.sum(1).tolist(), row_names(batch)

@@ -27,6 +27,7 @@ from anypolicy.errors import InputError
 from anypolicy.policies.base import Policy
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.masked_diffusion import MaskedDiffusionLM, small_denoiser
+from anypolicy.policies.picture_reader import PictureReader
 from anypolicy.policies.smollm2 import smollm2_folder
 from anypolicy.policies.table import TablePolicy
 from anypolicy.policies.text import quiet_transformers
@@ -70,6 +71,8 @@ def load_policy(
     path = ALIASES[spec]() if spec in ALIASES else Path(spec)
     if (path / "table.safetensors").is_file():
         return TablePolicy.load(path)
+    if (path / "picture_reader.safetensors").is_file():
+        return PictureReader.load(path)
     if name == "vlm" or holds(path, "ForConditionalGeneration", "vision_config"):
         policy: CausalLM | VisionLM = vision_from_pretrained(arguments if name == "vlm" else spec, dtype)
     elif path.suffix == ".gguf":

@@ -28,10 +28,12 @@ def hub(name: str, seed: int, settings: dict[str, Any]) -> Task:
 
 
 def jsonl(name: str, seed: int, settings: dict[str, Any]) -> Task:
-    from anypolicy.tasks import chats, prompts, recorded
+    from anypolicy.tasks import chats, prompts, recorded, revisions
     from anypolicy.tasks.lines import json_lines
 
     _, first = next(json_lines(name, "a prompt and an answer or response"), ("", {}))
+    if {"generated", "report"} <= first.keys():
+        return call(revisions.from_revisions, name, (name, seed), settings)
     kinds = {("chosen", "rejected"): recorded.from_pairs, ("completion", "label"): recorded.from_labels,
              ("context", "responses"): recorded.from_stream, ("conversation",): chats.from_chats}  # fmt: skip
     build = next((b for fields, b in kinds.items() if all(f in first for f in fields)), prompts.from_jsonl)
@@ -74,6 +76,12 @@ def shapes(name: str, seed: int, settings: dict[str, Any]) -> Task:
     return call(Shapes, name, (seed,), settings)
 
 
+def slots(name: str, seed: int, settings: dict[str, Any]) -> Task:
+    from anypolicy.tasks.slots import Slots
+
+    return call(Slots, name, (seed,), settings)
+
+
 def humaneval(name: str, seed: int, settings: dict[str, Any]) -> Task:
     from anypolicy.tasks.humaneval import HumanEval
 
@@ -87,6 +95,7 @@ NAMED = {
     "noisy-sort": noisy_sort,
     "reverse-and-pick": reverse_and_pick,
     "shapes": shapes,
+    "slots": slots,
     "tabular-lock": tabular_lock,
 }
 PREFIXES = {"reasoning-gym/": reasoning_gym, "hf/": hub}
@@ -94,7 +103,7 @@ PREFIXES = {"reasoning-gym/": reasoning_gym, "hf/": hub}
 
 def load_task(spec: str, *, seed: int = 0) -> Task:
     """Make a task from its name: reasoning-gym/DATA SET, hf/DATA SET or folder, FILE.jsonl, humaneval, tiny-add,
-    digit-chain, noisy-sort, reverse-and-pick, shapes, tabular-lock.
+    digit-chain, noisy-sort, reverse-and-pick, shapes, slots, tabular-lock.
 
     Settings follow a colon, e.g. `reasoning-gym/chain_sum:min_terms=2,max_terms=2`; a value may be quoted to hold a
     comma. The seed decides what is generated, not on which side of the split a problem is.

@@ -45,7 +45,7 @@ def prompt(path: str, where: str, row: dict[str, Any]) -> Prompt:
     """The prompt and what it shows (`image` or `images`, paths relative to the file), named after its own content;
     messages may also stand before the response in `chosen`."""
     given = row.get("prompt")
-    if given is None and isinstance(row["chosen"], list):
+    if given is None and isinstance(row.get("chosen"), list):
         given = row["chosen"][:-1]
     media, digests = of_row(path, where, row, Path(path).parent)
     named = [given, digests] if digests else given

@@ -17,7 +17,7 @@ FIELDS = ("image", "images")
 Source = Path | Image.Image
 
 
-class Shown(Sequence[NDArray[np.uint8]]):
+class Shown(Sequence[NDArray[Any]]):
     """Images that are read anew each time they are looked at, so that a data set of them need not fit into memory."""
 
     def __init__(self, sources: Sequence[Source]):
@@ -27,17 +27,19 @@ class Shown(Sequence[NDArray[np.uint8]]):
         return len(self.sources)
 
     @overload
-    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+    def __getitem__(self, index: int) -> NDArray[Any]: ...
     @overload
     def __getitem__(self, index: slice) -> Shown: ...
-    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | Shown:
+    def __getitem__(self, index: int | slice) -> NDArray[Any] | Shown:
         if isinstance(index, slice):
             return Shown(self.sources[index])
         return pixels(self.sources[index])
 
 
-def pixels(source: Source) -> NDArray[np.uint8]:
-    """(height, width, 3) in 0 … 255, turned as the camera says."""
+def pixels(source: Source) -> NDArray[Any]:
+    """(height, width, 3) in 0 … 255, turned as the camera says; the numbers of an .npy file as they are."""
+    if isinstance(source, Path) and source.suffix == ".npy":
+        return np.load(source)
     image = Image.open(source) if isinstance(source, Path) else source
     return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
@@ -64,8 +66,11 @@ def source(name: str, where: str, given: Any, folder: Path | None) -> tuple[Sour
     if not path.is_file():
         raise InputError(name, where, f"there is no image {path}: paths are relative to the file they stand in")
     try:
-        with Image.open(path) as image:
-            image.verify()
+        if path.suffix == ".npy":
+            np.load(path)
+        else:
+            with Image.open(path) as image:
+                image.verify()
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(name, where, f"{path} is no image that can be read ({error})") from error
     return path, hashlib.sha256(path.read_bytes()).hexdigest()

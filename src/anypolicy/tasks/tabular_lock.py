@@ -19,7 +19,7 @@ from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.policies.base import Policy
 from anypolicy.policies.table import TablePolicy
-from anypolicy.tasks.base import Score
+from anypolicy.tasks.base import Revision, Score
 
 Start = Literal["graded", "confident", "mixture"]
 
@@ -141,6 +141,17 @@ class TabularLock:
     def ended_by_answer(self, prompt: Prompt, response: Tokens) -> Tokens:
         """The response with the last of the known answer's tokens."""
         return np.array([*response[:-1], prompt.answer[-1]], np.int64)
+
+    def revise(self, prompt: Prompt, response: str) -> list[Revision]:
+        """Every token is a sentence; a wrong one is misread and becomes the target."""
+        assert prompt.tokens is not None
+        said, target = response.split(), map(str, self._answers[prompt.tokens[0]].tolist())
+        spaced = [word + " " * (i < len(said) - 1) for i, word in enumerate(said)]
+        right = [word + " " * (i < len(said) - 1) for i, word in enumerate(target)]
+        return [
+            Revision(a, 4, "correct", a) if a == b else Revision(a, 1, "image_recognition_error", b)
+            for a, b in zip(spaced, right, strict=True)
+        ]
 
     def reask(self, prompt: Prompt, stage: str, wrong: Tokens | None, examples: Sequence[tuple[str, str]]) -> Prompt:
         """A lock has one wording."""
