@@ -43,7 +43,7 @@ SYNONYMS = {"one": "a single", "two": "a pair of", "three": "a trio of", "red": 
             "blue": "azure", "yellow": "golden", "circle": "disc", "square": "box", "triangle": "wedge"}  # fmt: skip
 MOST, PROBED = 80, 256
 RECIPE = 1
-STEPS, WARMUP, ROWS = 1000, 50, 64
+STEPS, WARMUP, ROWS = 3000, 50, 32
 
 
 class Fact(NamedTuple):
@@ -274,9 +274,9 @@ def spoiled(fact: Fact, noise: float, rng: np.random.Generator) -> Fact:
 
 
 def train_base(policy: VisionLM, seed: int, noise: float, expert: float) -> None:
-    """Supervised steps: AdamW, 3e-3 after a linear warm-up, falling linearly to 0, 64 new captions each, loss on the
+    """Supervised steps: AdamW, 3e-3 after a linear warm-up, falling linearly to 0, 32 new captions each, loss on the
     caption's tokens and the end. Held-out pictures are never seen."""
-    print(f"shapes: training the base policy of seed {seed} (a minute or two, kept in the cache)", file=sys.stderr)
+    print(f"shapes: training the base policy of seed {seed} (some minutes, kept in the cache)", file=sys.stderr)
     rng = numpy_generator(seed, "shapes", "base")
     optimiser = torch.optim.AdamW(policy.module.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
