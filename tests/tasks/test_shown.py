@@ -50,6 +50,15 @@ def test_images_in_other_modes_become_colours(tmp_path):
         assert p.media["images"][0].shape == (3, 3, 3)
 
 
+def test_an_image_that_goes_away_is_named(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (2, 2)).save(path)
+    shown = Shown([path])
+    path.unlink()
+    with pytest.raises(InputError, match=r"a\.png.*cannot now"):
+        shown[0]
+
+
 def test_a_data_set_may_hold_the_images_itself():
     rows = [
         (f"row {i}", {"prompt": "?", "image": Image.new("RGB", (2, 2), (i, 0, 0)), "answer": str(i)}) for i in range(2)

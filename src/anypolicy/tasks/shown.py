@@ -38,10 +38,13 @@ class Shown(Sequence[NDArray[Any]]):
 
 def pixels(source: Source) -> NDArray[Any]:
     """(height, width, 3) in 0 … 255, turned as the camera says; the numbers of an .npy file as they are."""
-    if isinstance(source, Path) and source.suffix == ".npy":
-        return np.load(source)
-    image = Image.open(source) if isinstance(source, Path) else source
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    try:
+        if isinstance(source, Path) and source.suffix == ".npy":
+            return np.load(source)
+        image = Image.open(source) if isinstance(source, Path) else source
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except OSError as error:
+        raise InputError("image", str(source), f"it could be read at the start and cannot now ({error})") from error
 
 
 def of_row(name: str, where: str, row: dict[str, Any], folder: Path | None) -> tuple[dict[str, Any], list[str]]:
