@@ -3,6 +3,7 @@ update; nothing is computed for padding."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,13 @@ def read_scores(
         None if spread is None else zeros.masked_scatter(wanted, spread),
         states if hidden else None,
     )
+
+
+def save_merged(module: nn.Module, model: PreTrainedModel, folder: Path) -> None:
+    """The model's files; where `module` is an adapter around it, merged into a copy."""
+    quiet_transformers()
+    own: Any = module
+    (model if own is model else copy.deepcopy(own).merge_and_unload()).save_pretrained(folder)
 
 
 def gather_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
@@ -333,12 +341,6 @@ class CausalLM:
 
     def save(self, folder: Path) -> None:
         """Hugging Face format; an adapter is merged into a copy of the weights it adapts."""
-        quiet_transformers()
-        model: Any = self.module
-        if model is not self.model:
-            import copy
-
-            model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(folder)
+        save_merged(self.module, self.model, folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)

@@ -27,9 +27,9 @@ from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.parts.token_logp import logits as head_logits
 from anypolicy.policies.base import Scores
-from anypolicy.policies.causal_lm import gather_cache, read_scores
+from anypolicy.policies.causal_lm import gather_cache, read_scores, save_merged
 from anypolicy.policies.logits import Logits
-from anypolicy.policies.text import quiet_transformers, response_ids, single_token, stop_tokens, text_of
+from anypolicy.policies.text import response_ids, single_token, stop_tokens, text_of
 
 OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Outputs of a processor that belong to the ids; all others belong to the images."""
@@ -276,13 +276,7 @@ class VisionLM:
 
     def save(self, folder: Path) -> None:
         """Hugging Face format with its processor; an adapter is merged into a copy of the weights it adapts."""
-        quiet_transformers()
-        model: Any = self.module
-        if model is not self.model:
-            import copy
-
-            model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(folder)
+        save_merged(self.module, self.model, folder)
         self.processor.save_pretrained(folder)
 
 
