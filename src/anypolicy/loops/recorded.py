@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from anypolicy.data.records import Group, Prompt, Segment, Trajectory
+from anypolicy.data.media import Media
+from anypolicy.data.records import Group, Prompt, Segment, Tokens, Trajectory
 from anypolicy.errors import InputError
 from anypolicy.loops.recipe import World
 from anypolicy.policies.base import Policy, media_of
@@ -39,6 +40,13 @@ def recorded(prompt: Prompt) -> list[tuple[str | tuple[int, ...], float]]:
     return out
 
 
+def written_before(context: Tokens, ids: Tokens, media: Media) -> Segment:
+    """A response that was written before the run; nobody knows how likely it was."""
+    n = len(ids)
+    unknown, old = np.full(n, np.nan, np.float32), np.full(n, -1, np.int64)
+    return Segment(context, ids, unknown, np.ones(n, np.bool_), old, media=media)
+
+
 def recorded_group(policy: Policy, prompt: Prompt, which: Sequence[int] | None = None) -> Group:
     """The recorded responses of a prompt (those that `which` names), each with its score in `info`. An end token
     follows them, unless the prompt's `info` says `exact`: a run's own responses, to the token."""
@@ -48,9 +56,7 @@ def recorded_group(policy: Policy, prompt: Prompt, which: Sequence[int] | None =
         given, score = known[i]
         exact = prompt.info.get("exact", False)
         ids = np.array(given, np.int64) if exact else policy.encode_reference(replace(prompt, reference=given))
-        n = len(ids)
-        unknown, old = np.full(n, np.nan, np.float32), np.full(n, -1, np.int64)
-        segment = Segment(context, ids, unknown, np.ones(n, np.bool_), old, media=media)
+        segment = written_before(context, ids, media)
         trajectories.append(Trajectory(f"{prompt.id}/{i}", [segment], info={"score": score}))
     return Group(prompt.id, prompt, trajectories)
 

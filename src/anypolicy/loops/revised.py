@@ -16,11 +16,11 @@ from torch import Tensor
 
 from anypolicy.data.batch import Batch
 from anypolicy.data.media import Media
-from anypolicy.data.records import Group, Prompt, Segment, Tokens, Trajectory
+from anypolicy.data.records import Group, Prompt, Tokens, Trajectory
 from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
 from anypolicy.loops.recipe import World
-from anypolicy.loops.recorded import recorded
+from anypolicy.loops.recorded import recorded, written_before
 from anypolicy.policies.base import Policy, media_of
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.base import Revises, Revision, Task
@@ -119,11 +119,11 @@ def generated_items(world: World, prompts: Sequence[Prompt], *, expert: bool = T
     requests = [ask(world.policy, p) for p in prompts]
     answers = world.engine.generate(requests, world.sampling, generator(world.seed, "revise", prompts[0].id))
     for prompt, [(segment, stop)] in zip(prompts, answers, strict=True):
-        said, reference = world.policy.decode(segment.answer), as_text(prompt.reference or "")
-        report = world.task.revise(prompt, said) if expert and isinstance(world.task, Revises) else None
-        why = unusable(said, reference, report, words=prompt.tokens is None)
+        answer, reference = world.policy.decode(segment.answer), as_text(prompt.reference or "")
+        report = world.task.revise(prompt, answer) if expert and isinstance(world.task, Revises) else None
+        why = unusable(answer, reference, report, words=prompt.tokens is None)
         cut = stop == "length" and bool(world.policy.stop_ids)
-        out.append(why or with_report(prompt, said, aligned(said, report) if report else [], truncated=cut))
+        out.append(why or with_report(prompt, answer, aligned(answer, report) if report else [], truncated=cut))
     return out
 
 
@@ -181,9 +181,7 @@ class RevisedRollout:
         image = np.array([image_weight(r, self.image) for r in item.report], np.float32)
 
         def row(kind: Kind, score: float, ids: Tokens, shown: Media, weight: np.ndarray | None = None) -> Trajectory:
-            n = len(ids)
-            unknown, old = np.full(n, np.nan, np.float32), np.full(n, -1, np.int64)
-            segment = Segment(context, ids, unknown, np.ones(n, np.bool_), old, media=shown, token_weight=weight)
+            segment = replace(written_before(context, ids, shown), token_weight=weight)
             return Trajectory("", [segment], info={"score": score, "kind": int(kind)})
 
         rows = [
