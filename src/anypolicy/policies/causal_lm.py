@@ -87,13 +87,43 @@ def gather_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     return new
 
 
-class CausalLM:
+class HasHead:
+    """A Hugging Face model (`module`; `config` is that of its text part) whose logits a linear layer makes."""
+
+    module: nn.Module
+    config: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model itself, without an adapter around it."""
+        return self.module.get_base_model() if hasattr(self.module, "get_base_model") else self.module  # type: ignore
+
+    @property
+    def output(self) -> Any:
+        """The linear layer that makes logits."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def cap(self) -> float | None:
+        """The family's soft cap on logits, if it has one."""
+        return getattr(self.config, "final_logit_softcapping", None)
+
+    def head(self, states: Tensor) -> Float[Tensor, "n vocabulary"]:
+        """Logits in at least float32."""
+        return logits(states, self.output.weight, getattr(self.output, "bias", None), 1.0, self.cap)
+
+
+class CausalLM(HasHead):
     """`model` and its tokenizer (None for tasks made of token ids). The model stays in eval mode: no dropout."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stop_ids: tuple[int, ...] | None = None
     ):
-        self.module: nn.Module = model.eval()
+        self.module = model.eval()
         self.decoder: Decoder | None = None
         self.caches = True
         self.tokenizer = tokenizer
@@ -194,18 +224,9 @@ class CausalLM:
         return decoder
 
     @property
-    def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
-
-    @property
     def vocabulary(self) -> int:
         embedding: Any = self.model.get_input_embeddings()
         return int(embedding.weight.shape[0])
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model itself, without an adapter around it."""
-        return self.module.get_base_model() if hasattr(self.module, "get_base_model") else self.module  # type: ignore
 
     # --- text --------------------------------------------------------------------------------------------------------
     def encode(self, prompt: Prompt) -> Tokens:
@@ -283,20 +304,6 @@ class CausalLM:
         self, states: Tensor, batch: Batch, temperature: float, *, entropy: bool, hidden: bool
     ) -> Scores:  # fmt: skip
         return read_scores(states, batch, temperature, self.output, self.cap, entropy=entropy, hidden=hidden)
-
-    @property
-    def output(self) -> Any:
-        """The linear layer that makes logits."""
-        return self.model.get_output_embeddings()
-
-    @property
-    def cap(self) -> float | None:
-        """The family's soft cap on logits, if it has one."""
-        return getattr(self.config, "final_logit_softcapping", None)
-
-    def head(self, states: Tensor) -> Float[Tensor, "n vocabulary"]:
-        """Logits in at least float32."""
-        return logits(states, self.output.weight, getattr(self.output, "bias", None), 1.0, self.cap)
 
     # --- generation --------------------------------------------------------------------------------------------------
     @torch.no_grad()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
@@ -25,9 +25,8 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.media import Media
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
-from anypolicy.parts.token_logp import logits as head_logits
 from anypolicy.policies.base import Scores
-from anypolicy.policies.causal_lm import gather_cache, read_scores, save_merged
+from anypolicy.policies.causal_lm import HasHead, gather_cache, read_scores, save_merged
 from anypolicy.policies.logits import Logits
 from anypolicy.policies.text import response_ids, single_token, stop_tokens, text_of
 
@@ -51,11 +50,11 @@ class Read:
         return Read(gather_cache(self.cache, rows), self.valid[rows], self.position[rows], self.last[rows])
 
 
-class VisionLM:
+class VisionLM(HasHead):
     """`model` and its processor. The model stays in eval mode: no dropout."""
 
     def __init__(self, model: PreTrainedModel, processor: Any, stop_ids: tuple[int, ...] | None = None):
-        self.module: nn.Module = model.eval()
+        self.module = model.eval()
         self.processor, self.tokenizer = processor, processor.tokenizer
         config: Any = model.config
         self.config: Any = config.get_text_config()
@@ -88,29 +87,6 @@ class VisionLM:
         loose = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
         if not torch.allclose(ours, own.to(ours.dtype), atol=loose * float(own.abs().max()), rtol=0):
             raise InputError("policy", self.family, "its logits are not those of its cache and head: use another model")
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The model itself, without an adapter around it."""
-        return self.module.get_base_model() if hasattr(self.module, "get_base_model") else self.module  # type: ignore
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
-
-    @property
-    def output(self) -> Any:
-        """The linear layer that makes logits."""
-        return self.model.get_output_embeddings()
-
-    @property
-    def cap(self) -> float | None:
-        """The family's soft cap on logits, if it has one."""
-        return getattr(self.config, "final_logit_softcapping", None)
-
-    def head(self, states: Tensor) -> Float[Tensor, "n vocabulary"]:
-        """Logits in at least float32."""
-        return head_logits(states, self.output.weight, getattr(self.output, "bias", None), 1.0, self.cap)
 
     # --- text and images ---------------------------------------------------------------------------------------------
     def encode(self, prompt: Prompt) -> Tokens:
