@@ -54,7 +54,7 @@ def test_cloning_finds_the_demonstrators_function(demos, tmp_path):
     seen = torch.randn(100, 3, generator=torch.Generator().manual_seed(5))
     acted = run.learner.act(seen, torch.Generator(), explore=False).executed
     assert (acted - seen[:, 2:].tanh()).abs().mean() < 0.1
-    assert (run.learner.policy.network.spread > 0.8).all()
+    assert (run.learner.policy.network.inputs.std > 0.8).all()
 
 
 def test_the_command_line(demos, tmp_path, capsys):

@@ -103,7 +103,7 @@ def test_reduced_it_is_soft_actor_critic_bit_for_bit():
     for step in range(5):
         one, two = (x.update([batch_of(48, step)], generator(step)) for x in (ours, base))
         assert one["loss/critic"] == two["loss/critic"] and one["alpha"] == two["alpha"]
-    for name in ours.modules:
+    for name in base.modules:
         for a, b in zip(ours.modules[name].parameters(), base.modules[name].parameters(), strict=True):
             assert torch.equal(a, b), name
 
@@ -195,6 +195,36 @@ def test_batches_are_exactly_half_demonstrations():
         online.add(dataclasses.replace(batch_of(2), reward=torch.tensor([0.0, float("nan")])))
 
 
+def test_standardised_it_learns_and_acts_as_on_standardised_observations():
+    far = dataclasses.replace(batch_of(48), observation=batch_of(48).observation * torch.tensor([0.5, 20.0, 0.01]) + 7)
+    demos = Replay(48, 3, 2)
+    demos.add(far)
+    ours, plain = (PriorDataActorCritic((16,), ensemble=3, standardise=s)(SPACE, 1) for s in (True, False))
+    for learner in (ours, plain):
+        learner.prepare(demos, generator())
+    mean, std = far.observation.mean(0), far.observation.std(0, correction=0)
+    assert (std > 0.1).tolist() == [True, True, False]
+
+    def standard(x: torch.Tensor) -> torch.Tensor:
+        return (x - mean) / std.clamp(min=0.1)
+
+    moved = dataclasses.replace(
+        far, observation=standard(far.observation), next_observation=standard(far.next_observation)
+    )
+    for step in range(3):
+        assert ours.update([far], generator(step)) == plain.update([moved], generator(step))
+    for explore in (True, False):
+        acted = ours.act(far.observation, generator(), explore=explore)
+        assert torch.equal(acted.executed, plain.act(moved.observation, generator(), explore=explore).executed)
+
+
+def test_standardising_needs_demonstrations():
+    settings = control.ControlSettings("reacher-sparse", trackers=())
+    assert not control.plan("rlpd", settings).recipe.needs_offline
+    with pytest.raises(InputError, match="demonstrations"):
+        control.plan("rlpd", settings, {"standardise": True})
+
+
 @pytest.mark.parametrize("size", [0, 11])
 def test_impossible_subsets(size):
     with pytest.raises(InputError, match="subset"):
@@ -204,15 +234,14 @@ def test_impossible_subsets(size):
 
 
 def test_a_run_stops_and_goes_on_to_the_same_bits(tmp_path):
-    knobs = {"hidden": (16,), "ensemble": 3, "updates": 2, "warmup": 30, "batch": 16, "alpha": 0.1}
+    knobs = {"hidden": (16,), "ensemble": 3, "updates": 2, "warmup": 30, "batch": 16, "alpha": 0.1, "standardise": True}
     given = {"task": "reacher-sparse", "demos": "scripted:episodes=3", "knobs": knobs, "eval_episodes": 1, "quiet": True,
              "trackers": (), "eval_every": 0, "checkpoint_every": 40}  # fmt: skip
     whole = control.train_controller("rlpd", steps=80, out=tmp_path / "a", **given)
     control.train_controller("rlpd", steps=40, out=tmp_path / "b", **given)
     again = control.resume(tmp_path / "b", steps=80, quiet=True)
     for name in whole.learner.modules:
-        for a, b in zip(
-            whole.learner.modules[name].parameters(), again.learner.modules[name].parameters(), strict=True
-        ):
-            assert torch.equal(a, b), name
+        saved, wanted = (x.learner.modules[name].state_dict() for x in (again, whole))
+        assert saved.keys() == wanted.keys() and all(torch.equal(saved[k], wanted[k]) for k in wanted), name
+    assert whole.learner.inputs.mean.any()
     assert "loss/critic" in whole.rows[-2] and whole.rows[-1]["eval/success"] in (0.0, 1.0)

@@ -165,6 +165,31 @@ def wins() -> Replay:
     return demos
 
 
+@pytest.mark.parametrize("space", [BOX, SEEING])
+def test_standardised_it_learns_and_acts_as_on_standardised_numbers(space):
+    def changed(x: torch.Tensor, f) -> torch.Tensor:
+        return torch.cat([x[:, : space.pixels], f(x[:, space.pixels :])], 1)
+
+    plain, ours = (replace(SMALL, standardise=s)(space, 1) for s in (False, True))
+    batches = [drawn(16, space, i) for i in range(4)]
+    far = [replace(b, observation=changed(b.observation, lambda x: 2 * x + 7),
+                   next_observation=changed(b.next_observation, lambda x: 2 * x + 7)) for b in batches]  # fmt: skip
+    demos = Replay(100, space.observations, 2, space.pixels)
+    demos.add(far[0])
+    for learner in (plain, ours):
+        learner.prepare(demos, torch.Generator())
+    numbers = far[0].observation[:, space.pixels :]
+    mean, std = numbers.mean(0), numbers.std(0, correction=0)
+    near = [replace(b, observation=changed(b.observation, lambda x: (x - mean) / std),
+                    next_observation=changed(b.next_observation, lambda x: (x - mean) / std)) for b in far]  # fmt: skip
+    one, two = (x.update(b, torch.Generator().manual_seed(2)) for x, b in ((ours, far), (plain, near)))
+    assert one == two and "loss/actor" in one
+    for explore in (True, False):
+        a, b = (x.act(y[0].observation, torch.Generator().manual_seed(3), explore=explore).executed
+                for x, y in ((ours, far), (plain, near)))  # fmt: skip
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("reward", ["classifier", "log-classifier", "vice"])
 def test_rewards_are_those_of_the_classifier_now(reward):
     learner = replace(SMALL, reward=reward)(BOX, 0)

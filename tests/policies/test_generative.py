@@ -112,9 +112,9 @@ def test_averaged_or_trained_weights():
 def test_standardised_observations():
     network, seen = made("mean").network, torch.tensor([[0.0, 10.0, 5.0], [4.0, 30.0, 5.0]])
     plain = made("mean").network
-    network.standardise(seen)
+    network.inputs.fit(seen)
     torch.testing.assert_close(network(seen), plain(torch.tensor([[-1.0, -1.0, 0.0], [1.0, 1.0, 0.0]])))
-    assert torch.equal(network.spread, torch.tensor([2.0, 10.0, 0.1]))
+    assert torch.equal(network.inputs.std, torch.tensor([2.0, 10.0, 0.1]))
 
 
 @pytest.mark.parametrize(("kind", "updates"), [("flow", 800), ("ddim", 800), ("ddpm", 400), ("mean", 300)])

@@ -7,8 +7,6 @@ from anypolicy import control
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.methods.control.sac import SoftActorCritic
-from anypolicy.parts.perceptron import relu_network
-from anypolicy.policies.mlp import MLP
 from anypolicy.policies.side_by_side import SideBySide
 from anypolicy.tasks.environments import Space
 
@@ -77,26 +75,3 @@ def test_what_cannot_stand_side_by_side_is_refused():
         SideBySide([learner(layer_norm=True), learner(layer_norm=True)])
     with pytest.raises(InputError, match="in one process"):
         control.several("ppo-control", task="gym/CartPole-v1", seeds=[0, 1])
-
-
-@pytest.mark.parametrize("stack", [None, 3])
-@pytest.mark.parametrize("width", [1, 4])
-@pytest.mark.parametrize("learn", [True, False])
-def test_one_node_has_the_gradients_of_the_plain_network(stack, width, learn):
-    net = MLP([5, 8, 8, width], torch.Generator().manual_seed(0), stack=stack).double().requires_grad_(learn)
-    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
-    wanted = [x, *(net.parameters() if learn else ())]
-    out, plain = relu_network(x, list(net.weights), list(net.biases)), net(x)
-    torch.testing.assert_close(out, plain)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    weight = weight * (torch.arange(6) % 2)[:, None]  # rows whose slope is zero
-    for got, want in zip(torch.autograd.grad((out * weight).sum(), wanted),
-                         torch.autograd.grad((plain * weight).sum(), wanted), strict=True):  # fmt: skip
-        torch.testing.assert_close(got, want)
-
-
-def test_a_second_derivative_through_one_node_is_refused():
-    net = MLP([2, 4, 1], torch.Generator().manual_seed(0))
-    x = torch.ones(1, 2, requires_grad=True)
-    with pytest.raises(RuntimeError, match="once only"):
-        torch.autograd.grad(net.quick(x).sum(), x, create_graph=True)

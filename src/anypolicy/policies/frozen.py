@@ -13,6 +13,7 @@ from torch.optim import Adam
 from anypolicy.data.replay import Replay
 from anypolicy.errors import InputError
 from anypolicy.policies.generative import Generative, Kind, clone, generative
+from anypolicy.policies.running import Standardised
 from anypolicy.runs.seeds import generator as named
 
 
@@ -33,7 +34,7 @@ class Cloned:
 
     def fit(self, policy: Generative, data: Replay, generator: torch.Generator) -> None:
         """Clone the data's actions, then freeze."""
-        policy.network.standardise(data.all().observation)
+        policy.network.inputs.fit(data.all().observation)
         network = policy.network.online.requires_grad_(True)
         clone(policy, Adam(network.parameters(), self.lr, fused=True), data, self.updates, self.batch, generator)
         network.requires_grad_(False)
@@ -81,24 +82,20 @@ class Scales(nn.Module):
 
     low: Tensor
     high: Tensor
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, observations: int, actions: int):
         super().__init__()
-        for name, value, width in (("low", -1.0, actions), ("high", 1.0, actions), ("mean", 0.0, observations),
-                                   ("std", 1.0, observations)):  # fmt: skip
-            self.register_buffer(name, torch.full((width,), value))
+        self.standard = Standardised(observations)
+        self.register_buffer("low", torch.full((actions,), -1.0))
+        self.register_buffer("high", torch.full((actions,), 1.0))
 
-    def fit(self, data: Replay, widen: float, least: float = 0.1) -> None:
-        """The ranges of the data's actions, widened but inside [−1, 1]; the moments of its states, every deviation
-        taken as at least `least`."""
+    def fit(self, data: Replay, widen: float) -> None:
+        """The ranges of the data's actions, widened but inside [−1, 1]; the moments of its states."""
         t = data.all()
         low, high = action_range(t.action.amin(0), t.action.amax(0), widen)
         self.low.copy_(low.clamp(min=-1))
         self.high.copy_(high.clamp(max=1))
-        self.mean.copy_(t.observation.mean(0))
-        self.std.copy_(t.observation.std(0, correction=0).clamp(min=least))
+        self.standard.fit(t.observation)
 
     def normal(self, action: Float[Tensor, "batch actions"]) -> Float[Tensor, "batch actions"]:
         """An action of the environment in normalised units."""
@@ -107,7 +104,3 @@ class Scales(nn.Module):
     def native(self, action: Float[Tensor, "batch actions"]) -> Float[Tensor, "batch actions"]:
         """The inverse of `normal`."""
         return unscaled(action, self.low, self.high)
-
-    def standard(self, observation: Float[Tensor, "batch observations"]) -> Float[Tensor, "batch observations"]:
-        """(s − mean)/std."""
-        return (observation - self.mean) / self.std

@@ -25,6 +25,7 @@ from anypolicy.parts.diffusion import Schedule, betas_of, ddim_indices, ddim_ste
 from anypolicy.parts.flow import euler, flow_loss, straight
 from anypolicy.parts.td import polyak
 from anypolicy.policies.mlp import MLP
+from anypolicy.policies.running import Standardised
 
 Kind = Literal["flow", "ddim", "ddpm", "mean"]
 """Flow by Euler, diffusion by DDIM or by DDPM, or one action for every state (squared error)."""
@@ -35,27 +36,17 @@ SCHEDULES: dict[str, tuple[Schedule, int]] = {"ddim": ("cosine", 20), "ddpm": ("
 
 
 class Averaged(nn.Module):
-    """A network f(s, …) and the running average of its weights. Observations are standardised as `standardise` saw
-    them."""
+    """A network f(s, …) and the running average of its weights, on observations as `inputs` was fitted to them."""
 
     def __init__(self, network: nn.Module, observations: int):
         super().__init__()
         self.online, self.average = network, deepcopy(network).requires_grad_(False)
-        self.centre: Tensor
-        self.spread: Tensor
+        self.inputs = Standardised(observations)
         self.count: Tensor
-        self.register_buffer("centre", torch.zeros(observations))
-        self.register_buffer("spread", torch.ones(observations))
         self.register_buffer("count", torch.tensor(0))
 
     def forward(self, observation: Tensor, *more: Tensor, averaged: bool = False) -> Tensor:
-        seen = (observation - self.centre) / self.spread
-        return (self.average if averaged else self.online)(seen, *more)
-
-    def standardise(self, observation: Float[Tensor, "batch observations"], least: float = 0.1) -> None:
-        """Inputs become (s − mean)/max(std, least)."""
-        self.centre.copy_(observation.mean(0))
-        self.spread.copy_(observation.std(0, correction=0).clamp(min=least))
+        return (self.average if averaged else self.online)(self.inputs(observation), *more)
 
     def follow(self, rate: float) -> None:
         """θ̄ ← θ̄ + max(rate, 9/(9 + n)) (θ − θ̄) at the n-th call: the first weights are soon forgotten."""

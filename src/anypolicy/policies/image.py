@@ -13,6 +13,7 @@ from torch.nn import functional
 from anypolicy.errors import InputError
 from anypolicy.parts.augment import random_shift
 from anypolicy.policies.mlp import Activation, critics, matrix, q_values
+from anypolicy.policies.running import Standardised
 
 Shape = tuple[int, int, int]
 """Height, width, channels."""
@@ -44,8 +45,8 @@ class ConvEncoder(nn.Module):
 
 
 class Perception(nn.Module):
-    """What networks see of an observation: the features of its pictures (one encoder each) and its other numbers.
-    Without pictures it is the observation itself and has no weights."""
+    """What networks see of an observation: the features of its pictures (one encoder each) and its other numbers, as
+    `numbers` was fitted to them. Without pictures it has no weights."""
 
     def __init__(
         self, observations: int, images: Sequence[Shape], generator: torch.Generator, *,
@@ -56,6 +57,7 @@ class Perception(nn.Module):
         self.sizes = [h * w * c for h, w, c in self.images]
         self.rest = observations - sum(self.sizes)
         self.encoders = nn.ModuleList([ConvEncoder(s, generator, channels, features) for s in self.images])
+        self.numbers = Standardised(self.rest)
         self.width = features * len(self.images) + self.rest
 
     def split(self, observation: Float[Tensor, "batch observations"]) -> tuple[list[Tensor], Tensor]:
@@ -64,10 +66,8 @@ class Perception(nn.Module):
         return [x.view(len(x), *s).permute(0, 3, 1, 2) for x, s in zip(flat, self.images, strict=True)], rest
 
     def forward(self, observation: Float[Tensor, "batch observations"]) -> Float[Tensor, "batch width"]:
-        if not self.images:
-            return observation
         pictures, rest = self.split(observation)
-        return torch.cat([*(e(x) for e, x in zip(self.encoders, pictures, strict=True)), rest], -1)
+        return torch.cat([*(e(x) for e, x in zip(self.encoders, pictures, strict=True)), self.numbers(rest)], -1)
 
     def shifted(
         self, observation: Float[Tensor, "batch observations"], generator: torch.Generator

@@ -1,4 +1,4 @@
-"""State that follows the data and is saved with the learner: moments, the scale of returns, the newest rollouts."""
+"""State that comes from the data and is saved with the learner: moments, the scale of returns, the newest rollouts."""
 
 from __future__ import annotations
 
@@ -41,6 +41,27 @@ class RunningMoments(nn.Module):
     def normalised(self, x: Float[Tensor, "*rows columns"], clip: float = 10.0) -> Float[Tensor, "*rows columns"]:
         """(x − mean)/√(variance + 10⁻⁸), clipped to ± clip."""
         return ((x - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-clip, clip).to(x.dtype)
+
+
+class Standardised(nn.Module):
+    """(x − mean)/max(standard deviation, 0.1) of every column, with the moments of what it was fitted to; x itself
+    before."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, columns: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(columns))
+        self.register_buffer("std", torch.ones(columns))
+
+    def fit(self, x: Float[Tensor, "rows columns"], least: float = 0.1) -> None:
+        """Take the moments of these rows, every deviation as at least `least`."""
+        self.mean.copy_(x.mean(0))
+        self.std.copy_(x.std(0, correction=0).clamp(min=least))
+
+    def forward(self, x: Float[Tensor, "*rows columns"]) -> Float[Tensor, "*rows columns"]:
+        return (x - self.mean) / self.std
 
 
 class ReturnScale(nn.Module):

@@ -72,7 +72,7 @@ class CloningLearner:
     def prepare(self, offline: Replay, generator: torch.Generator) -> None:
         """Scales of the observations."""
         if self.settings.standardise:
-            self.policy.network.standardise(offline.all().observation)
+            self.policy.network.inputs.fit(offline.all().observation)
 
     @torch.no_grad()
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:

@@ -15,11 +15,13 @@ Differs: our choice (RLPD's released code) first.
   entropy backed up in SERL    its code subtracts α ln π undiscounted and also at terminations; here as in the equation
   networks                     ReLU, LayerNorm in critics | tanh, LayerNorm also in the actor (SERL): `activation`,
                                `actor_layer_norm`
+  observations                 as they are (both) | standardised as the demonstrations' are, deviations taken as ≥ 0.1:
+                               `standardise`, for numbers far from 0 that hardly vary, such as an arm's metres
   critics' loss                mean over critics and batch (both codes) | sum over critics (REDQ): with Adam the same
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,12 +29,14 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from anypolicy.catalogue import Card, method
+from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
 from anypolicy.loops.updates import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset
 from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
+from anypolicy.policies.running import Standardised
 from anypolicy.tasks.environments import Space
 
 Temperature = Literal["exp", "softplus"]
@@ -77,13 +81,14 @@ class PriorDataActorCritic:
     temperature_at: Literal["observation", "next_observation"] = "observation"
     activation: Literal["relu", "tanh"] = "relu"
     actor_layer_norm: bool = False
+    standardise: bool = False
 
     def __call__(self, space: Space, seed: int) -> "PriorDataLearner":
         return PriorDataLearner(self, space, seed)
 
 
 class PriorDataLearner:
-    """Actor, E critics with their targets, λ."""
+    """Actor, E critics with their targets, λ, the moments of observations."""
 
     def __init__(self, settings: PriorDataActorCritic, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -100,22 +105,33 @@ class PriorDataLearner:
         )
         self.targets = deepcopy(self.critics).requires_grad_(False)
         self.raw = nn.Parameter(raw_of(s.alpha, s.temperature))
+        self.inputs = Standardised(space.observations)
         self.modules = {"actor": self.actor, "critics": self.critics, "targets": self.targets,
-                        "temperature": nn.ParameterList([self.raw])}  # fmt: skip
+                        "temperature": nn.ParameterList([self.raw]), "inputs": self.inputs}  # fmt: skip
         self.optimisers = {
             "actor_optimiser": adam(self.actor.parameters(), s.lr),
             "critic_optimiser": adam(self.critics.parameters(), s.lr),
             "alpha_optimiser": adam([self.raw], s.lr),
         }
 
+    def prepare(self, offline: Replay | None, generator: torch.Generator) -> None:
+        """Before the first step: the moments of the demonstrations."""
+        if self.settings.standardise and offline is not None:
+            self.inputs.fit(offline.all().observation)
+
     @torch.no_grad()
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
+        observation = self.inputs(observation)
         action = self.actor.sample(observation, generator)[0] if explore else self.actor.mode(observation)
         return Acted(action, action)
 
     def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
         """The critics on every batch, actor and temperature once, on the last."""
         log: dict[str, float] = {}
+        batches = [
+            replace(b, observation=self.inputs(b.observation), next_observation=self.inputs(b.next_observation))
+            for b in batches
+        ]
         for batch in batches:
             log = self.update_critics(batch, generator)
         return log | self.update_actor(batches[-1], generator)
@@ -185,10 +201,12 @@ def rlpd(
     temperature_at: Literal["observation", "next_observation"] = "observation",
     activation: Literal["relu", "tanh"] = "relu",
     actor_layer_norm: bool = False,
+    standardise: bool = False,
 ) -> OffPolicyRecipe:
     """Ten critics, the minimum of two, twenty updates for every environment step, H̄ = −(number of actions)/2."""
     learner = PriorDataActorCritic(
         hidden, ensemble, subset, layer_norm, lr, tau, alpha, target_entropy, backup_entropy, replacement, temperature,
-        temperature_at, activation, actor_layer_norm,
+        temperature_at, activation, actor_layer_norm, standardise,
     )  # fmt: skip
-    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, offline_share=offline_share)
+    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, offline_share=offline_share,
+                           needs_offline=standardise)  # fmt: skip

@@ -6,8 +6,9 @@ Idea: no new learning rule. Half of every batch comes from demonstrations, ten c
 updates for every step, a classifier says what success is; what remains is resets, forces and frames.
 Changes: replay (half demonstrations), critics (ten, minimum of two in the target, mean in the actor), reward
 (classifier, VICE), observations (pictures through one encoder that the critics alone train).
-Silent: how numbers beside pictures enter: here as they are, next to the features. How a log-probability reward ends:
-here never, since a return of negative rewards would gain by ending. What VICE starts from: the trained classifier.
+Silent: how numbers beside pictures enter: here as they are, next to the features, or standardised as those of the
+demonstrations are (`standardise`; deviations taken as ≥ 0.1), which an arm's metres need. How a log-probability reward
+ends: here never, since a return of negative rewards would gain by ending. What VICE starts from: that classifier.
 Differs: pictures pass a small network trained from nothing, not an ImageNet ResNet-10. The paper prints the expectation
 of the target critics; its code takes the minimum of two drawn with replacement, as here. With `backup_entropy` its code
 subtracts α ln π undiscounted also after an end; here it is part of the value of s′. Discount 0.96 is that of pictures
@@ -69,6 +70,7 @@ class Agent:
     alpha: float = 0.01
     backup_entropy: bool = False
     offline_share: float = 0.5
+    standardise: bool = False
 
     def __call__(self, space: Space, seed: int) -> "AgentLearner":
         return AgentLearner(self, space, seed)
@@ -106,8 +108,13 @@ class AgentLearner:
             self.optimisers["classifier_optimiser"] = self.reward.optimiser
 
     def prepare(self, offline: Replay | None, generator: torch.Generator) -> None:
-        """Before the first step: the classifier."""
-        if self.reward is not None and offline is not None:
+        """Before the first step: the moments of the demonstrations' numbers, the classifier."""
+        if offline is None:
+            return
+        if self.settings.standardise:
+            for net in (self.online, self.targets):
+                net.perception.numbers.fit(net.perception.split(offline.all().observation)[1])
+        if self.reward is not None:
             self.reward.prepare(offline.all(), generator)
 
     @torch.no_grad()
@@ -190,9 +197,10 @@ def serl(
     offline_share: float = 0.5,
     warmup: int = 300,
     capacity: int = 200_000,
+    standardise: bool = False,
 ) -> OffPolicyRecipe:
     """`critic_actor_ratio` steps of the critics and one of the actor for every environment step."""
     agent = Agent(reward, hidden, channels, ensemble, subset, critic_actor_ratio, lr, tau, alpha, backup_entropy,
-                  offline_share)  # fmt: skip
+                  offline_share, standardise)  # fmt: skip
     return OffPolicyRecipe(agent, discount, batch, critic_actor_ratio, warmup, capacity, offline_share=offline_share,
-                           needs_offline=reward != "environment")  # fmt: skip
+                           needs_offline=standardise or reward != "environment")  # fmt: skip
