@@ -65,6 +65,10 @@ class Perception(nn.Module):
         *flat, rest = observation.split([*self.sizes, self.rest], -1)
         return [x.view(len(x), *s).permute(0, 3, 1, 2) for x, s in zip(flat, self.images, strict=True)], rest
 
+    def standardise(self, observation: Float[Tensor, "rows observations"]) -> None:
+        """Fit `numbers` to these rows."""
+        self.numbers.fit(self.split(observation)[1])
+
     def forward(self, observation: Float[Tensor, "batch observations"]) -> Float[Tensor, "batch width"]:
         pictures, rest = self.split(observation)
         return torch.cat([*(e(x) for e, x in zip(self.encoders, pictures, strict=True)), self.numbers(rest)], -1)

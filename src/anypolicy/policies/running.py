@@ -63,6 +63,10 @@ class Standardised(nn.Module):
     def forward(self, x: Float[Tensor, "*rows columns"]) -> Float[Tensor, "*rows columns"]:
         return (x - self.mean) / self.std
 
+    def both(self, batch: Transitions) -> Transitions:
+        """Transitions with s and s′ standardised."""
+        return replace(batch, observation=self(batch.observation), next_observation=self(batch.next_observation))
+
 
 class ReturnScale(nn.Module):
     """The standard deviation of the discounted return so far, R_t = γ R_{t−1} + r_t, which begins anew in every episode

@@ -21,7 +21,7 @@ Differs: our choice (RLPD's released code) first.
 """
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -127,14 +127,10 @@ class PriorDataLearner:
 
     def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
         """The critics on every batch, actor and temperature once, on the last."""
-        log: dict[str, float] = {}
-        batches = [
-            replace(b, observation=self.inputs(b.observation), next_observation=self.inputs(b.next_observation))
-            for b in batches
-        ]
-        for batch in batches:
+        log, seen = dict[str, float](), [self.inputs.both(batch) for batch in batches]
+        for batch in seen:
             log = self.update_critics(batch, generator)
-        return log | self.update_actor(batches[-1], generator)
+        return log | self.update_actor(seen[-1], generator)
 
     def update_critics(self, batch: Transitions, generator: torch.Generator) -> dict[str, float]:
         """One step of all critics towards y, then their targets."""

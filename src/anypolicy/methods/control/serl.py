@@ -109,12 +109,10 @@ class AgentLearner:
 
     def prepare(self, offline: Replay | None, generator: torch.Generator) -> None:
         """Before the first step: the moments of the demonstrations' numbers, the classifier."""
-        if offline is None:
-            return
-        if self.settings.standardise:
+        if offline is not None and self.settings.standardise:
             for net in (self.online, self.targets):
-                net.perception.numbers.fit(net.perception.split(offline.all().observation)[1])
-        if self.reward is not None:
+                net.perception.standardise(offline.all().observation)
+        if offline is not None and self.reward is not None:
             self.reward.prepare(offline.all(), generator)
 
     @torch.no_grad()
@@ -182,23 +180,12 @@ class AgentLearner:
     trains="controller",
 )
 def serl(
-    reward: Reward = "environment",
-    hidden: tuple[int, ...] = (256, 256),
-    channels: tuple[int, ...] = (32, 64, 128, 256),
-    ensemble: int = 10,
-    subset: int = 2,
-    critic_actor_ratio: int = 4,
-    lr: float = 3e-4,
-    discount: float = 0.96,
-    tau: float = 0.005,
-    alpha: float = 0.01,
-    backup_entropy: bool = False,
-    batch: int = 256,
-    offline_share: float = 0.5,
-    warmup: int = 300,
-    capacity: int = 200_000,
+    reward: Reward = "environment", hidden: tuple[int, ...] = (256, 256),
+    channels: tuple[int, ...] = (32, 64, 128, 256), ensemble: int = 10, subset: int = 2, critic_actor_ratio: int = 4,
+    lr: float = 3e-4, discount: float = 0.96, tau: float = 0.005, alpha: float = 0.01, backup_entropy: bool = False,
+    batch: int = 256, offline_share: float = 0.5, warmup: int = 300, capacity: int = 200_000,
     standardise: bool = False,
-) -> OffPolicyRecipe:
+) -> OffPolicyRecipe:  # fmt: skip
     """`critic_actor_ratio` steps of the critics and one of the actor for every environment step."""
     agent = Agent(reward, hidden, channels, ensemble, subset, critic_actor_ratio, lr, tau, alpha, backup_entropy,
                   offline_share, standardise)  # fmt: skip
