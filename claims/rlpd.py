@@ -13,6 +13,7 @@ demonstrations. The arm's observations are metres around (1.3, .8, .5) of which 
 are reported and decide nothing.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from anypolicy import control
@@ -50,7 +51,7 @@ def world_of(arm: str, task: str, seed: int) -> control.World:
     world.begin()
     if arm.endswith("one-buffer"):
         world.loop.replay.add(world.loop.offline.all())
-        world.loop.offline = None
+        world.loop.recipe = replace(world.loop.recipe, offline_share=0.0)
     return world
 
 
