@@ -39,10 +39,11 @@ from anypolicy.loops.control import (
 )
 from anypolicy.loops.seeds import SeedsLoop
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, plain, recipe_differences, settings_from
+from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import disk_errors
 from anypolicy.runs.processor import Products, choose_products, use_products
+from anypolicy.runs.recipes import checkpoint_of, comparable, recipe_of, rewind, settings_from
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.chunks import in_chunks
@@ -125,12 +126,7 @@ class ControlPlan:
 
     def written(self) -> dict[str, Any]:
         """The recipe as plain values, enough to run again."""
-        return {"method": self.method, "knobs": self.knobs, **plain(self.settings)}
-
-    def comparable(self) -> dict[str, Any]:
-        """The part of the recipe that must not change between stop and resume."""
-        ignored = ("steps", "trackers", "eval_every", "eval_episodes", "checkpoint_every")
-        return json.loads(json.dumps({k: v for k, v in self.written().items() if k not in ignored}))
+        return recipe_of(self.method, self.knobs, self.settings)
 
 
 def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
@@ -293,7 +289,7 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
     world.begin(fresh=first == 0)
 
     def save(step: int, why: str | None = None) -> None:
-        state = {"loop": loop.state(), "recipe": p.comparable()}
+        state = {"loop": loop.state(), "recipe": comparable(p.written())}
         save_checkpoint(run.path, step, loop.tensors(), state if why is None else state | {"failed": why})
 
     def keep(step: int, error: EnvironmentFailed) -> InputError:
@@ -332,25 +328,14 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
 
 def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
     """Load the newest checkpoint, if there is one, and cut the ledger to it; the step to begin with."""
-    folder = latest_checkpoint(run.path)
-    if folder is None:
-        run.truncate_to(0)
-        return 0
-    saved, mine = load_checkpoint(folder), p.comparable()
-    if saved.state["recipe"] != mine:
-        changed = ", ".join(recipe_differences(saved.state["recipe"], mine))
-        raise InputError("recipe.yaml", changed, "these settings differ from the checkpoint's: put them back")
-    if p.steps < saved.step:
-        raise InputError("steps", p.settings.steps, f"the run has {saved.step} steps already: use at least as many")
-    exact = world.loop.restore(saved.state["loop"], saved.tensors)
-    run.truncate_to(saved.step)
-    if not exact:
+    saved = checkpoint_of(run, p.written())
+    exact = saved is None or world.loop.restore(saved.state["loop"], saved.tensors)
+    step = rewind(run, saved, p.written(), p.steps)
+    if saved is not None and not exact:
         failed = saved.state.get("failed")
         why = f"{failed or 'the state of this environment cannot be saved'}: its episodes began anew"
-        run.append({"step": saved.step, "event": "restarted", "why": why})
-    if run.recipe() != p.written():
-        run.rewrite_recipe(p.written())
-    return saved.step
+        run.append({"step": step, "event": "restarted", "why": why})
+    return step
 
 
 def evaluate_run(path: str | Path, *, episodes: int | None = None, video: Path | None = None) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +21,10 @@ from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
 from anypolicy.loops.judging import judged
 from anypolicy.policies.denoisers import DiffusionModel
 from anypolicy.policies.image_models import PipelineModel, load_model
-from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, plain, recipe_differences, settings_from
+from anypolicy.runs.checkpoint import save_checkpoint
+from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
+from anypolicy.runs.recipes import checkpoint_of, comparable, made_checkpoint, recipe_of, rewind, settings_from
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.load_pictures import load_pictures
 from anypolicy.tasks.pictures import PictureTask
@@ -95,12 +95,7 @@ class DiffusionPlan:
 
     def written(self) -> dict[str, Any]:
         """The recipe as plain values, enough to run again."""
-        return {"method": self.method, "knobs": self.knobs, **plain(self.settings)}
-
-    def comparable(self) -> dict[str, Any]:
-        """The part of the recipe that must not change between stop and resume."""
-        ignored = ("steps", "trackers", "eval_every", "eval_samples", "checkpoint_every")
-        return json.loads(json.dumps({k: v for k, v in self.written().items() if k not in ignored}))
+        return recipe_of(self.method, self.knobs, self.settings)
 
 
 def plan(method: str, settings: DiffusionSettings, knobs: dict[str, Any] | None = None) -> DiffusionPlan:
@@ -221,7 +216,7 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
     first = restore(p, run, loop)
 
     def save(step: int) -> None:
-        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": p.comparable()})
+        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": comparable(p.written())})
 
     def evaluate(step: int) -> dict[str, Any]:
         log, samples, _ = judged(p.task, model, s.eval_samples, s.seed)
@@ -239,21 +234,9 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
 
 def restore(p: DiffusionPlan, run: RunDirectory, loop: DiffusionLoop) -> int:
     """Load the newest checkpoint, if there is one, and cut the ledger to it; the step to begin with."""
-    folder = latest_checkpoint(run.path)
-    if folder is None:
-        run.truncate_to(0)
-        return 0
-    saved, mine = load_checkpoint(folder), p.comparable()
-    if saved.state["recipe"] != mine:
-        changed = ", ".join(recipe_differences(saved.state["recipe"], mine))
-        raise InputError("recipe.yaml", changed, "these settings differ from the checkpoint's: put them back")
-    if p.settings.steps < saved.step:
-        raise InputError("steps", p.settings.steps, f"the run has {saved.step} already: use at least as many")
-    loop.restore(saved.state["loop"], saved.tensors)
-    run.truncate_to(saved.step)
-    if run.recipe() != p.written():
-        run.rewrite_recipe(p.written())
-    return saved.step
+    if saved := checkpoint_of(run, p.written()):
+        loop.restore(saved.state["loop"], saved.tensors)
+    return rewind(run, saved, p.written(), p.settings.steps)
 
 
 def evaluate_run(path: str | Path, *, samples: int | None = None) -> dict[str, float]:
@@ -262,11 +245,9 @@ def evaluate_run(path: str | Path, *, samples: int | None = None) -> dict[str, f
         raise InputError("samples", samples, "use at least 2")
     with RunDirectory.open(path, lock=False) as run:
         p = plan_from(run.recipe())
-        if (folder := latest_checkpoint(run.path)) is None:
-            raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")
-        model = model_of(p)
+        saved, model = made_checkpoint(run, p.written()), model_of(p)
         loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, p.settings.seed)
-        load_modules(loop.learner, load_checkpoint(folder).tensors["learner"])
+        load_modules(loop.learner, saved.tensors["learner"])
         log, made, _ = judged(p.task, model, samples or p.settings.eval_samples, p.settings.seed)
         write_png(run.path, "eval", picture(p.task, made))
         return log

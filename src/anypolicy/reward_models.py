@@ -18,10 +18,11 @@ from anypolicy.loops.preference import PreferenceLoop, PreferenceRecipe, calibra
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel
-from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, plain, recipe_differences, settings_from
+from anypolicy.runs.checkpoint import save_checkpoint
+from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder
+from anypolicy.runs.recipes import checkpoint_of, comparable, recipe_of, rewind, settings_from
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.preferences import load_pairs
 from anypolicy.training import suggestions
@@ -97,7 +98,7 @@ class RewardPlan:
 
     def written(self) -> dict[str, Any]:
         """The recipe as plain values, enough to run again."""
-        return {"method": self.method, "knobs": self.knobs, **plain(self.settings)}
+        return recipe_of(self.method, self.knobs, self.settings)
 
 
 def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = None) -> RewardPlan:
@@ -205,19 +206,8 @@ def go(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop, *, quiet: bool) -
     return RewardRun(run.path, run.read(), loop.model, time.monotonic() - began)
 
 
-def comparable(written: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that must not change between stop and resume."""
-    return {k: v for k, v in written.items() if k not in ("trackers", "eval_every", "checkpoint_every")}
-
-
 def restore(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop) -> int:
     """Load the newest checkpoint, if there is one, and cut the ledger to it; the step to begin with."""
-    folder, step = latest_checkpoint(run.path), 0
-    if folder:
-        saved = load_checkpoint(folder)
-        if changed := recipe_differences(saved.state["recipe"], comparable(p.written())):
-            raise InputError("recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's")
+    if saved := checkpoint_of(run, p.written()):
         loop.restore(saved.state["loop"], saved.tensors["optimiser"])
-        step = saved.step
-    run.truncate_to(step)
-    return step
+    return rewind(run, saved, p.written(), p.steps)

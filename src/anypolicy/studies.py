@@ -17,8 +17,8 @@ from anypolicy.evidence.equal_kl import at_equal_divergence
 from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, save_curves
 from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Text, write_report
 from anypolicy.progress import counting
-from anypolicy.runs.checkpoint import latest_checkpoint
-from anypolicy.runs.directory import RunDirectory, recipe_differences
+from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.recipes import comparable, differences, made_checkpoint
 
 
 def listing() -> list[dict[str, Any]]:
@@ -73,9 +73,8 @@ def evaluate(path: str | Path, *, prompts: int | None = None, temperature: float
         p = training.plan_from(run.recipe())
         world = training.world_of(p)
         loop = training.group_loop(p, world)
-        if (folder := latest_checkpoint(run.path)) is None:
-            raise InputError("run", str(path), "it has no checkpoint yet: go on with `anypolicy resume`")
-        training.load_into(p, folder, loop)
+        saved = made_checkpoint(run, p.written())
+        loop.restore(saved.state["loop"], saved.tensors["optimiser"])
         log, samples = training.held_out(p, loop, prompts, temperature)
         run.write_samples("eval", samples)
         return log
@@ -200,8 +199,8 @@ def one_run(
     p = planned(arm, task, knobs, settings | {"seed": seed, "out": out})
     if (out / "recipe.yaml").exists():
         with RunDirectory.open(out, lock=False) as known:
-            mine, theirs = p.comparable(), known.recipe()
-        changed = recipe_differences({k: theirs.get(k) for k in mine}, mine)
+            mine, theirs = comparable(p.written()), known.recipe()
+        changed = differences({k: theirs.get(k) for k in mine}, mine)
         if changed:
             raise InputError(
                 "out", str(out), f"a run with other settings is there ({', '.join(changed)}): choose another"

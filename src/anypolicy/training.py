@@ -30,10 +30,11 @@ from anypolicy.loops.recorded import stream_rows
 from anypolicy.policies.base import Denoises, Policy
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel, Scale
-from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from anypolicy.runs.directory import RunDirectory, plain, recipe_differences, recipe_digest, settings_from
+from anypolicy.runs.checkpoint import save_checkpoint
+from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, use_products
+from anypolicy.runs.recipes import checkpoint_of, comparable, recipe_of, rewind, settings_from
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.base import MakesPolicy, Task
 from anypolicy.tasks.load import load_task
@@ -141,12 +142,7 @@ class Plan:
 
     def written(self) -> dict[str, Any]:
         """The complete recipe as plain values, enough to run again."""
-        return {"method": self.composition.spec, "knobs": self.composition.knobs, **plain(self.settings)}
-
-    def comparable(self) -> dict[str, Any]:
-        """The part of the recipe that must not change between stop and resume."""
-        ignored = ("steps", "trackers", "eval_every", "checkpoint_every")
-        return {k: v for k, v in self.written().items() if k not in ignored}
+        return recipe_of(self.composition.spec, self.composition.knobs, self.settings)
 
 
 def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | None = None) -> Plan:
@@ -329,10 +325,10 @@ def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
     """The run itself, and the policy it ends with."""
     s, began = p.settings, time.monotonic()
     first = restore(p, run, loop)
-    digest = {"digest": recipe_digest(p.comparable()), "recipe": p.comparable()}
 
     def save(step: int) -> None:
-        save_checkpoint(run.path, step, {"optimiser": loop.tensors()}, digest | {"loop": loop.state()})
+        state = {"loop": loop.state(), "recipe": comparable(p.written())}
+        save_checkpoint(run.path, step, {"optimiser": loop.tensors()}, state)
 
     def learned(_: int) -> dict[str, Any]:
         log, step = loop.step(), loop.steps - 1
@@ -375,26 +371,9 @@ def held_out(
 
 def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> int:
     """Load the newest checkpoint into the loop, if there is one, and cut the ledger to it; the step to begin with."""
-    folder = latest_checkpoint(run.path)
-    step = load_into(p, folder, loop) if folder else 0
-    if p.settings.steps < step:
-        raise InputError("steps", p.settings.steps, f"the run has {step} steps already: use at least as many")
-    run.truncate_to(step)
-    if run.recipe() != p.written():
-        run.rewrite_recipe(p.written())
-    return step
-
-
-def load_into(p: Plan, folder: Path, loop: GroupLoop) -> int:
-    """Put a checkpoint into the loop; the step it was taken at."""
-    saved = load_checkpoint(folder)
-    if recipe_digest(p.comparable()) != saved.state["digest"]:
-        changed = recipe_differences(saved.state["recipe"], p.comparable())
-        raise InputError(
-            "recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back"
-        )
-    loop.restore(saved.state["loop"], saved.tensors["optimiser"])
-    return saved.step
+    if saved := checkpoint_of(run, p.written()):
+        loop.restore(saved.state["loop"], saved.tensors["optimiser"])
+    return rewind(run, saved, p.written(), p.settings.steps)
 
 
 def fit(

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anypolicy.errors import InputError
-from anypolicy.runs.directory import RunDirectory, append_line, read_lines, recipe_differences
+from anypolicy.runs.directory import RunDirectory, append_line, read_lines
+from anypolicy.runs.recipes import differences
 
 
 def test_create_open_and_refuse(tmp_path):
@@ -77,7 +78,7 @@ def test_samples_and_lines(tmp_path):
 
 
 def test_differences_name_the_fields():
-    assert recipe_differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b: 2 → 3", "c: None → 4"]
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b: 2 → 3", "c: None → 4"]
 
 
 def test_a_kill_while_a_folder_is_replaced_is_mended(tmp_path):

@@ -3,55 +3,17 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from anypolicy.errors import InputError
 from anypolicy.runs.files import disk_errors, new_folder, sweep, sync, write_text
-
-
-def recipe_digest(recipe: dict[str, Any]) -> str:
-    """SHA-256 of a recipe's values."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-
-
-def recipe_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`field: old → new` for every difference."""
-    names = sorted(old.keys() | new.keys())
-    return [f"{k}: {old.get(k)} → {new.get(k)}" for k in names if old.get(k) != new.get(k)]
-
-
-S = TypeVar("S")
-
-
-def plain(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as the plain values of recipe.yaml: all but `out`, paths as text."""
-    return {
-        k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
-        for k, v in asdict(settings).items()
-        if k != "out"
-    }
-
-
-def settings_from(kind: type[S], written: dict[str, Any]) -> tuple[str, dict[str, Any], S]:
-    """Method, its settings, and the settings of the run that `plain` wrote beside them."""
-    values = dict(written)
-    try:
-        method, knobs = values.pop("method"), values.pop("knobs")
-        values["trackers"] = tuple(values["trackers"])
-        if "method_file" in {f.name for f in fields(kind)}:  # type: ignore[arg-type]
-            values["method_file"] = tuple(Path(x) for x in values["method_file"])
-        return method, knobs, kind(**values)
-    except (KeyError, TypeError) as error:
-        raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
 
 
 class RunDirectory:
