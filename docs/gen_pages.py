@@ -11,6 +11,7 @@ from anypolicy.runs.metrics import NAMES
 
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "docs" / "evidence"
+METHODS = catalogue.methods(None)
 
 
 def page(slug: str, m: catalogue.Method) -> str:
@@ -30,15 +31,20 @@ def page(slug: str, m: catalogue.Method) -> str:
     lines += ["", "```text", m.header, "```", "", "## Settings", ""]
     lines += [inspect.getdoc(m.build) or "", "", "| option | default |", "|---|---|"]
     lines += [f"| `--{slug}.{k.replace('_', '-')}` | `{p.default}` |" for k, p in m.knobs.items()]
-    found = EVIDENCE / f"{slug}.json"
-    if found.exists():
-        lines += evidence(slug, json.loads(found.read_text()))
+    for name in claims_of(slug):
+        lines += evidence(name, json.loads((EVIDENCE / f"{name}.json").read_text()))
     return "\n".join([*lines, "", "## The whole file", "", "```python", m.source, "```", ""])
+
+
+def claims_of(slug: str) -> list[str]:
+    """The measured claims of a method: its own, and further ones that begin with its name (`props-cartpole`)."""
+    further = [path.stem for path in sorted(EVIDENCE.glob(f"{slug}-*.json"))]
+    return [x for x in (slug, *further) if (EVIDENCE / f"{x}.json").exists() and (x == slug or x not in METHODS)]
 
 
 def evidence(slug: str, e: dict) -> list[str]:
     """What `anypolicy reproduce` measured."""
-    lines = ["", "## Evidence", "", f"{e['claim']}: **{e['verdict']}** over {e['seeds']} seeds.", ""]
+    lines = ["", f"## Evidence: {slug}", "", f"{e['claim']}: **{e['verdict']}** over {e['seeds']} seeds.", ""]
     if (EVIDENCE / f"{slug}.svg").exists():
         lines += [f"![learning curves](../evidence/{slug}.svg)", ""]
     lines += ["| check | expected | measured [95 %] | verdict |", "|---|---|---|---|"]
@@ -60,7 +66,7 @@ def write(path: str, text: str) -> None:
 
 
 table = ["# Methods", "", "| method | paper | year | changes | idea | evidence |", "|---|---|---|---|---|---|"]
-for slug, m in catalogue.methods(None).items():
+for slug, m in METHODS.items():
     path = EVIDENCE / f"{slug}.json"
     verdict = json.loads(path.read_text())["verdict"] if path.exists() else "—"
     changes = ", ".join(m.card.changes) or "—"
@@ -77,7 +83,7 @@ names = [
     "|---|---|",
 ]
 names += [f"| `{name}` | {meaning} |" for name, meaning in NAMES.items()]
-for slug, m in catalogue.methods(None).items():
+for slug, m in METHODS.items():
     names += [f"| `{name}` | {meaning} ({slug}) |" for name, meaning in m.card.metrics.items()]
 write("metrics.md", "\n".join(names) + "\n")
 write("add-a-method.md", (ROOT / "CONTRIBUTING.md").read_text())
