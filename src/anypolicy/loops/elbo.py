@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.loops.recipe import World
 from anypolicy.parts.elbo import MaskDraw, elbo_sample, random_mask
 from anypolicy.policies.base import Policy, PredictsMasked
 
@@ -57,3 +59,32 @@ def elbo_distances(d: Float[Tensor, " rows"], batch: Batch, samples: int) -> dic
     ratio, n = d.clamp(-20, 20).exp(), batch.mask.sum(1).to(d.dtype)
     return {"ratio/mean": (n * ratio).sum() / share, "ratio/max": ratio.amax(), "kl/behaviour": -d.sum() / share,
             "elbo/gap_max": d.amax()}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ElboLoss:
+    """What losses on estimates of the lower bound of whole responses share: `samples` masks for each response, the same
+    for the policy of now and for the one that began the step."""
+
+    samples: int
+    draw: MaskDraw = "count"
+    needs_entropy = needs_reference = False
+    whole_responses = any_behaviour = True
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError("samples", self.samples, "use at least 1 mask for each response")
+
+    def check(self, world: World) -> None:
+        denoiser(world.policy)
+
+    def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
+        assert batch.advantage is not None
+        return (batch.mask & (batch.advantage != 0)).any(1) & (batch.weight != 0)
+
+    def before(self, policy: Policy, batch: Batch, temperature: float) -> Float[Tensor, "rows samples"]:
+        return torch.stack(list(self.estimates(policy, batch, temperature)), 1)
+
+    def estimates(self, policy: Policy, batch: Batch, temperature: float) -> Iterator[Float[Tensor, " rows"]]:
+        """ℓ of every mask, computed when asked for."""
+        return elbo_samples(policy, batch, batch.mask, temperature, self.samples, self.draw)

@@ -19,14 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-from anypolicy.errors import InputError
-from anypolicy.loops.elbo import denoiser, elbo_distances, elbo_samples, row_advantage
-from anypolicy.loops.recipe import GroupRecipe, LossTerms, World
+from anypolicy.loops.elbo import ElboLoss, elbo_distances, row_advantage
+from anypolicy.loops.recipe import GroupRecipe, LossTerms
 from anypolicy.loops.stages import GroupAdvantage
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.elbo import MaskDraw
@@ -50,32 +49,15 @@ def bound(
 
 
 @dataclass(frozen=True)
-class BoundLoss:
+class BoundLoss(ElboLoss):
     """−Σ_j g_j, mean over responses: one independent part for each mask."""
 
     samples: int = 16
-    draw: MaskDraw = "count"
     d_max: float | None = None
-    needs_entropy = needs_reference = False
-    whole_responses = any_behaviour = True
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError("samples", self.samples, "use at least 1 mask for each response")
-
-    def check(self, world: World) -> None:
-        denoiser(world.policy)
-
-    def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
-        assert batch.advantage is not None
-        return (batch.mask & (batch.advantage != 0)).any(1) & (batch.weight != 0)
-
-    def before(self, policy: Policy, batch: Batch, temperature: float) -> Float[Tensor, "rows samples"]:
-        return torch.stack(list(elbo_samples(policy, batch, batch.mask, temperature, self.samples, self.draw)), 1)
 
     def passes(self, policy: Policy, batch: Batch, temperature: float) -> Iterator[LossTerms]:
         advantage, share = row_advantage(batch), max(batch.counted().sequences, 1) * self.samples
-        for j, ell in enumerate(elbo_samples(policy, batch, batch.mask, temperature, self.samples, self.draw)):
+        for j, ell in enumerate(self.estimates(policy, batch, temperature)):
             d = ell - (ell.detach() if batch.before is None else batch.before[:, j])
             term = -(batch.weight * bound(d, advantage, self.d_max)).sum() / share
             yield LossTerms({"bound": term}, elbo_distances(d.detach(), batch, self.samples))

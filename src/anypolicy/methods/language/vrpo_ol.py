@@ -11,42 +11,20 @@ Differs: not known; the online form was not published by itself.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-from anypolicy.errors import InputError
-from anypolicy.loops.elbo import denoiser, elbo_distances, elbo_samples, row_advantage
-from anypolicy.loops.recipe import GroupRecipe, LossTerms, World
+from anypolicy.loops.elbo import ElboLoss, elbo_distances, row_advantage
+from anypolicy.loops.recipe import GroupRecipe, LossTerms
 from anypolicy.methods.language.bgpo import bgpo, elbo_ratio
 from anypolicy.parts.elbo import MaskDraw
 from anypolicy.policies.base import Policy
 
 
 @dataclass(frozen=True)
-class RatioLoss:
+class RatioLoss(ElboLoss):
     """−R̂, mean over responses: one part that holds the graphs of all masks."""
 
     samples: int = 4
-    draw: MaskDraw = "count"
-    needs_entropy = needs_reference = False
-    whole_responses = any_behaviour = True
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError("samples", self.samples, "use at least 1 mask for each response")
-
-    def check(self, world: World) -> None:
-        denoiser(world.policy)
-
-    def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
-        assert batch.advantage is not None
-        return (batch.mask & (batch.advantage != 0)).any(1) & (batch.weight != 0)
-
-    def before(self, policy: Policy, batch: Batch, temperature: float) -> Float[Tensor, "rows samples"]:
-        return torch.stack(list(elbo_samples(policy, batch, batch.mask, temperature, self.samples, self.draw)), 1)
 
     def passes(self, policy: Policy, batch: Batch, temperature: float) -> Iterator[LossTerms]:
         ell = self.before(policy, batch, temperature)
