@@ -13,6 +13,10 @@ install_import_hook("anypolicy.parts", "beartype.beartype")
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -63,7 +63,7 @@ def test_negative_advantage():
     assert slope == pytest.approx([-0.506197, -0.339314, -0.394227, -0.251370], abs=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.floats(-6, 6), min_size=1, max_size=9), st.floats(-5, 5))
 def test_it_is_a_lower_bound(d, a):
     x, advantage = torch.tensor([d], dtype=torch.float64), torch.tensor([a], dtype=torch.float64)

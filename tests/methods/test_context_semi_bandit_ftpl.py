@@ -20,7 +20,7 @@ from anypolicy.parts.one_sided import resampled_mean
 from anypolicy.tasks.one_sided import Cases, Halfspaces, halfspaces
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32 - 1))
 def test_the_leader_is_the_best_rule_with_its_noise(seed):
     """Against the definition: argmin of L̂(h) + Σ_z h(z) ξ_accept(z) + (1 − h(z)) ξ_reject(z)."""

@@ -122,7 +122,7 @@ def true_losses(accept, y, pair, c):
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SEEDS, st.sampled_from(["semi", "full"]))
 def test_estimates_are_unbiased_and_no_larger_than_the_bound_says(seed, feedback):
     """Over all draws: mean = the penalised loss; Σ w_h E ℓ̂_h² ≤ k Σ ℓ² ≤ B_C. The bound on regret stands on both."""
@@ -145,7 +145,7 @@ def test_the_second_moment_is_reached():
     assert float(np.mean(step**2)) == 1.0 and second_moment(1, 0.0) == 1.25
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SEEDS)
 def test_exponential_weights_on_every_path(seed):
     """Σ_t ⟨w_t, ℓ_t⟩ − min_h L_h ≤ ln n/η + (η/2) Σ_t ⟨w_t, ℓ_t²⟩ for losses ≥ 0, whatever they are."""
@@ -225,7 +225,7 @@ def test_reports_and_regret_with_a_penalty_are_below_their_bounds(block, uncheck
         assert (history.violated == objections(history.pi, limits, alpha).any((1, 2))).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SEEDS)
 def test_penalised_regret_adds_up(seed):
     """Σ E ℓ(π_t) − ℓ(u) = half the errors' difference + C × difference of the gaps at reported pairs."""

@@ -34,7 +34,7 @@ def test_quorum(m, gamma, quorum):
     assert Panel([constant(0.1)] * m, 0.1, gamma).quorum == quorum
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32 - 1))
 def test_a_panel_is_one_metric(seed):
     """Counting auditors one by one gives the same pairs as the quorum-th smallest distance, and fewer with larger α or γ."""
@@ -97,7 +97,7 @@ def instance(seed, constants=False):
     return rng, accept, rng.integers(0, 50, accept.shape[2]).astype(float), limits
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([-0.1, 0.0, 0.2]))
 def test_the_best_fair_mixture_is_that_of_the_whole_programme(seed, alpha):
     _, accept, errors, limits = instance(seed)
@@ -123,7 +123,7 @@ def test_a_fair_mixture_by_hand():
     assert best_fair_mixture(accept[:, :, :1], np.array([0.0]), limits, 0.1) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.1, 0.3]))
 def test_a_report_is_paid_for_by_epsilon(seed, epsilon):
     """For any policy and any mixture fair at α − ε: rounds with a report × ε ≤ Σ gap(π) − gap(u) at the reported pairs.

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from anypolicy.errors import InputError
 from anypolicy.runs.directory import RunDirectory, append_line, read_lines
-from anypolicy.runs.recipes import differences
 
 
 def test_create_open_and_refuse(tmp_path):
@@ -75,10 +74,6 @@ def test_samples_and_lines(tmp_path):
         assert run.read_samples("none") == []
     (tmp_path / "x.jsonl").write_text(json.dumps({"a": 1}) + "\n" + '{"a": ')
     assert read_lines(tmp_path / "x.jsonl") == [{"a": 1}]
-
-
-def test_differences_name_the_fields():
-    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b: 2 → 3", "c: None → 4"]
 
 
 def test_a_kill_while_a_folder_is_replaced_is_mended(tmp_path):

@@ -22,7 +22,6 @@ def said(sentence, rewrite=None, score=4, error="correct"):
 
 
 # --- alignment -------------------------------------------------------------------------------------------------------
-@settings(deadline=None)
 @given(st.lists(st.text("ab .\n", max_size=5)))
 def test_spaces_go_to_the_later_piece_and_nothing_is_lost(pieces):
     out = spaced(pieces)
@@ -70,7 +69,7 @@ def test_without_the_first_sentence_the_second_begins_the_answer():
 WORDS = st.lists(st.sampled_from(["red", "dog", "sits", "blue", "two", "on", "car"]), min_size=2, max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(WORDS, min_size=1, max_size=6), st.lists(st.sampled_from([" ", "  ", "\n"]), min_size=6, max_size=6))
 def test_trimmed_copies_are_always_found(sentences, gaps):
     sentences = [" ".join(words) + f" {i}." for i, words in enumerate(sentences)]
