@@ -55,10 +55,10 @@ class Standardised(nn.Module):
         self.register_buffer("mean", torch.zeros(columns))
         self.register_buffer("std", torch.ones(columns))
 
-    def fit(self, x: Float[Tensor, "rows columns"], least: float = 0.1) -> None:
-        """Take the moments of these rows, every deviation as at least `least`."""
+    def fit(self, x: Float[Tensor, "rows columns"]) -> None:
+        """Take the moments of these rows."""
         self.mean.copy_(x.mean(0))
-        self.std.copy_(x.std(0, correction=0).clamp(min=least))
+        self.std.copy_(x.std(0, correction=0).clamp(min=0.1))
 
     def forward(self, x: Float[Tensor, "*rows columns"]) -> Float[Tensor, "*rows columns"]:
         return (x - self.mean) / self.std
