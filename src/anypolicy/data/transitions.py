@@ -65,8 +65,8 @@ def width(observations: int, actions: int) -> int:
 
 
 def unpack(rows: Float[Tensor, "batch width"], observations: int, actions: int) -> Transitions:
-    """Packed rows as transitions; every field is a view."""
-    o, a, n, flags = rows.split_with_sizes([observations, actions, observations, 4], -1)
+    """Packed rows as transitions; every field is a view, unknown to autograd: no gradient flows into a replay."""
+    o, a, n, flags = rows.unsafe_split_with_sizes([observations, actions, observations, 4], -1)
     reward, terminated, truncated, discount = flags.unbind(-1)
     return Transitions(o, a, reward, n, terminated, truncated, discount)
 
