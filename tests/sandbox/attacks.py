@@ -55,6 +55,7 @@ ATTACKS = {
     "virtual machine's host": ("import socket; socket.socket(socket.AF_VSOCK, 1)", "Address family not supported"),
     "names": ("import socket; socket.getaddrinfo('example.org', 80)", "gaierror"),
     "abstract socket": ("import socket; socket.socket(1).connect(chr(0) + {abstract!r})", "ConnectionRefusedError"),
+    "pair of another family": (CALLS + "call(libc.socketpair(2, 1, 0, (ctypes.c_int * 2)()))", "Address family not supported"),
     # what is left behind, and writing
     "outside tmp": ("open('/x', 'w')", WRITE),
     "library": ("import os; open(os.__file__, 'a')", WRITE),
@@ -62,10 +63,26 @@ ATTACKS = {
     "interpreter": ("import sys; open(sys.executable, 'ab')", WRITE),
     "loader": ("open('/etc/ld.so.preload', 'w')", WRITE),
     "device folder": ("open('/dev/x', 'w')", WRITE),
+    "touching a device": ("import os; os.utime('/dev/null')", WRITE + "|not permitted"),
     "deleting": ("import os, shutil; shutil.rmtree(os.path.dirname(os.__file__))", WRITE),
+    # files that others use as well
+    "lock of a library": ("import fcntl, os; fcntl.flock(open(os.__file__), fcntl.LOCK_EX)", "not permitted"),
+    "lock of a device": ("import fcntl; fcntl.flock(open('/dev/null'), fcntl.LOCK_SH)", "not permitted"),
+    "watching files": (CALLS + "call(libc.inotify_init1(0))", "not permitted"),
+    "watching a folder": (
+        "import fcntl, os, signal\nsignal.signal(signal.SIGIO, signal.SIG_IGN)\n"
+        "fcntl.fcntl(os.open(os.path.dirname(os.__file__), os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_ACCESS)",
+        "not permitted",
+    ),
+    "lease": ("import fcntl; open('x', 'w').close(); fcntl.fcntl(open('x'), fcntl.F_SETLEASE, fcntl.F_RDLCK)", "not permitted"),
     # processes
     "parent": ("import os; os.kill({pid}, 9)", "ProcessLookupError"),
     "own init": ("import os; os.kill(1, 9); os.kill(1, 19); assert os.getppid() == 0", "AssertionError"),
+    "interrupting init": (
+        "import os\nfor _ in range(100):\n    os.kill(1, 2); os.sched_yield()\nraise LookupError", "LookupError",
+    ),
+    "own group": ("import os; os.kill(0, 9)", "signal SIGKILL"),
+    "start arguments": ("import sys; assert sys.orig_argv != [sys.executable]", "AssertionError"),
     "ptrace": (CALLS + "call(libc.ptrace(16, 1, 0, 0))", "not permitted"),
     "fork bomb": (
         "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError as e:\n        os.write(2, str(e).encode())\n        os._exit(1)",
@@ -97,7 +114,14 @@ ATTACKS = {
         "import os, shutil; shutil.copy(os.__file__, 'x'); os.chmod('x', 0o4755); os.chown('x', 0, 0)", "Error",
     ),
     "own program": ("import os, shutil, sys; shutil.copy(sys.executable, 'p'); os.execv('/tmp/p', ['p', '-c', ''])", "Error"),
-    "host's programs": ("import subprocess; subprocess.run(['su', '-c', 'id'])", "FileNotFoundError"),
+    "host's programs": ("import subprocess; subprocess.run(['su', '-c', 'id'])", "PermissionError"),
+    "programs beside the libraries": (
+        "import os, platform\nloader = {{'x86_64': '/lib64/ld-linux-x86-64.so.2'}}.get(platform.machine(), '/lib/ld-linux-aarch64.so.1')\n"
+        "os.execv(loader, [loader, '--version'])",
+        "not permitted",
+    ),
+    "Python again": ("import subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)", "not permitted"),
+    "program by descriptor": ("import os, sys; os.execve(os.open(sys.executable, os.O_RDONLY), ['x', '-c', ''], {{}})", "not permitted"),
     "shell": ("import os; assert os.system('true') == 0", "AssertionError"),
     "keyring": (CALLS + "call(libc.syscall(250 if os.uname().machine == 'x86_64' else 219, 0, -4, 0))", "not permitted"),
     "clock": ("import time; time.clock_settime(0, 0)", "not permitted"),

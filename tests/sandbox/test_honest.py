@@ -27,7 +27,6 @@ HONEST = {
     "at exit": ("import atexit; atexit.register(print, 'bye')", "bye\n"),
     "threads": ("from concurrent.futures import ThreadPoolExecutor as T\nprint(list(T(3).map(abs, [-1, 2])))", "[1, 2]\n"),
     "processes": ("from multiprocessing import Pool, set_start_method\nset_start_method('fork')\nwith Pool(2) as p:\n    print(p.map(abs, [-1, 2]))", "[1, 2]\n"),
-    "another interpreter": ("import subprocess, sys; print(subprocess.run([sys.executable, '-c', 'print(7)'], capture_output=True, text=True).stdout)", "7\n\n"),
     "asyncio": ("import asyncio\nasync def f(): return 5\nprint(asyncio.run(f()))", "5\n"),
     "socket pair": ("import socket\na, b = socket.socketpair(); a.send(b'x'); print(b.recv(1))", "b'x'\n"),
     "pickle of its own class": ("import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))).__name__)", "A\n"),

@@ -7,6 +7,7 @@ process has. Nothing but the standard library may be imported.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import ctypes
 import json
 import os
@@ -22,7 +23,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # what is imported here costs time in every run: the rest waits until it is needed
     from typing import Any
 
+    from anypolicy.sandbox.counting import Judge, Lost, counted, in_words
+
     Config = dict[str, Any]
+
+
+LONGEST = 16 << 20  # bytes of one answer
 
 
 # --- plain values between two processes ------------------------------------------------------------------------------
@@ -47,16 +53,21 @@ def encode(x: Any) -> Any:
 
 
 def decode(x: Any) -> Any:
-    """The inverse of `encode`."""
-    if not isinstance(x, dict):
+    """The inverse of `encode`; what it cannot have made is an error of some kind."""
+    if not isinstance(x, dict | list):
         return x
+    if isinstance(x, list):
+        raise TypeError("a list says of which kind it is")
     [(kind, value)] = x.items()
     if kind == "int":
         return int(value, 16)
     if kind == "bytes":
         return bytes.fromhex(value)
     if kind == "complex":
-        return complex(*value)
+        real, imaginary = map(float, value)
+        return complex(real, imaginary)
+    if not isinstance(value, list):
+        raise TypeError(f"a {kind} is a list")
     if kind == "dict":
         return {decode(k): decode(v) for k, v in value}
     return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(v) for v in value)
@@ -82,11 +93,15 @@ def serve(source: str, requests: int, replies: int) -> None:
     call: Any = lambda: namespace.update(runpy.run_path(save("candidate", source), run_name="candidate"))  # noqa: E731
     while True:
         try:
-            reply = {"value": encode(call())}
+            reply = json.dumps({"value": encode(call())})
         except BaseException as error:
-            reply = {"error": [type(error).__name__, str(error)[:1000]]}
+            try:
+                text = str(error)
+            except Exception:
+                text = ""
+            reply = json.dumps({"error": [type(error).__name__[:100], text[:1000]]})
         sys.stdout.flush()
-        outgoing.write(json.dumps(reply) + "\n")
+        outgoing.write(reply + "\n")
         outgoing.flush()
         line = incoming.readline()
         if not line:
@@ -95,24 +110,23 @@ def serve(source: str, requests: int, replies: int) -> None:
         call = lambda n=name, a=given, k=named: namespace[n](*decode(a), **decode(k))  # noqa: E731
 
 
-class Lost(Exception):
-    """The candidate gave no usable answer."""
-
-
 class Candidate:
-    """The judge's side of the candidate's process."""
+    """The judge's side of the candidate's process. Nothing that comes from it is believed; `end` says why it ended."""
 
     def __init__(self, source: str, deadline: float, others: list[int]):
-        self.deadline, self.buffer, self.end = deadline, b"", ""
+        self.deadline, self.end = deadline, ""
         requests, self.requests = os.pipe()
         self.replies, replies = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            begin_own()
-            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-            for fd in (self.requests, self.replies, *others):
-                os.close(fd)
-            serve(source, requests, replies)
+            try:
+                begin_own()
+                os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+                for fd in (self.requests, self.replies, *others):
+                    os.close(fd)
+                serve(source, requests, replies)
+            finally:
+                os._exit(1)
         os.close(requests)
         os.close(replies)
 
@@ -136,35 +150,59 @@ class Candidate:
     def wait(self, read: list[int], write: list[int]) -> None:
         left = self.deadline - time.monotonic()
         if left <= 0 or not any(select.select(read, write, [], left)):
+            raise self.lost("time is up")
+
+    def lost(self, why: str) -> Lost:
+        """End the candidate for good."""
+        self.end = why
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-            self.end = "time is up"
-            raise Lost(self.end)
+        return Lost(why)
 
     def answer(self) -> Any:
-        while b"\n" not in self.buffer:
+        """The value of one reply, or the exception it names; anything but one well-formed reply ends the candidate."""
+        line = bytearray()
+        while not line.endswith(b"\n"):
             self.wait([self.replies], [])
             data = os.read(self.replies, 1 << 20)
             if not data:
-                self.end = "the candidate's process ended: " + ending(os.waitpid(self.pid, 0)[1])
-                raise Lost(self.end)
-            self.buffer += data
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        reply = json.loads(line)
-        if "value" in reply:
-            return decode(reply["value"])
-        name, text = map(str, reply["error"])
-        raise same_error(name, text)
+                raise self.lost("the candidate's process ended: " + self.ending())
+            line += data
+            if len(line) > LONGEST:
+                raise self.lost(f"an answer of more than {LONGEST} bytes")
+        try:
+            [(kind, value)] = json.loads(line).items()
+            value = {"value": decode, "error": lambda pair: same_error(*pair)}[kind](value)
+        except Exception:
+            raise self.lost("the candidate's answer cannot be read") from None
+        if kind == "error":
+            raise value
+        return value
+
+    def ending(self) -> str:
+        """How its process ended. One that only closed its pipe is ended."""
+        process = os.pidfd_open(self.pid)
+        if not select.select([process], [], [], min(1.0, max(0.0, self.deadline - time.monotonic())))[0]:
+            return "it closed its pipe"
+        return ending(os.waitpid(self.pid, 0)[1])
 
 
 def same_error(name: str, text: str) -> Exception:
     """The candidate's exception, where it is one of Python's own that takes a text."""
-    kind = getattr(builtins, name, None)
+    if not isinstance(name, str) or not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError("an exception has a name and a text")
+    name, text = name[:100], text[:1000]
+    kind = vars(builtins).get(name)
     if isinstance(kind, type) and issubclass(kind, Exception):
         try:
             return kind(text)
         except TypeError:
             pass
-    return Lost(f"{name}: {text}")
+    return Unknown(f"{name}: {text}")
+
+
+class Unknown(Exception):
+    """An exception of the candidate's own kind."""
 
 
 def ending(status: int) -> str:
@@ -175,65 +213,40 @@ def ending(status: int) -> str:
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------
-def counted(tests: str) -> types.CodeType:
-    """Every assert of the tests counts as passed or failed and lets the tests go on; asserted constants are dropped."""
-    import ast
-
-    class Counted(ast.NodeTransformer):
-        def visit_Assert(self, node: ast.Assert) -> ast.stmt:
-            if isinstance(node.test, ast.Constant) and node.test.value:
-                return ast.copy_location(ast.Pass(), node)
-            [new] = ast.parse("try:\n    judge_passed()\nexcept:\n    judge_failed()").body
-            assert isinstance(new, ast.Try)
-            new.body.insert(0, node)
-            return ast.copy_location(new, node)
-
-    return compile(ast.fix_missing_locations(Counted().visit(ast.parse(tests))), "tests", "exec")
-
-
-class Judge:
-    """Counts, and remembers what failed first."""
-
-    def __init__(self) -> None:
-        self.passed, self.failed, self.first = 0, 0, ""
-
-    def good(self) -> None:
-        self.passed += 1
-
-    def bad(self) -> None:
-        self.failed += 1
-        if not self.first:
-            kind, error, trace = sys.exc_info()
-            lines: list[int] = []
-            while trace is not None:
-                if trace.tb_frame.f_code.co_filename == "tests":
-                    lines.append(trace.tb_lineno)
-                trace = trace.tb_next
-            where = f"line {lines[-1]} of the tests: " if lines else ""
-            self.first = where + f"{kind.__name__ if kind else ''}: {error}".rstrip(": ")
-
-
 def judge(config: Config, status: int, deadline: float) -> Config:
     """Tests here, the candidate's functions in another process that never has the tests' text."""
     candidate = Candidate(receive()["candidate"], deadline, [status])
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: no other process may look into this one
     given, seen = receive(), Judge()
+
+    def report() -> Config:
+        seen.end(candidate.end)
+        return {"passed": seen.passed, "failed": seen.failed, "first": seen.first, "end": candidate.end}
+
+    def over(*_: Any) -> None:
+        if time.process_time() >= config["limits"]["cpu_seconds"]:  # not a signal that the candidate sent
+            candidate.end = "the tests ended: signal SIGXCPU"
+            tell(status, report())
+            os._exit(0)
+
+    signal.signal(signal.SIGXCPU, over)
     try:
         candidate.answer()  # that its source has run
     except Exception as error:
-        seen.first = f"{type(error).__name__}: {error}"
-        candidate.end = candidate.end or f"the candidate's source failed: {seen.first}"
+        seen.first = in_words(error)
+        candidate.end = candidate.end or "the candidate's source failed"
     import random
 
     random.seed(0)
-    space: dict[str, Any] = {"__name__": "tests", "judge_passed": seen.good, "judge_failed": seen.bad}
+    space = {"__name__": "tests"} | seen.names()
     for name in given["functions"]:
-        space[name] = candidate.function(name)
+        space[name] = seen.watched(candidate.function(name))
     try:
         run_code(counted(given["tests"]), space)
     except BaseException:
         seen.bad()
-    return {"passed": seen.passed, "failed": seen.failed, "first": seen.first, "end": candidate.end}
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    return report()
 
 
 def together(config: Config, status: int, deadline: float) -> Config:
@@ -281,6 +294,7 @@ def program(config: Config, status: int, deadline: float) -> Config:
 def begin_own() -> None:
     """Make a forked process look like a fresh interpreter."""
     signal.signal(signal.SIGIO, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     site.setquit()
     site.sethelper()
     sys.argv = [""]
@@ -325,13 +339,25 @@ def exactly(n: int) -> bytes:
     return out
 
 
+def tell(status: int, report: Config) -> None:
+    """All of a report; a signal may end a write early."""
+    data = json.dumps(report).encode()
+    while data:
+        data = data[os.write(status, data) :]
+
+
 def main() -> None:
     config = json.loads(sys.argv[1])
     status = config["status"]
     deadline = time.monotonic() + config["limits"]["seconds"]
     os.write(status, b"ready\n")
-    report = {"program": program, "judge": judge, "together": together}[config["mode"]](config, status, deadline)
-    os.write(status, json.dumps(report).encode())
+    try:
+        report = {"program": program, "judge": judge, "together": together}[config["mode"]](config, status, deadline)
+    except BaseException as error:
+        if os.getpid() != 1:  # the program's own process
+            raise
+        report = {"broken": f"{type(error).__name__}: {error}"[:1000]}
+    tell(status, report)
     os._exit(0)
 
 

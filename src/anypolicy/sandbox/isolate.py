@@ -1,8 +1,9 @@
 """The first process of a sandbox, its pid 1, given to Python as text. Nothing but the standard library may be imported.
 
 The backend has made the namespaces (and bubblewrap the read-only root). This process checks them, mounts what is
-missing, becomes a user without rights, sets limits and forbids system calls; then it runs a second text, `inside.py`.
-When it ends the kernel ends all others, and no process in the sandbox can end it.
+missing, becomes a user without rights, sets limits and forbids system calls; then it runs the texts that follow
+(`inside.py`) one after another in one namespace. When it ends the kernel ends all others, and no process in the
+sandbox can end it.
 """
 
 from __future__ import annotations
@@ -45,9 +46,12 @@ DENIED = {
     "swapon": (167, 224), "swapoff": (168, 225), "acct": (163, 89), "quotactl": (179, 60), "quotactl_fd": (443, 443),
     "syslog": (103, 116), "sethostname": (170, 161), "setdomainname": (171, 162), "iopl": (172, -1),
     "ioperm": (173, -1), "modify_ldt": (154, -1), "personality": (135, 92), "fanotify_init": (300, 262),
-    "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171),
+    "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266),
+    "execve": (59, 221), "execveat": (322, 281), "inotify_init": (253, -1), "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27), "flock": (73, 32), "sync": (162, 81), "syncfs": (306, 267),
 }  # fmt: skip
-CLONE, CLONE3, SOCKET = (56, 220), (435, 435), (41, 198)
+CLONE, CLONE3, SOCKET, SOCKETPAIR, FCNTL = (56, 220), (435, 435), (41, 198), (53, 199), (72, 25)
+SETLEASE, NOTIFY = 1024, 1026
 NEWEST = 450
 AUDIT = (0xC000003E, 0xC00000B7)
 NEW_NAMESPACE = 0x7E020000
@@ -101,7 +105,8 @@ def make_root(folders: list[str], devices: list[str], links: list[list[str]]) ->
         else:
             os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o444))
         mount(f"/proc/self/fd/{fd}", place, "", BIND | REC)
-        protect(place, RDONLY | NOSUID | (NOEXEC if path in devices else NODEV), recursive=True)
+        if path not in devices:
+            protect(place, RDONLY | NOSUID | NODEV, recursive=True)
         os.close(fd)
     for target, path in links:
         os.symlink(target, root + path)
@@ -147,7 +152,8 @@ def become_nobody(privileged: bool, proc: int) -> None:
 def set_limits(limits: dict[str, int]) -> None:
     """Hard limits, so that nobody can raise them."""
     exact = {
-        resource.RLIMIT_AS: limits["memory"], resource.RLIMIT_FSIZE: limits["file_size"], resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_AS: limits["memory"], resource.RLIMIT_FSIZE: limits["file_size"],
+        resource.RLIMIT_CORE: 1,  # unlike 0 it also keeps a core from the machine's own handler
         resource.RLIMIT_NOFILE: limits["open_files"], resource.RLIMIT_NPROC: limits["processes"] + 1,
         resource.RLIMIT_MEMLOCK: 0, resource.RLIMIT_MSGQUEUE: 0, resource.RLIMIT_SIGPENDING: 256,
         resource.RLIMIT_RTPRIO: 0, resource.RLIMIT_NICE: 0,
@@ -158,19 +164,22 @@ def set_limits(limits: dict[str, int]) -> None:
 
 
 def filter_calls() -> None:
-    """A seccomp filter: the denied calls fail, sockets are local ones, no new namespaces, nothing newer than known."""
+    """A seccomp filter: the denied calls fail, sockets are Unix ones, no new namespaces, nothing newer than known."""
     at = column()
     load, equal, above, any_bit, back = 0x20, 0x15, 0x25, 0x45, 0x06
     allow, kill, error = 0x7FFF0000, 0x80000000, 0x00050000
-    nr, arch, first = 0, 4, 16
+    nr, arch, first, second = 0, 4, 16, 24
     code = [(load, 0, 0, arch), (equal, 1, 0, AUDIT[at]), (back, 0, 0, kill), (load, 0, 0, nr)]
     code += [(above, 0, 1, NEWEST), (back, 0, 0, error | 38)]  # so x32's numbers are unknown as well
     code += [(equal, 0, 1, CLONE3[at]), (back, 0, 0, error | 38)]
     for numbers in DENIED.values():
         if numbers[at] >= 0:
             code += [(equal, 0, 1, numbers[at]), (back, 0, 0, error | 1)]
-    code += [(equal, 0, 3, CLONE[at]), (load, 0, 0, first), (any_bit, 0, 5, NEW_NAMESPACE), (back, 0, 0, error | 1)]
-    code += [(equal, 0, 3, SOCKET[at]), (load, 0, 0, first), (equal, 1, 0, 1), (back, 0, 0, error | 97)]
+    unix = [(load, 0, 0, first), (equal, 1, 0, 1), (back, 0, 0, error | 97)]
+    old = [(load, 0, 0, first), (any_bit, 0, 1, NEW_NAMESPACE), (back, 0, 0, error | 1)]
+    own = [(load, 0, 0, second), (equal, 1, 0, SETLEASE), (equal, 0, 1, NOTIFY), (back, 0, 0, error | 1)]
+    for numbers, rule in ((CLONE, old), (SOCKET, unix), (SOCKETPAIR, unix), (FCNTL, own)):
+        code += [(equal, 0, len(rule) + 1, numbers[at]), *rule, (back, 0, 0, allow)]
     code += [(back, 0, 0, allow)]
     text = b"".join(c.to_bytes(2, "little") + bytes((jt, jf)) + k.to_bytes(4, "little") for c, jt, jf, k in code)
 
@@ -193,8 +202,12 @@ def check_namespaces(config: Config) -> None:
 def isolate(config: Config) -> None:
     """All of the above, in the one order that works."""
     check_namespaces(config)
+    if os.getpgrp() != 1:
+        os.setsid()  # a signal to the program's own group reaches nobody outside
     if config["folders"] is not None:
         make_root(config["folders"], config["devices"], config["links"])
+    for path in config["devices"]:
+        protect(path, RDONLY | NOSUID | NOEXEC, recursive=False)
     limits = config["limits"]
     make_tmp(limits["disk"], limits["files"])
     must(libc.sethostname(b"sandbox", 7), "sethostname")
@@ -222,11 +235,15 @@ def end_with_caller(status: int) -> None:
 
 
 def main() -> None:
-    config = json.loads(sys.argv[1])
+    config, texts = json.loads(sys.argv[1]), sys.argv[2:]
+    sys.argv[2:], sys.orig_argv[:] = [], [sys.executable]
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the first process of a pid namespace ignores
     isolate(config)
     os.set_inheritable(config["status"], False)
     end_with_caller(config["status"])
-    types.FunctionType(compile(sys.argv[2], "inside", "exec"), {"__name__": "__main__"})()
+    space = {"__name__": "__main__"}
+    for text in texts:
+        types.FunctionType(compile(text, "inside", "exec"), space)()
 
 
 if __name__ == "__main__":

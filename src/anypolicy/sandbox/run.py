@@ -23,6 +23,12 @@ from anypolicy.sandbox import backends
 Verdict = Literal["passed", "failed", "stopped"]
 START = 120.0
 WATCH = 0.05
+REASON = 2000  # characters
+REPORTS: dict[str, dict[str, type]] = {
+    "program": {"ending": str, "code": int},
+    "together": {"ending": str, "code": int, "marked": bool},
+    "judge": {"passed": int, "failed": int, "first": str, "end": str},
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Candidate:
     def __post_init__(self) -> None:
         try:
             tree = ast.parse(self.tests)
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise InputError("tests", self.tests, f"they are no Python: {error}") from error
         if self.functions is None:
             return
@@ -191,7 +197,8 @@ class Running:
         config = {"mode": self.mode, "limits": asdict(self.limits), "status": status, "proc": proc,
                   "environment": environment}  # fmt: skip
         command, config = backends.begin(self.tool, config)
-        command += [backends.python(), "-sSPB", "-c", source("isolate.py"), json.dumps(config), source("inside.py")]
+        texts = [source(name) for name in (("counting.py",) if self.mode == "judge" else ()) + ("inside.py",)]
+        command += [backends.python(), "-sSPB", "-c", source("isolate.py"), json.dumps(config), *texts]
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
             cwd="/", pass_fds=(status, proc), start_new_session=True,
@@ -255,6 +262,9 @@ class Running:
     def end(self) -> None:
         """End everything that still runs, and close what is open."""
         p = self.process
+        if not self.stopped:  # nothing in the sandbox runs any more: its end shows how
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                p.wait(5)
         for pid in (*children(p.pid), p.pid):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -272,17 +282,19 @@ class Running:
             said = (errors.strip().splitlines() or [self.stopped or "it ended without a word"])[-1]
             raise InputError("sandbox", self.tool, f"this machine cannot isolate programs with it ({said})")
         seconds = time.monotonic() - self.ready
-        text = bytes(self.got["status"]).removeprefix(b"ready\n")
-        report = {} if self.stopped or not text else json.loads(text)
+        report = {} if self.stopped else read_report(self.mode, bytes(self.got["status"]).removeprefix(b"ready\n"))
         verdict, reason = self.judge(report, errors)
         count = report.get("passed", 0), report.get("passed", 0) + report.get("failed", 0)
+        reason = reason[:REASON].encode("utf-8", "replace").decode()
         return Result(verdict, reason, output, errors, report.get("code"), seconds, *count)
 
     def judge(self, report: dict[str, Any], errors: str) -> tuple[Verdict, str]:
         if self.stopped:
             return "stopped", self.stopped
         if not report:
-            return "stopped", "the sandbox ended without a report (out of memory or time)"
+            return "stopped", f"the sandbox's first process ended without a report ({self.ending()})"
+        if "broken" in report:
+            return "failed", report["broken"]
         if self.mode == "judge":
             if report["passed"] and not report["failed"]:
                 return "passed", ""
@@ -294,6 +306,34 @@ class Running:
             return ("passed", "") if self.mode == "program" else ("failed", "it ended before its tests did")
         late, last = limit(report["ending"]), errors.strip().splitlines()[-1:] if report["code"] > 0 else []
         return ("stopped", late) if late else ("failed", ": ".join([report["ending"], *last]))
+
+    def ending(self) -> str:
+        """How the sandbox's first process ended, as the tool outside hands it on."""
+        code = self.process.returncode
+        number = -code if code < 0 else code - 128
+        if number in set(signal.Signals):
+            return f"signal {signal.Signals(number).name}"
+        return f"exit code {code} of {self.tool}"  # some versions of unshare do not hand a signal on
+
+
+def read_report(mode: str, text: bytes) -> dict[str, Any]:
+    """What the sandbox's first process says at its end; {} for no word, `broken` for what it cannot have meant."""
+    if not text:
+        return {}
+    try:
+        report = json.loads(text)
+    except (ValueError, RecursionError):
+        report = None
+    if isinstance(report, dict):
+        for kinds in (REPORTS[mode], {"broken": str}):
+            if report.keys() == kinds.keys() and all(fits(report[k], kind) for k, kind in kinds.items()):
+                return report
+    return {"broken": "the report of the sandbox's first process cannot be read"}
+
+
+def fits(value: Any, kind: type) -> bool:
+    """Whether a value of a report has its type and a size it may have."""
+    return type(value) is kind and (kind is not int or -256 < value < 1 << 31)
 
 
 def limit(ending: str) -> str:
@@ -314,10 +354,13 @@ def children(pid: int) -> list[int]:
 
 
 def resident(pid: int) -> int:
-    """Resident memory, in bytes, of a process and all below it, without what is only mapped from files."""
+    """Resident memory, in bytes, of a process and all below it, without what is only mapped from files.
+
+    A process may have any bytes as its name, which stands in the same file.
+    """
     total = 0
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(("RssAnon:", "RssShmem:")):
+        for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):
+            if line.startswith((b"RssAnon:", b"RssShmem:")):
                 total += int(line.split()[1]) << 10
     return total + sum(resident(child) for child in children(pid))
