@@ -34,7 +34,10 @@ HONEST = {
     "random": ("import random; random.seed(1); print(random.randint(0, 9))", "2\n"),
     "the same hash": ("print(hash('a') == hash('a'), {'b', 'a'} == {'a', 'b'})", "True True\n"),
     "devices": ("open('/dev/null', 'w').write('x'); print(len(open('/dev/urandom', 'rb').read(3)))", "3\n"),
-    "killed child": ("import os\npid = os.fork()\nif not pid:\n    os.abort()\nprint(os.waitpid(pid, 0)[1] & 127)", "6\n"),
+    "killed child": ("import os\npid = os.fork()\nif not pid:\n    os.abort()\nprint(os.waitpid(pid, 0)[1] & 127, os.listdir())", "6 ['program.py']\n"),
+    "database file": ("import sqlite3\nwith sqlite3.connect('a.db') as d:\n    d.execute('create table a (b)')\n    d.execute('insert into a values (3)')\n"
+                      "print(sqlite3.connect('a.db').execute('select * from a').fetchall())", "[(3,)]\n"),
+    "locks": ("import fcntl\nwith open('x', 'w') as f:\n    fcntl.lockf(f, fcntl.LOCK_EX)\n    print(fcntl.fcntl(f, fcntl.F_GETFD))", "1\n"),
 }  # fmt: skip
 
 
