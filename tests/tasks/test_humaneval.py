@@ -99,14 +99,14 @@ ADD = {
 @pytest.mark.parametrize("name", ADD)
 def test_responses(task, name):
     text, right = ADD[name]
-    assert score(task, "HumanEval/53", text) == (float(right), right)
+    assert score(task, "HumanEval/53", text)[:2] == (float(right), right)
 
 
 @pytest.mark.parametrize(
     "text", ["    while True: pass", "```python\nwhile True: pass\ndef add(x, y): pass\n```", "    return [0] * 10**10"]
 )
 def test_what_never_ends_or_is_too_large_is_wrong(text):
-    assert score(load_task("humaneval:seconds=1"), "HumanEval/53", text) == (0.0, False)
+    assert score(load_task("humaneval:seconds=1"), "HumanEval/53", text)[:2] == (0.0, False)
 
 
 def test_a_patched_helper_does_not_help(task):
@@ -121,9 +121,9 @@ def test_graded_reward_is_the_share_of_asserts():
     whole = candidate(task.problems["HumanEval/0"], "")
     assert whole.tests.count("assert candidate") == 7
     # lists of 6, 6, 5, 5, 6, 5, 5 numbers: always False; expected False in the second, fourth and seventh
-    assert score(task, "HumanEval/0", wrong) == (pytest.approx(3 / 7), False)
-    assert score(task, "HumanEval/53", "    return x + y") == (1.0, True)
-    assert score(task, "HumanEval/53", "    return x +") == (0.0, False)
+    assert score(task, "HumanEval/0", wrong)[:2] == (pytest.approx(3 / 7), False)
+    assert score(task, "HumanEval/53", "    return x + y")[:2] == (1.0, True)
+    assert score(task, "HumanEval/53", "    return x +")[:2] == (0.0, False)
 
 
 def test_the_same_twice(task):

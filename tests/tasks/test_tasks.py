@@ -65,7 +65,7 @@ def test_jsonl(tmp_path):
     assert not {p.id for p in task.train} & {p.id for p in task.heldout}
     prompt = task.train[0]
     assert prompt.messages[-1]["content"].endswith("\nOne, number")
-    assert task.score(prompt, np.zeros(0), f"It is {prompt.answer}") == (1.0, True)
+    assert task.score(prompt, np.zeros(0), f"It is {prompt.answer}")[:2] == (1.0, True)
     assert task.max_tokens == 5
 
 
@@ -139,7 +139,7 @@ def test_reasoning_gym():
     assert not {p.id for p in task.train} & {p.id for p in other.heldout}
     prompt = task.heldout[0]
     assert len(prompt.messages) == 5
-    assert task.score(prompt, np.zeros(0), f"3 + 4 = {prompt.answer}") == (1.0, True)
+    assert task.score(prompt, np.zeros(0), f"3 + 4 = {prompt.answer}")[:2] == (1.0, True)
     assert not task.score(prompt, np.zeros(0), "none").correct
     assert [p.id for p in load_task(spec, seed=1).train] == [p.id for p in task.train]
 

@@ -83,7 +83,7 @@ class Trajectory:
     `info["generated"]` counts tokens that were sampled beside those of the segments: for a target alone, or in a search
     (below 0 where segments of the group's prompt show a token twice); `info["visits"]` says how often a search took it;
     `info["outline"]` is text that shows how it was found; `info["kind"]` is a number that says which of the group's
-    answers it is, where a method tells them apart.
+    answers it is, where a method tells them apart; `info["unscored"]` says why the verifier gave no score.
     """
 
     id: str

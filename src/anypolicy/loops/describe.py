@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 
@@ -37,6 +39,7 @@ def verdicts(groups: list[Group]) -> dict[str, float]:
     by_stage: dict[str, list[float]] = {}
     for g, r in zip(groups, right, strict=True):
         by_stage.setdefault(g.stage, []).append(r)
+    unscored = [t.info["unscored"] for g in groups for t in g.trajectories if "unscored" in t.info]
     staged = by_stage if by_stage.keys() != {"direct"} else {}
     return {
         "accuracy": sum(right) / len(right),
@@ -45,6 +48,7 @@ def verdicts(groups: list[Group]) -> dict[str, float]:
         "groups/mixed": sum(0 < r < 1 for r in right) / len(right),
         "groups/all_correct": sum(r == 1 for r in right) / len(right),
         "groups/all_wrong": sum(r == 0 for r in right) / len(right),
+        **{f"verifier/{why}": float(n) for why, n in Counter(unscored).items()},
     }
 
 

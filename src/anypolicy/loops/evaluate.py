@@ -44,6 +44,8 @@ def evaluate(
         mean = {k: sum(float(s[k]) for s in samples) / n for k in ("reward", "length")}
         out = {"eval/accuracy": right / n, "eval/low": low, "eval/high": high, "eval/n": float(n)}
         out |= {"eval/reward": mean["reward"], "eval/length": mean["length"]}
+        if unscored := sum("unscored" in s for s in samples):
+            out["eval/unscored"] = float(unscored)
     out |= likelihood(world.policy, [p for p in prompts if p.reference is not None])
     if isinstance(world.task, Probes):
         out |= {f"probe/{name}": value for name, value in world.task.probe(world.policy).items()}
@@ -71,7 +73,7 @@ def answered(world: World, prompts: Sequence[Prompt], temperature: float) -> lis
             shown = prompt.messages[-1]["content"] if prompt.messages else list(prompt.tokens or ())
             samples.append(
                 {"id": prompt.id, "prompt": shown, "response": text, "answer": prompt.answer, "reward": score.reward,
-                 "correct": score.correct, "stop": stop, "length": len(segment.answer)}
+                 "correct": score.correct, "stop": stop, "length": len(segment.answer), **score.note}
             )  # fmt: skip
     return samples
 

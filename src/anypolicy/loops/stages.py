@@ -94,20 +94,29 @@ class VerifierReward:
     needs_labels = True
 
     def __call__(self, world: World, groups: list[Group]) -> None:
-        for group in groups:
-            scores = verified(world, group.prompt, [t.response for t in group.trajectories])
-            for t, score in zip(group.trajectories, scores, strict=True):
+        texts = [[world.policy.decode(t.response) for t in g.trajectories] for g in groups]
+        given = [(g.prompt, t.response, x) for g, xs in zip(groups, texts) for t, x in zip(g.trajectories, xs)]
+        scores = iter(verify(world.task, given))
+        for group, shown in zip(groups, texts):
+            own = rewarded(world, group.prompt, shown, [next(scores) for _ in shown])
+            for t, score in zip(group.trajectories, own, strict=True):
                 t.correct, t.reward, t.rewards = score.correct, score.reward, {"task": score.reward}
+                t.info |= score.note
 
 
 def verified(world: World, prompt: Prompt, responses: Sequence[Tokens]) -> list[Score]:
     """The task's verdicts on responses to one prompt, with the user's own rewards if there are any."""
     texts = [world.policy.decode(r) for r in responses]
     scores = verify(world.task, [(prompt, r, text) for r, text in zip(responses, texts, strict=True)])
+    return rewarded(world, prompt, texts, scores)
+
+
+def rewarded(world: World, prompt: Prompt, texts: list[str], scores: list[Score]) -> list[Score]:
+    """The scores, with the user's own rewards for one group in their place if there are any."""
     if world.reward_function is None:
         return scores
     rewards = call_reward(world.reward_function, prompt, texts)
-    return [Score(reward, score.correct) for reward, score in zip(rewards, scores, strict=True)]
+    return [score._replace(reward=reward) for reward, score in zip(rewards, scores, strict=True)]
 
 
 def call_reward(function: Any, prompt: Prompt, texts: list[str]) -> list[float]:

@@ -16,6 +16,8 @@ NAMES: dict[str, str] = {
     "accuracy": "share of sampled responses that the verifier finds correct (at the sampling temperature)",
     "accuracy/<stage>": "the same for the groups of one stage of the rollout, where it has several",
     "prompts/<stage>": "groups sampled in one stage of the rollout, where it has several",
+    "verifier/<why>": "responses that were not scored and count as wrong, where there are any: refused (would have "
+    "been evaluated and is not what the data set asks for), timeout, ended (its process died, of memory for one)",
     "groups/mixed": "share of groups that are neither all correct nor all wrong",
     "groups/all_correct": "share of groups in which every response is correct",
     "groups/all_wrong": "share of groups in which none is",
@@ -75,6 +77,7 @@ NAMES: dict[str, str] = {
     "eval/kl": "divergence of whole responses from the reference as the run began, in nats, at temperature 1, on up to "
     "64 prompts: one sampled response each, next-token divergences over the whole vocabulary summed",
     "eval/kl_se": "its standard error over prompts",
+    "eval/unscored": "held-out answers that were not scored and count as wrong, where there are any",
     "eval/reward": "mean reward of the held-out answers",
     "eval/length": "mean tokens of the held-out answers",
     "eval/logp": "mean log-probability of a token of the held-out reference responses, in nats, at temperature 1",

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,9 +93,12 @@ def environment() -> dict[str, str]:
     return own if prefix == Path("/usr") else own | {"LD_LIBRARY_PATH": str(prefix / "lib")}
 
 
-def begin(backend: str, config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """The command up to the interpreter, and the configuration for `isolate.py`."""
+def begin(
+    backend: str, config: dict[str, Any], more: Sequence[str] = ()
+) -> tuple[list[str], dict[str, Any]]:  # fmt: skip
+    """The command up to the interpreter, and the configuration for `isolate.py`; with `more` folders to read."""
     folders, links = readable()
+    folders = [*folders, *(f for f in more if not any(f == g or f.startswith(g + "/") for g in folders))]
     root = privileged()
     own = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "pid", "ipc", "uts", "net")}
     config = config | {"privileged": root, "devices": DEVICES, "namespaces": own}

@@ -10,10 +10,17 @@ from anypolicy.policies.base import Policy
 
 
 class Score(NamedTuple):
-    """A verifier's verdict on one response: the reward and, apart from it, whether the answer is correct."""
+    """A verifier's verdict on one response: the reward and, apart from it, whether the answer is correct; and why it
+    was not scored, where it was not: it must not be read (refused), time was up (timeout), its process died (ended)."""
 
     reward: float
     correct: bool
+    unscored: Literal["", "refused", "timeout", "ended"] = ""
+
+    @property
+    def note(self) -> dict[str, str]:
+        """What a trajectory's `info` says of a response that was not scored."""
+        return {"unscored": self.unscored} if self.unscored else {}
 
 
 class Task(Protocol):

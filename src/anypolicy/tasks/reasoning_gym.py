@@ -7,12 +7,15 @@ import hashlib
 import os
 import random
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
+from anypolicy.sandbox.scorers import Outcome, Scorer, door, scorer
+from anypolicy.tasks import answers
 from anypolicy.tasks.base import Score
 from anypolicy.tasks.split import split
 
@@ -45,7 +48,9 @@ class ReasoningGymTask:
             raise InputError("size", size, f"it gives {len(train) + len(held)} different problems: raise it")
         if not 0 <= shots < len(train):
             raise InputError("shots", shots, f"use 0 to {len(train) - 1}: there are {len(train)} training problems")
-        check(self.dataset, name, train[: max(shots, 1)], shown=shots > 0)
+        given = config | {"size": size, "seed": seed}
+        self.scorer = scorer(Path(answers.__file__), name, given, name=self.name, isolated=name in answers.EVALUATED)
+        check(self.scorer, name, train[: max(shots, 1)], shown=shots > 0)
         self.entries: dict[str, Any] = {}
         before: list[dict[str, Any]] = []
         for entry in train[:shots]:
@@ -61,14 +66,19 @@ class ReasoningGymTask:
         return Prompt(name, messages, answer=entry["answer"])
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
-        answer = extracted(text, self.extract)
-        entry = self.entries[prompt.id]
-        try:
-            value = float(self.dataset.score_answer(answer=answer, entry=entry))
-        except Exception:  # several data sets raise on text they cannot read; `check` has seen that theirs can be read
-            return Score(0.0, False)
-        correct = value >= 1
-        return Score(min(max(value, 0.0), 1.0) if self.graded else float(correct), correct)
+        return self.score_many([(prompt, response, text)])[0]
+
+    def score_many(self, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[Score]:
+        """The data set's scores, computed in a process of their own (see `sandbox.scorers`)."""
+        requests = [(extracted(text, self.extract), self.entries[prompt.id]) for prompt, _, text in responses]
+        return [self.reward(outcome) for outcome in door.score(self.scorer, requests)]
+
+    def reward(self, outcome: Outcome) -> Score:
+        if outcome.verdict in ("refused", "timeout", "ended"):
+            return Score(0.0, False, outcome.verdict)
+        correct = outcome.value >= 1
+        value = min(max(outcome.value, 0.0), 1.0) if self.graded else float(correct)
+        return Score(value if value == value else 0.0, correct)
 
 
 @contextmanager
@@ -82,18 +92,16 @@ def own_random(name: str) -> Generator[None, None, None]:
         random.setstate(before)
 
 
-def check(dataset: Any, name: str, entries: list[Any], *, shown: bool) -> None:
+def check(scores: Scorer, name: str, entries: list[Any], *, shown: bool) -> None:
     """The data set can score its own answers, where it has any; `shown` ones must be there."""
-    for entry in entries:
-        answer = entry["answer"]
-        if answer is None and shown:
-            raise InputError("shots", len(entries), f"{name} has no answers to show: use shots=0")
-        if answer is None:
-            continue
-        try:
-            dataset.score_answer(answer=answer, entry=entry)
-        except Exception as error:
-            raise InputError("task", f"reasoning-gym/{name}", f"it cannot score its own answer ({error})") from error
+    if shown and any(entry["answer"] is None for entry in entries):
+        raise InputError("shots", len(entries), f"{name} has no answers to show: use shots=0")
+    given = [(entry["answer"], entry) for entry in entries if entry["answer"] is not None]
+    for (answer, _), outcome in zip(given, door.score(scores, given), strict=True):
+        if outcome.verdict != "scored":
+            raise InputError(
+                "task", scores.name, f"it cannot score its own answer {answer!r} ({outcome.verdict}): use another"
+            )
 
 
 def ask(entry: Any, instruction: str) -> str:
