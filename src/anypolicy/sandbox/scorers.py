@@ -123,7 +123,7 @@ class Door:
             tool = backends.choose("auto")
             status, theirs = os.pipe()
             proc = os.open("/proc", os.O_PATH)
-            limits = Limits(cpu_seconds=1 << 40, memory=MEMORY, processes=self.at_once + 4, disk=1 << 20)
+            limits = Limits(cpu_seconds=1 << 40, memory=MEMORY, processes=self.at_once + 4, files=1)
             config |= {"limits": asdict(limits), "status": theirs, "proc": proc}
             command, config = backends.begin(tool, config, packages)
             command += [*python, source("isolate.py"), json.dumps(config), scoring, inside]

@@ -21,6 +21,7 @@ from anypolicy.tasks.split import split
 
 Extract = Literal["text", "first-line", "last-number", "tag"]
 
+NONSENSE = "I would rather not say."
 # their problems follow the order of Python sets of text: measured with reasoning-gym 0.1.25
 HASHED = {"intermediate_integration", "isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note",
           "word_ladder"}  # fmt: skip
@@ -93,9 +94,13 @@ def own_random(name: str) -> Generator[None, None, None]:
 
 
 def check(scores: Scorer, name: str, entries: list[Any], *, shown: bool) -> None:
-    """The data set can score its own answers, where it has any; `shown` ones must be there."""
+    """The data set can score its own answers, where it has any, and does not find everything right; `shown` answers
+    must be there."""
     if shown and any(entry["answer"] is None for entry in entries):
         raise InputError("shots", len(entries), f"{name} has no answers to show: use shots=0")
+    *_, nonsense = door.score(scores, [(NONSENSE, entry) for entry in entries])
+    if nonsense.value >= 1:
+        raise InputError("task", scores.name, "its own verifier is broken: it finds any answer right; use another")
     given = [(entry["answer"], entry) for entry in entries if entry["answer"] is not None]
     for (answer, _), outcome in zip(given, door.score(scores, given), strict=True):
         if outcome.verdict != "scored":
