@@ -58,9 +58,9 @@ def test_no_answer_runs_where_another_has_run(door):
     "text",
     [
         "value = len(open('/etc/passwd').read())", "value = len(os.listdir('/home'))", "value = len(os.listdir('/proc'))",
-        "open('/tmp/left', 'w').write('x'); value = 1", "value = socket.socket().fileno()", "value = os.fork() and 1",
+        "open('/tmp/left', 'wb', 0).write(b'x'); value = 1", "value = socket.socket().fileno()", "value = os.fork() and 1",
         "threading.Thread(target=print).start(); value = 1", "os.kill(1, 9); value = len(os.listdir('/proc/1'))",
-        "os.write(4, b'x'); value = 1", "value = 'a text'", "value = [1]", "os.mkdir('/tmp/left'); value = 1", "value = 10 ** 400",
+        "os.write(4, b'x'); value = 1", "value = 'a text'", "value = [1]", "value = 10 ** 400",
     ],
 )  # fmt: skip
 def test_what_cannot_be_done(door, text):

@@ -52,7 +52,7 @@ class Door:
     """A process that holds scorers and forks one child for each answer; safe among threads.
 
     It is isolated as `sandbox.run` isolates (no file but the interpreter and what is installed, no network, no
-    environment, nothing it can write). Where the machine cannot isolate, it is a process of its own with the same
+    environment; a child can write no byte). Where the machine cannot isolate, it is a process of its own with the same
     limits on each child, and refuses scorers that are to be isolated unless ANYPOLICY_UNISOLATED=1 allows them. An
     answer has CPU_SECONDS of processor time, and SECONDS of wall clock, which only waiting can use up.
     """
@@ -123,7 +123,7 @@ class Door:
             tool = backends.choose("auto")
             status, theirs = os.pipe()
             proc = os.open("/proc", os.O_PATH)
-            limits = Limits(cpu_seconds=1 << 40, memory=MEMORY, processes=self.at_once + 4, files=1)
+            limits = Limits(cpu_seconds=1 << 40, memory=MEMORY, processes=self.at_once + 4)
             config |= {"limits": asdict(limits), "status": theirs, "proc": proc}
             command, config = backends.begin(tool, config, packages)
             command += [*python, source("isolate.py"), json.dumps(config), scoring, inside]
