@@ -117,8 +117,9 @@ class Door:
     def begin(self, *, isolated: bool) -> None:
         packages = [p for p in map(os.path.realpath, sys.path) if p.endswith(("site-packages", "dist-packages"))]
         environment = backends.environment() | ENVIRONMENT
-        config: dict[str, Any] = {"packages": packages, "scoring": self.scoring, "environment": environment}
-        python, scoring, inside = [backends.python(), "-sSPB", "-c"], source("scoring.py"), source("inside.py")
+        config: dict[str, Any] = {"packages": packages, "scoring": self.scoring, "environment": environment,
+                                  "inside": source("inside.py")}  # fmt: skip
+        python, scoring = [backends.python(), "-sSPB", "-c"], source("scoring.py")
         if isolated:
             tool = backends.choose("auto")
             status, theirs = os.pipe()
@@ -126,11 +127,11 @@ class Door:
             limits = Limits(cpu_seconds=1 << 40, memory=MEMORY, processes=self.at_once + 4)
             config |= {"limits": asdict(limits), "status": theirs, "proc": proc}
             command, config = backends.begin(tool, config, packages)
-            command += [*python, source("isolate.py"), json.dumps(config), scoring, inside]
+            command += [*python, source("isolate.py"), json.dumps(config), scoring]
             passed = theirs, proc
             self.status = status
         else:
-            command, passed = [*python, scoring, json.dumps(config), inside], ()
+            command, passed = [*python, scoring, json.dumps(config)], ()
         try:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd="/", pass_fds=passed,

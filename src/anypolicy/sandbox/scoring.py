@@ -1,9 +1,9 @@
 """What the isolated process runs that scores what policies wrote: a clean parent that forks one child an answer.
 
-Given to Python as text, after `isolate.py` where the machine can isolate and by itself where it cannot, with the text
-of `inside.py`, which knows plain data, as the last argument. The parent imports the scorers, which takes long, and
-never reads an answer; a child reads one, says one number and is gone. So no answer runs in a process where another has
-run. Nothing but the standard library may be imported here.
+Given to Python as text, after `isolate.py` where the machine can isolate and by itself where it cannot, with a
+configuration that holds the text of `inside.py`, which knows plain data. The parent imports the scorers, which takes
+long, and never reads an answer; a child reads one, says one number and is gone. So no answer runs in a process where
+another has run. Nothing but the standard library may be imported here.
 
 Frames come on the standard input: the number of parts (8 bytes), the length of each, the parts, JSON of plain data.
 One part is a scorer to load: its source and the arguments of its `make`. More are requests behind an empty part, each
@@ -169,7 +169,7 @@ def large_pages() -> None:
 def main() -> None:
     config = json.loads(sys.argv[1])
     inside: dict[str, Any] = {"__name__": "inside"}
-    types.FunctionType(compile(sys.argv[-1], "inside", "exec"), inside)()
+    types.FunctionType(compile(config["inside"], "inside", "exec"), inside)()
     DECODE.append(inside["decode"])
     sys.path += config["packages"]
     large_pages()
