@@ -59,7 +59,7 @@ def write(path, *rows):
 
 def test_jsonl(tmp_path):
     rows = [{"prompt": f"{i} + 1 =", "answer": i + 1} for i in range(40)]
-    rows.append({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "answer": "a"})
+    rows.append({"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], "answer": "7"})
     task = load_task(write(tmp_path / "p.jsonl", *rows) + ":verifier=numeric,instruction='One, number',max_tokens=5")
     assert len(task.train) + len(task.heldout) == 41
     assert not {p.id for p in task.train} & {p.id for p in task.heldout}

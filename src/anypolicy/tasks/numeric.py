@@ -1,21 +1,24 @@
-"""math-verify behind a deadline.
+"""The comparison of values behind a deadline.
 
-A response is written by a policy and may be 9^9^9^9: computing that never returns, and no signal can stop it. So the
-comparison runs in a process of its own, this file as a script, which is ended when its time is up.
+The grammar of `expressions` bounds what a policy wrote, but proving that two expressions are equal may take for ever,
+and no signal can stop it. So it runs in a process of its own, which is ended when its time is up.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
-import logging
 import subprocess
 import sys
 import threading
-from typing import Any
+from pathlib import Path
+
+from anypolicy.tasks.values import same
 
 DEADLINE = 5.0
 MEMORY = 4 << 30
+SOURCE = str(Path(__file__).parents[2])
+START = f"import sys; sys.path.insert(0, {SOURCE!r}); from anypolicy.tasks.numeric import serve; serve()"
 
 
 class Judge:
@@ -47,13 +50,13 @@ class Judge:
             if over.is_set() or not said:
                 self.close()
             if not said and not over.is_set():
-                raise RuntimeError("the process that runs math-verify ended by itself; see its message above")
+                raise RuntimeError("the process that compares values ended by itself; see its message above")
             return said == "true\n"
 
     def start(self) -> subprocess.Popen[str]:
-        """Wait until it has imported math-verify, which is not part of any response's time."""
+        """Wait until it has imported sympy, which is not part of any response's time."""
         self.process = subprocess.Popen(
-            [sys.executable, "-P", __file__],
+            [sys.executable, "-P", "-c", START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -62,7 +65,7 @@ class Judge:
         assert self.process.stdout is not None
         if self.process.stdout.readline() != "ready\n":
             self.close()
-            raise RuntimeError("the process that runs math-verify did not start; see its message above")
+            raise RuntimeError("the process that compares values did not start; see its message above")
         return self.process
 
     def close(self) -> None:
@@ -73,29 +76,14 @@ class Judge:
             process.communicate()
 
 
-def same(math_verify: Any, response: str, answer: str) -> bool:
-    """Whether the last expression of the response has the answer's value; False where it is too large to compute."""
-    try:
-        gold = math_verify.parse(answer, parsing_timeout=None)
-        found = math_verify.parse(response, parsing_timeout=None)
-        return bool(math_verify.verify(gold, found, timeout_seconds=None))
-    except (MemoryError, RecursionError):
-        return False
-
-
 def serve() -> None:
     """One JSON pair (response, answer) a line in, true or false a line out."""
-    import math_verify
+    import sympy as sympy
 
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    logging.disable(logging.WARNING)
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(same(math_verify, *json.loads(line))), flush=True)
-
-
-if __name__ == "__main__":
-    serve()
+        print(json.dumps(same(*json.loads(line))), flush=True)

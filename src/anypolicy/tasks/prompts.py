@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,13 @@ from anypolicy.tasks.base import Score
 from anypolicy.tasks.lines import json_lines
 from anypolicy.tasks.shown import FIELDS, of_row
 from anypolicy.tasks.split import split
-from anypolicy.tasks.verifiers import verifier
+from anypolicy.tasks.verifiers import check_golds, verifier
+
+REMEDY = {
+    "numeric": "verifier=numeric would never pay it: write a value and nothing else, or use verifier=exact (the same "
+    "text, for words and letters) or verifier=regex",
+    "exact": "verifier=exact would pay it to an empty response: write the answer",
+}
 
 
 class PromptTask:
@@ -44,8 +52,10 @@ class PromptTask:
         self.verifies = verifier_name != "none" and (not read or has(read[0][1], answer) or not refers)
         self.needed = (prompt, answer if self.verifies else self.reference if refers else "responses")
         prompts: dict[str, list[Prompt]] = {}
-        for where, row in read:
-            one = self.read(where, row, prompt, answer, instruction, verifier_name)
+        every = [(where, self.read(where, row, prompt, answer, instruction, verifier_name)) for where, row in read]
+        if self.verifies:
+            self.check([(where, answer, str(one.answer)) for where, one in every], verifier_name)
+        for where, one in every:
             same = prompts.setdefault(one.id, [])
             if same and same[0].answer != one.answer:
                 raise InputError(
@@ -82,15 +92,25 @@ class PromptTask:
 
     def label(self, where: str, answer: str, label: Any, kind: str) -> str:
         """The row's answer, checked."""
-        if not isinstance(label, str | int | float) or isinstance(label, bool) or label != label:
+        number = isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label)
+        if not isinstance(label, str) and not number:
             raise InputError(self.name, where, f"{answer!r} is {label!r}: write it as text or as a number")
-        label = str(label)
+        label = format(Decimal(repr(label)), "f") if isinstance(label, float) else str(label)
         if kind == "regex":
             try:
                 re.compile(label)
             except re.error as error:
                 raise InputError(self.name, where, f"{label!r} is no regular expression: {error}") from error
         return label
+
+    def check(self, golds: list[tuple[str, str, str]], kind: str) -> None:
+        """Every gold is verified against itself."""
+        fit = check_golds(kind, [gold for _, _, gold in golds])
+        bad = [row for row, ok in zip(golds, fit, strict=True) if not ok]
+        if bad:
+            where, answer, gold = bad[0]
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise InputError(self.name, f"{where}: {answer} {gold!r}{more}", REMEDY[kind])
 
     def shown(self, where: str, row: dict[str, Any]) -> str | tuple[int, ...] | None:
         """The row's reference response, checked."""

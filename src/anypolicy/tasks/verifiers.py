@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from anypolicy.errors import InputError
 from anypolicy.tasks.numeric import Judge
+from anypolicy.tasks.values import payable
 
 Verifier = Callable[[str, str], bool]
 
@@ -20,7 +20,7 @@ def exact(response: str, answer: str) -> bool:
 
 
 def numeric(response: str, answer: str) -> bool:
-    """The same mathematical value, by math-verify: 1/2 = 0.5, LaTeX included; the last expression of the response."""
+    """The same mathematical value (`values`): 1/2 = 0.5, LaTeX included; the final answer of the response."""
     return judge(response, answer)
 
 
@@ -36,6 +36,13 @@ def verifier(name: str) -> Verifier:
     """A verifier by name."""
     if name not in VERIFIERS:
         raise InputError("verifier", name, f"use {', '.join(VERIFIERS)}", choices=VERIFIERS)
-    if name == "numeric" and importlib.util.find_spec("math_verify") is None:
-        raise InputError("verifier", name, "install math-verify: pip install 'anypolicy[tasks]'")
     return VERIFIERS[name]
+
+
+def check_golds(name: str, golds: Sequence[str]) -> list[bool]:
+    """Whether the verifier pays each gold to a response that gives it; what a pattern accepts is not asked."""
+    if name == "regex":
+        return [True] * len(golds)
+    check = payable if name == "numeric" else str.split
+    known = {gold: bool(check(gold)) for gold in dict.fromkeys(golds)}
+    return [known[gold] for gold in golds]
