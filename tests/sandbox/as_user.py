@@ -23,7 +23,7 @@ for backend in backends:
         result = run(text.format(**given), limits, backend)
         assert result.verdict == "failed" and re.search(stopped_by, result.reason), (backend, name, result)
         held += 1
-runs = Scorer("runs anything", "def make():\n    return eval", isolated=True)
+runs = Scorer("runs anything", (("runs", "def make():\n    return eval"),), isolated=True)
 tries = [("1 + 1",), ("len(__import__('os').listdir('/home'))",), ("__import__('os')._exit(0)",)]
 assert door.score(runs, tries) == [Outcome("scored", 2.0), Outcome("unreadable"), Outcome("ended")]
 print(held, "held")

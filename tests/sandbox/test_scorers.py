@@ -16,7 +16,10 @@ from anypolicy.sandbox.scorers import Door, Outcome, Scorer
 
 RUNS = Scorer(
     "runs anything",
-    """
+    (
+        (
+            "runs",
+            """
 import os, socket, struct, sys, threading
 state = []
 def make():
@@ -25,9 +28,11 @@ def make():
         return value
     return score
 """,
+        ),
+    ),
     isolated=True,
 )
-HALF = Scorer("half", "def make(divisor):\n    return lambda n: n / divisor", (2,))
+HALF = Scorer("half", (("half", "def make(divisor):\n    return lambda n: n / divisor"),), (2,))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,7 @@ def test_not_a_number_passes_as_what_it_is(door):
 def test_a_scorer_that_cannot_be_loaded_says_why(door):
     for source, why in (("import nothing_of_that_name", "No module named"), ("def make(): 1 / 0", "division by zero")):
         with pytest.raises(InputError, match=f"odd.*cannot be loaded.*{why}"):
-            door.score(Scorer("odd", source), [(1,)])
+            door.score(Scorer("odd", (("odd", source),)), [(1,)])
     assert door.score(HALF, [(4,)]) == [Outcome("scored", 2.0)]
 
 
@@ -128,7 +133,7 @@ def test_a_process_that_was_ended_is_begun_anew(door):
 def test_it_ends_with_the_process_that_began_it(tmp_path):
     code = (
         "from anypolicy.sandbox.scorers import door, Scorer; import time\n"
-        "door.score(Scorer('half', 'def make():\\n    return lambda n: n / 2'), [(1,)])\n"
+        "door.score(Scorer('half', (('half', 'def make():\\n    return lambda n: n / 2'),)), [(1,)])\n"
         "print(door.process.pid, flush=True); time.sleep(60)"
     )
     begun = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -7,7 +7,7 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from anypolicy.errors import InputError
-from anypolicy.sandbox.scorers import door, scorer
+from anypolicy.sandbox.scorers import Scorer, door
 from anypolicy.tasks import answers
 from anypolicy.tasks.answers import EVALUATED, grammar
 from anypolicy.tasks.load import load_task
@@ -35,7 +35,7 @@ SLOW = {"knight_swap": 1}
 
 
 def scores(name, pairs, size):
-    given = scorer(Path(answers.__file__), name, {"size": size, "seed": 1}, name=name, isolated=name in EVALUATED)
+    given = Scorer.of(name, answers.__name__, given=(name, {"size": size, "seed": 1}), isolated=name in EVALUATED)
     return door.score(given, pairs)
 
 
@@ -112,5 +112,5 @@ def test_what_is_evaluated_is_paid_as_before(name):
         other = WRITTEN.get(name, "0 + {}".format)(gold)
         pairs += [(gold, entry), (other, entry), (f" {gold}\n", entry), ("0", entry), (None, entry)]
         assert facts["source_dataset"] == name
-    given = scorer(Path(answers.__file__), name, {"size": 6, "seed": 2}, name=name)
+    given = Scorer.of(name, answers.__name__, given=(name, {"size": 6, "seed": 2}))
     assert [o.value for o in door.score(given, pairs)] == [dataset.score_answer(a, e) for a, e in pairs]

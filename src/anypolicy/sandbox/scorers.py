@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
+import inspect
 import json
 import os
 import struct
@@ -12,7 +14,6 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from anypolicy.errors import InputError
@@ -38,14 +39,20 @@ class Outcome(NamedTuple):
 
 
 class Scorer(NamedTuple):
-    """A function by the source of its module, which may import what is installed but nothing of ours: `make(*given)`
-    returns it, and may raise `Refused`, which is there, for an answer that must not be read. `isolated` says that it
-    may run only where this machine can isolate it."""
+    """A function by the names and sources of its modules, in the order they import each other. They may import what is
+    installed and nothing else of ours; `make(*given)` of the last returns the function, which may raise the built-in
+    `Refused` for an answer that must not be read. `isolated` says that it may run only where this machine can isolate
+    it."""
 
     name: str
-    source: str
+    modules: tuple[tuple[str, str], ...]
     given: tuple[Any, ...] = ()
     isolated: bool = False
+
+    @classmethod
+    def of(cls, name: str, *modules: str, given: tuple[Any, ...] = (), isolated: bool = False) -> Scorer:
+        """The scorer of modules of ours, by their names."""
+        return cls(name, tuple((m, inspect.getsource(importlib.import_module(m))) for m in modules), given, isolated)
 
 
 class Door:
@@ -95,7 +102,7 @@ class Door:
                 "sandbox", scorer.name, f"it evaluates what a policy wrote, and this machine cannot isolate it "
                 f"({self.reason}); {UNISOLATED}=1 in the environment runs it in a process of its own all the same",
             )  # fmt: skip
-        part = plain((scorer.source, scorer.given))
+        part = plain((scorer.modules, scorer.given))
         if part not in self.numbers:
             self.send([part])
             verdict, length = RECORD.unpack(self.read(RECORD.size))
@@ -182,8 +189,3 @@ def plain(x: Any) -> bytes:
 
 
 door = Door()
-
-
-def scorer(path: Path, *given: Any, name: str = "", isolated: bool = False) -> Scorer:
-    """The scorer that a module of ours makes, by its file."""
-    return Scorer(name or path.stem, path.read_text("utf-8"), given, isolated)

@@ -6,12 +6,13 @@ long, and never reads an answer; a child reads one, says one number and is gone.
 another has run. Nothing but the standard library may be imported here.
 
 Frames come on the standard input: the number of parts (8 bytes), the length of each, the parts, JSON of plain data.
-One part is a scorer to load: its source and the arguments of its `make`. More are requests behind an empty part, each
+One part is a scorer to load: its modules and the arguments of its `make`. More are requests behind an empty part, each
 the number of a scorer (4 bytes) and the arguments of its function. Every reply is a record: a verdict and a float64.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import ctypes
 import gc
@@ -68,13 +69,25 @@ def plain(part: bytes) -> Any:
     return DECODE[0](json.loads(part))
 
 
+def module(name: str, source: str) -> types.ModuleType:
+    """A module by its source, where others find it by its name."""
+    for i, c in enumerate(name):
+        if c == "." and name[:i] not in sys.modules:
+            package = sys.modules[name[:i]] = types.ModuleType(name[:i])
+            package.__path__ = []
+    made = sys.modules[name] = types.ModuleType(name)
+    types.FunctionType(compile(source, name, "exec"), made.__dict__)()
+    return made
+
+
 def load(scorers: list[Callable[..., float]], part: bytes) -> bytes:
     """Add the function that a scorer's `make` returns; what went wrong, if something did, with its length before it."""
-    source, given = plain(part)
-    space: dict[str, Any] = {"__name__": "scorer", "Refused": Refused}
+    modules, given = plain(part)
+    made = types.ModuleType("none")
     try:
-        types.FunctionType(compile(source, "scorer", "exec"), space)()
-        scorers.append(space["make"](*given))
+        for name, source in modules:
+            made = module(name, source)
+        scorers.append(made.make(*given))
     except Exception as error:
         said = f"{type(error).__name__}: {error}".encode()
         return RECORD.pack(UNREADABLE, len(said)) + said
@@ -171,6 +184,7 @@ def main() -> None:
     inside: dict[str, Any] = {"__name__": "inside"}
     types.FunctionType(compile(config["inside"], "inside", "exec"), inside)()
     DECODE.append(inside["decode"])
+    builtins.Refused = Refused  # type: ignore[attr-defined]
     sys.path += config["packages"]
     large_pages()
     warnings.simplefilter("ignore")

@@ -101,7 +101,7 @@ def make(name: str, config: dict[str, Any]) -> Callable[[str | None, dict[str, A
                 if fit is None:
                     return 0.0
                 if not fit:
-                    raise Refused  # type: ignore[name-defined]  # what `scoring.py` puts there
+                    raise Refused  # type: ignore[name-defined]  # `scoring.py` has put it there
         return float(dataset.score_answer(answer=answer, entry=entry))
 
     return score

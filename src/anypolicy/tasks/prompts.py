@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +18,7 @@ from anypolicy.tasks.base import Score
 from anypolicy.tasks.lines import json_lines
 from anypolicy.tasks.shown import FIELDS, of_row
 from anypolicy.tasks.split import split
-from anypolicy.tasks.verifiers import check_golds, verifier
+from anypolicy.tasks.verifiers import check_golds, check_verifier, verify
 
 REMEDY = {
     "numeric": "verifier=numeric would never pay it: write a value and nothing else, or use verifier=exact (the same "
@@ -46,7 +46,7 @@ class PromptTask:
     ):  # fmt: skip
         self.reference = reference or "response"
         self.name, self.max_tokens, self.folder = name, max_tokens, folder
-        self.verify = verifier("exact" if verifier_name == "none" else verifier_name)
+        self.verifier = check_verifier("exact" if verifier_name == "none" else verifier_name)
         read = [(where, conversation(row, prompt, self.reference)) for where, row in rows]
         refers = bool(read) and has(read[0][1], self.reference)
         self.verifies = verifier_name != "none" and (not read or has(read[0][1], answer) or not refers)
@@ -136,12 +136,14 @@ class PromptTask:
         return [dict(m) for m in given]
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
+        return self.score_many([(prompt, response, text)])[0]
+
+    def score_many(self, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[Score]:
         if not self.verifies:
             raise InputError(
                 "verifier", "none", "there is nothing to verify new responses with: learn from recorded ones"
             )
-        correct = self.verify(text, prompt.answer)
-        return Score(float(correct), correct)
+        return verify(self.verifier, [(text, str(prompt.answer)) for prompt, _, text in responses])
 
 
 def has(row: dict[str, Any], field: str) -> bool:

@@ -9,15 +9,15 @@ import random
 import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
-from anypolicy.sandbox.scorers import Outcome, Scorer, door, scorer
+from anypolicy.sandbox.scorers import Scorer, door
 from anypolicy.tasks import answers
 from anypolicy.tasks.base import Score
 from anypolicy.tasks.split import split
+from anypolicy.tasks.verifiers import scored
 
 Extract = Literal["text", "first-line", "last-number", "tag"]
 
@@ -50,7 +50,8 @@ class ReasoningGymTask:
         if not 0 <= shots < len(train):
             raise InputError("shots", shots, f"use 0 to {len(train) - 1}: there are {len(train)} training problems")
         given = config | {"size": size, "seed": seed}
-        self.scorer = scorer(Path(answers.__file__), name, given, name=self.name, isolated=name in answers.EVALUATED)
+        isolated = name in answers.EVALUATED
+        self.scorer = Scorer.of(self.name, answers.__name__, given=(name, given), isolated=isolated)
         check(self.scorer, name, train[: max(shots, 1)], shown=shots > 0)
         self.entries: dict[str, Any] = {}
         before: list[dict[str, Any]] = []
@@ -72,14 +73,7 @@ class ReasoningGymTask:
     def score_many(self, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[Score]:
         """The data set's scores, computed in a process of their own (see `sandbox.scorers`)."""
         requests = [(extracted(text, self.extract), self.entries[prompt.id]) for prompt, _, text in responses]
-        return [self.reward(outcome) for outcome in door.score(self.scorer, requests)]
-
-    def reward(self, outcome: Outcome) -> Score:
-        if outcome.verdict in ("refused", "timeout", "ended"):
-            return Score(0.0, False, outcome.verdict)
-        correct = outcome.value >= 1
-        value = min(max(outcome.value, 0.0), 1.0) if self.graded else float(correct)
-        return Score(value if value == value else 0.0, correct)
+        return [scored(outcome, graded=self.graded) for outcome in door.score(self.scorer, requests)]
 
 
 @contextmanager
