@@ -96,7 +96,7 @@ class DigitChain:
         policy = small_transformer(
             vocabulary=15, layers=2, width=64, heads=4, context_length=24, seed=seed, eos_id=EOS, pad_id=PAD
         )
-        trained_once(policy, "digit-chain", [RECIPE, seed], lambda: train_base(policy, seed))
+        trained_once(policy, "digit-chain", [RECIPE, seed], lambda p: train_base(p, seed))
         return policy
 
 

@@ -67,7 +67,7 @@ class NoisySort:
             pad_id=PAD,
         )  # fmt: skip
         facts = [RECIPE, seed, self.length, self.noise]
-        trained_once(policy, "noisy-sort", facts, lambda: self.train_base(policy, seed))
+        trained_once(policy, "noisy-sort", facts, lambda p: self.train_base(p, seed))
         return policy
 
     def train_base(self, policy: CausalLM, seed: int, rows: int = 96) -> None:

@@ -178,7 +178,7 @@ class ReverseAndPick:
             vocabulary=PAD + 1, layers=2, width=64, heads=4, context_length=48, seed=seed, eos_id=EOS, pad_id=PAD
         )
         key = [RECIPE, seed, self.base, BASES[self.base]]
-        trained_once(policy, self.name, key, lambda: train_base(policy, seed, BASES[self.base]))
+        trained_once(policy, self.name, key, lambda p: train_base(p, seed, BASES[self.base]))
         return policy
 
 

@@ -75,7 +75,7 @@ def ring8(*, winners: int = 200, base: int = 0) -> PictureTask:
 
     def start() -> PointDiffusion:
         model = PointDiffusion(base)
-        trained_once(model, "ring8", [base, UPDATES, BATCH, LR], lambda: fit(model, base))
+        trained_once(model, "ring8", [base, UPDATES, BATCH, LR], lambda p: fit(p, base))
         return model
 
     return PictureTask(

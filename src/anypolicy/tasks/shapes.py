@@ -242,7 +242,7 @@ class Shapes:
             seed=seed,
         )  # fmt: skip
         facts: list[Any] = [RECIPE, seed, self.noise, self.expert, STEPS, ROWS]
-        trained_once(policy, "shapes", facts, lambda: train_base(policy, seed, self.noise, self.expert))
+        trained_once(policy, "shapes", facts, lambda p: train_base(p, seed, self.noise, self.expert))
         return policy
 
 

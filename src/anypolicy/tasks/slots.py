@@ -98,7 +98,7 @@ class Slots:
         """The base of this seed, from the cache or trained now."""
         policy = PictureReader(Sizes(ROWS, NUMBERS, DESCRIBE + 1, ROWS), seed)
         facts = [RECIPE, seed, self.noise, self.usual, self.wording, self.table.tolist()]
-        trained_once(policy, "slots", facts, lambda: self.train_base(policy, seed))
+        trained_once(policy, "slots", facts, lambda p: self.train_base(p, seed))
         return policy
 
     def train_base(self, policy: PictureReader, seed: int, steps: int = 300, batch: int = 256) -> None:

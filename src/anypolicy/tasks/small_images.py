@@ -138,7 +138,7 @@ def task_of(
 
     def base() -> DiffusionModel:
         model = fresh(0)
-        trained_once(model, name, [UPDATES, BATCH, LR, widths], lambda: fit(model))
+        trained_once(model, name, [UPDATES, BATCH, LR, widths], fit)
         return model
 
     return PictureTask(

@@ -119,7 +119,7 @@ class TinyAdd:
             policy = small_denoiser(
                 vocabulary=16, layers=2, width=48, heads=4, context_length=24, seed=seed, eos_id=EOS, mask_id=MASK
             )
-        trained_once(policy, "tiny-add", facts, lambda: train_base(policy, seed, self.base_accuracy))
+        trained_once(policy, "tiny-add", facts, lambda p: train_base(p, seed, self.base_accuracy))
         return policy
 
 
