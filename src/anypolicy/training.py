@@ -363,7 +363,7 @@ def held_out(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The held-out evaluation of a run's policy, beside its reference if it has one; and the responses."""
     chosen = p.task.heldout[: prompts or p.settings.eval_prompts]
-    log, samples = evaluate(loop.world, chosen, temperature)
+    log, samples = evaluate(loop.world, chosen, temperature, loop.recipe.reward)
     if loop.reference is not None:
         log |= beside_reference(loop.world, loop.reference.start, chosen)
     return log, samples

@@ -13,6 +13,7 @@ from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
+from anypolicy.loops.evaluate import evaluate
 from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import World
 from anypolicy.loops.stages import Clip, PolicyLoss
@@ -22,6 +23,7 @@ from anypolicy.policies.base import Scores
 from anypolicy.policies.table import TablePolicy
 from anypolicy.policies.transformer import small_transformer
 from anypolicy.tasks.base import Score
+from anypolicy.tasks.digit_chain import END, EOS, EQUALS, START, DigitChain
 from tests.helpers import LastTokenLock, batch_of, lock_loop, segment
 
 NEW = [-9.2, -0.1, -0.2, -0.3, -0.05]
@@ -270,6 +272,46 @@ def test_a_users_reward_counts_in_response_and_reference():
     for g in loop.sample(0):
         assert 0 <= loop.world.memory["reference_mean"][g.prompt.id] <= 0.5
         assert {t.rewards["task"] for t in g.trajectories} <= {0.0, 0.5}
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+class Says:
+    """An engine that gives these responses."""
+
+    def __init__(self, responses):
+        self.responses = responses
+
+    def generate(self, requests, sampling, generator, version=0):
+        return [[(segment(r), "eos")] for r in self.responses]
+
+
+CHAIN = [(START, 7, 2, END, 2, EOS), (END, 2, EOS), (END, 6, END, 2, EOS), (2, EOS), (START, EQUALS, END, 2, EOS),
+         (END, 3, EOS), (END, 2)]  # fmt: skip
+
+
+def test_held_out_answers_are_read_as_training_reads_them():
+    task, policy = DigitChain(0, prompts=1, heldout=1), TablePolicy(torch.zeros(1, 1, 15))
+    prompt = Prompt("p", tokens=(7, 5, EQUALS), answer=2)
+    marks = {"end_of_thinking": END, "start_of_response": START, "opening_of_thinking": EQUALS}
+    reward = adaptthink(**marks).reward
+    world = World(policy, Says(CHAIN), task, Sampling(6), 0)
+    trained = [s.correct for s in reward.scores(world, prompt, [np.array(r) for r in CHAIN])]
+    task.probe = lambda policy: {}
+    log, samples = evaluate(world, [prompt] * len(CHAIN), reward=reward)
+    assert [s["correct"] for s in samples] == trained == [True, True] + [False] * 5
+    assert log["eval/accuracy"] == 2 / 7
+    assert [task.score(prompt, np.array(r), "").correct for r in CHAIN] == trained
+
+
+def test_a_task_that_does_not_know_thinking_is_given_what_follows_it():
+    loop = lock_loop(made())
+    reward, asked = replace(loop.recipe.reward, marks=Marks(0, 1, 2)), []
+    loop.world.task.score = lambda prompt, response, text: Score(1.0, bool(asked.append(response.tolist()) or True))
+    world = replace(loop.world, engine=Says([[1, 4, 0, 6], [0, 5, 6], [1, 5, 6], [0, 0, 6], [1, 2, 0]]))
+    _, samples = evaluate(world, [Prompt("p", tokens=(0,))] * 5, reward=reward)
+    assert asked == [[6], [5, 6]]
+    assert [s["correct"] for s in samples] == [True, True, False, False, False]
+    assert [s["length"] for s in samples] == [4, 3, 3, 3, 3]
 
 
 # --- names of tokens -------------------------------------------------------------------------------------------------

@@ -49,11 +49,12 @@ def test_prompts_have_the_shares_that_were_asked_for_and_sides_do_not_overlap():
     assert DigitChain(4, prompts=400, heldout=100).train != task.train
 
 
-def test_the_verifier_looks_behind_the_last_end():
+def test_the_verifier_looks_behind_the_only_end():
     task = DigitChain(0, prompts=1, heldout=1)
     prompt = Prompt("p", tokens=prompt_ids((7, 5)), answer=2)
-    right = [(START, 7, 2, END, 2, EOS), (END, 2, EOS), (2, EOS)]
-    wrong = [(START, 7, 2, END, 3, EOS), (END, 2), (END, 2, 2, EOS), (END, EOS), (END,), (START, 7, 2, EOS)]
+    right = [(START, 7, 2, END, 2, EOS), (END, 2, EOS)]
+    wrong = [(START, 7, 2, END, 3, EOS), (END, 2), (END, 2, 2, EOS), (END, EOS), (END,), (START, 7, 2, EOS), (2, EOS),
+             (END, 6, END, 2, EOS), (START, EQUALS, END, 2, EOS), (EOS,), ()]  # fmt: skip
     assert all(task.score(prompt, np.array(r), "").correct for r in right)
     assert not any(task.score(prompt, np.array(r), "").correct for r in wrong)
 

@@ -53,6 +53,8 @@ def test_only_weights_reach_the_policy_that_asked_for_them():
 def test_the_run_that_trains_the_base_has_the_bits_of_the_next_one(monkeypatch, tmp_path):
     monkeypatch.setattr(ring8, "UPDATES", 3)
     for name in ("trains", "finds"):
-        train_diffusion("seppo", task="ring8:winners=64", steps=2, seed=0, out=tmp_path / name, eval_samples=8, threads=1)
+        train_diffusion(
+            "seppo", task="ring8:winners=64", steps=2, seed=0, out=tmp_path / name, eval_samples=8, threads=1
+        )
     for file in ("metrics.jsonl", "policy/model.safetensors"):
         assert (tmp_path / "trains" / file).read_bytes() == (tmp_path / "finds" / file).read_bytes()

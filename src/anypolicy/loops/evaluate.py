@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +11,15 @@ import torch
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import ask
-from anypolicy.loops.recipe import World
+from anypolicy.loops.recipe import Reward, World
 from anypolicy.loops.targets import reference_target
 from anypolicy.policies.base import Policy
 from anypolicy.runs.metrics import wilson
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.base import Probes, Score, ScoresMany, Task
 
+Read = Callable[[World, Tokens], Tokens | None]
+"""What the verifier gets of a response; None: it counts as wrong."""
 CHUNK = 64
 TOKENS = 4096
 """Padded tokens in one forward pass over reference responses."""
@@ -31,12 +33,14 @@ def verify(task: Task, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[
 
 
 def evaluate(
-    world: World, prompts: Sequence[Prompt], temperature: float = 0.0
+    world: World, prompts: Sequence[Prompt], temperature: float = 0.0, reward: Reward | None = None
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Accuracy (with its Wilson 95 % interval), mean reward and length over `prompts`, one response each, greedy
-    unless a temperature is given; and the responses. Log-probability and perplexity of the reference responses, where
-    prompts have one. A task without a verifier gets only these. A task that can probe the policy adds its numbers."""
-    samples = answered(world, prompts, temperature) if verifies(world.task) else []
+    unless a temperature is given; and the responses. They are read as `reward` reads them in training. Log-probability
+    and perplexity of the reference responses, where prompts have one. A task without a verifier gets only these. A task
+    that can probe the policy adds its numbers."""
+    read: Read | None = getattr(reward, "read", None)
+    samples = answered(world, prompts, temperature, read) if verifies(world.task) else []
     out: dict[str, float] = {}
     if n := len(samples):
         right = sum(s["correct"] for s in samples)
@@ -57,7 +61,9 @@ def verifies(task: Task) -> bool:
     return bool(getattr(task, "verifies", True))
 
 
-def answered(world: World, prompts: Sequence[Prompt], temperature: float) -> list[dict[str, Any]]:
+def answered(
+    world: World, prompts: Sequence[Prompt], temperature: float, read: Read | None = None
+) -> list[dict[str, Any]]:
     """One verified response to every prompt."""
     sampling = replace(world.sampling, temperature=temperature, top_p=1.0, top_k=0)
     samples: list[dict[str, Any]] = []
@@ -67,8 +73,10 @@ def answered(world: World, prompts: Sequence[Prompt], temperature: float) -> lis
         rng = generator(world.seed, "evaluation", start)
         answers = [answer for [answer] in world.engine.generate(requests, sampling, rng)]
         texts = [world.policy.decode(segment.answer) for segment, _ in answers]
-        given = [(p, s.answer, text) for p, (s, _), text in zip(chunk, answers, texts, strict=True)]
-        scores = verify(world.task, given)
+        parts = [s.answer if read is None else read(world, s.answer) for s, _ in answers]
+        given = [(p, r, world.policy.decode(r)) for p, r in zip(chunk, parts, strict=True) if r is not None]
+        found = iter(verify(world.task, given))
+        scores = [Score(0.0, False) if r is None else next(found) for r in parts]
         for prompt, (segment, stop), text, score in zip(chunk, answers, texts, scores, strict=True):
             shown = prompt.messages[-1]["content"] if prompt.messages else list(prompt.tokens or ())
             samples.append(

@@ -78,7 +78,8 @@ class Reward(Protocol):
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         """Set reward, the named parts and, if it knows, `correct` of every trajectory. Sees whole groups. May say
-        `needs_reference`, as a rollout."""
+        `needs_reference`, as a rollout. One that gives the verifier a part of a response only, or nothing, has it as
+        `read(world, response)`: held-out answers are then read in the same way."""
         ...
 
 

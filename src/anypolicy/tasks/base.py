@@ -24,7 +24,8 @@ class Score(NamedTuple):
 
 
 class Task(Protocol):
-    """Prompts in two disjoint splits and the verifier. `max_tokens` is the response limit that fits the task."""
+    """Prompts in two disjoint splits and the verifier. `max_tokens` is the response limit that fits the task. One whose
+    verifier knows where a response stops thinking says `reads_thinking = True` and is given whole responses."""
 
     @property
     def name(self) -> str: ...
@@ -41,6 +42,11 @@ class Task(Protocol):
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
         """Verify one response, given as sampled ids and as decoded text."""
         ...
+
+
+def reads_thinking(task: Task) -> bool:
+    """Whether the verifier is to see what a response thinks, too."""
+    return bool(getattr(task, "reads_thinking", False))
 
 
 @runtime_checkable

@@ -50,6 +50,8 @@ class DigitChain:
     the cache, one for each seed.
     """
 
+    reads_thinking = True
+
     def __init__(
         self, seed: int, *, prompts: int = 1000, heldout: int = 240, short: float = 0.5, shortest: int = 4,
         longest: int = 7,
@@ -70,10 +72,9 @@ class DigitChain:
         self.heldout = [prompt(rng, int(n), f"heldout-{i}", held=True) for i, n in enumerate(lengths[prompts:])]
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
-        """Correct iff what follows the last END (all of it, if there is none) is the answer and EOS."""
-        ends = np.flatnonzero(response == END)
-        tail = response[ends[-1] + 1 :] if len(ends) else response
-        correct = tuple(tail.tolist()) == (prompt.answer, EOS)
+        """Correct iff there is exactly one END, the answer and EOS follow it, and no = stands anywhere."""
+        ids = response.tolist()
+        correct = ids.count(END) == 1 and EQUALS not in ids and ids[ids.index(END) + 1 :] == [prompt.answer, EOS]
         return Score(float(correct), correct)
 
     def probe(self, policy: Policy) -> dict[str, float]:

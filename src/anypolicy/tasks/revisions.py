@@ -183,7 +183,7 @@ class Measured:
         self.name, self.train, self.heldout, self.max_tokens = path, train, task.heldout, task.max_tokens
         self.suggested: dict[str, Any] = getattr(task, "suggested", {})
         self.verifies, self.score = getattr(task, "verifies", True), task.score
-        for further in ("score_many", "probe", "make_policy"):
+        for further in ("score_many", "probe", "make_policy", "reads_thinking"):
             if hasattr(task, further):
                 setattr(self, further, getattr(task, further))
 

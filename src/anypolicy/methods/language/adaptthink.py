@@ -32,7 +32,7 @@ from anypolicy.loops.stages import Clip, PolicyLoss, group_of, verified
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.policies.base import Policy
 from anypolicy.runs.seeds import generator as named_generator
-from anypolicy.tasks.base import Score
+from anypolicy.tasks.base import Score, reads_thinking
 
 Ratio = Literal["seq_mean", "product", "token"]
 LOSSES = {
@@ -143,12 +143,19 @@ class ReferenceReward:
                 known[p.id] = sum(s.reward for s in scores) / len(scores)
         return known
 
-    def scores(self, world: World, prompt: Prompt, responses: list[Tokens]) -> list[Score]:
-        """The verifier on what follows the end of thinking; 0 unless that comes once and no thinking is opened."""
+    def read(self, world: World, response: Tokens) -> Tokens | None:
+        """What follows the end of thinking (the whole response for a task that reads thinking too); None unless the end
+        comes once and no thinking is opened."""
         end, _, *opening = self.marks.ids(world.policy)
-        fit = [int((r == end).sum()) == 1 and not np.isin(r, opening).any() for r in responses]
-        scores = verified(world, prompt, [answer(r, end) for r in responses])
-        return [score if ok else Score(0.0, False) for score, ok in zip(scores, fit, strict=True)]
+        if int((response == end).sum()) != 1 or np.isin(response, opening).any():
+            return None
+        return response if reads_thinking(world.task) else answer(response, end)
+
+    def scores(self, world: World, prompt: Prompt, responses: list[Tokens]) -> list[Score]:
+        """The verifier on what it is to read of the responses; 0 where that is nothing."""
+        parts, nothing = [self.read(world, r) for r in responses], np.zeros(0, np.int64)
+        scores = verified(world, prompt, [nothing if part is None else part for part in parts])
+        return [Score(0.0, False) if part is None else score for score, part in zip(scores, parts, strict=True)]
 
 
 @dataclass(frozen=True)
