@@ -125,6 +125,8 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     """MiB over masks, both logarithmic."""
     from matplotlib.figure import Figure
 
+    from anypolicy.evidence.plots import write_picture
+
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     for axes, unit in zip(figure.subplots(1, 2), ("saved", "process"), strict=True):
         for loss, label in (("bound", "bound: a mask at a time"), ("ratio", "ratio: all masks in one graph")):
@@ -132,7 +134,7 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
             axes.loglog([p["masks"] for p in mine], [max(p[unit], 0.1) for p in mine], "o-", base=2, label=label)
         axes.set(xlabel="masks a response", ylabel=f"MiB ({'saved tensors' if unit == 'saved' else 'process, growth'})")
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    write_picture(figure, path)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from anypolicy.runs.strict_json import json_text
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
@@ -120,5 +122,5 @@ def write(name: str, ratios: list[dict[str, Any]], versions: dict[str, str], set
     versions = before["versions"] | versions
     machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
     value = {"ratios": ratios, "versions": versions, "settings": settings, "machine": machine}
-    path.write_text(json.dumps(value, indent=1) + "\n")
+    path.write_text(json_text(value, indent=1) + "\n")
     return path

@@ -284,6 +284,8 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
+    from anypolicy.evidence.plots import write_picture
+
     rows = -(-len(found) // 4)
     figure = Figure(figsize=(12.8, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 4, squeeze=False).ravel()
@@ -296,7 +298,7 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    write_picture(figure, path)
 
 
 def main() -> None:

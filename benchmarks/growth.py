@@ -57,6 +57,8 @@ def plot(found: dict, path: Path) -> None:
     """Seconds and MiB over size, both logarithmic, each divided by its value at the smallest size."""
     from matplotlib.figure import Figure
 
+    from anypolicy.evidence.plots import write_picture
+
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, unit in zip(figure.subplots(1, 2), ("cpu", "memory"), strict=True):
         for what, points in found.items():
@@ -69,7 +71,7 @@ def plot(found: dict, path: Path) -> None:
             xlabel="size over the smallest", ylabel=f"{'processor time' if unit == 'cpu' else unit} over the first"
         )
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    write_picture(figure, path)
 
 
 if __name__ == "__main__":

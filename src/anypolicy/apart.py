@@ -6,7 +6,6 @@ one seed are not the same bits: `anypolicy.control` is the exact way, this one i
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from anypolicy.loops.control import (
 from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.seeds import generator
+from anypolicy.runs.strict_json import json_text, json_value
 
 PARTS = 10
 """Evaluations in a run."""
@@ -71,7 +71,7 @@ def act(written: str, address: tuple[str, int], pace: Pace) -> None:
 
 def act_on(written: str, address: tuple[str, int], pace: Pace) -> None:
     """Act for ever."""
-    p = plan_from(json.loads(written))
+    p = plan_from(json_value(written))
     world, end = World(p), ActorEnd(address, p.written())
     assert isinstance(world.loop, OffPolicyLoop)
     loop, steps, pause = world.loop, 0, threading.Event()
@@ -121,7 +121,7 @@ def run_apart(
     world, end = World(p), LearnerEnd(p.written())
     world.begin()
     process = get_context("spawn").Process(
-        target=act, args=(json.dumps(p.written()), end.address, pace), daemon=True
+        target=act, args=(json_text(p.written(), exact=True), end.address, pace), daemon=True
     )  # the arguments are text and numbers
     process.start()
     try:

@@ -1,7 +1,6 @@
 """The command line. Options are generated from the functions and the settings of the methods themselves."""
 
 import dataclasses
-import json
 import os
 import sys
 import typing
@@ -15,6 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from anypolicy.errors import InputError
+from anypolicy.runs.strict_json import json_text
 
 EXAMPLES = """Any policy learns by any published method.
 
@@ -246,21 +246,21 @@ def evaluate(
     if diffusion.is_diffusion_run(run):
         if prompts is not None or temperature or episodes is not None or video is not None:
             raise InputError("eval", str(run), "a diffusion model is evaluated by --samples alone")
-        print(json.dumps(diffusion.evaluate_run(run, samples=samples), indent=2))
+        print(json_text(diffusion.evaluate_run(run, samples=samples), indent=2))
         return
     if samples is not None:
         raise InputError("samples", samples, "only diffusion models are evaluated by samples")
     if control.is_control_run(run):
         if prompts is not None or temperature:
             raise InputError("prompts", prompts or temperature, "a controller is evaluated in --episodes")
-        print(json.dumps(control.evaluate_run(run, episodes=episodes, video=video), indent=2))
+        print(json_text(control.evaluate_run(run, episodes=episodes, video=video), indent=2))
         return
     if episodes is not None or video is not None:
         raise InputError("episodes", episodes or video, "only controllers act in episodes")
     if reward_models.is_reward_run(run):
-        print(json.dumps(reward_models.evaluate(run), indent=2))
+        print(json_text(reward_models.evaluate(run), indent=2))
         return
-    print(json.dumps(studies.evaluate(run, prompts=prompts, temperature=temperature), indent=2))
+    print(json_text(studies.evaluate(run, prompts=prompts, temperature=temperature), indent=2))
 
 
 def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = False) -> None:
@@ -348,7 +348,7 @@ def inspect(
         found = {
             k: dataclasses.asdict(r) | {"recommended": dict(inspection.recommend(r))} for k, r in made.reports.items()
         }
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json_text(found, indent=2, ensure_ascii=False))
     else:
         print(made)
 
@@ -569,7 +569,7 @@ def methods(
         catalogue.load_file(path)
     entries = studies.listing()
     if json_output:
-        print(json.dumps(entries, indent=2, ensure_ascii=False))
+        print(json_text(entries, indent=2, ensure_ascii=False))
         return
     table = Table(box=None, header_style="bold")
     for column in ("method", "year", "paper", "changes", "idea"):

@@ -21,7 +21,7 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import EnvironmentFailed, Environments, Stepped
 from anypolicy.errors import InputError, check_names, check_numbers
 from anypolicy.evidence.film import film
-from anypolicy.evidence.plots import Curve, learning_curves
+from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Text, write_report
 from anypolicy.loops.choose import give, learner_of, loop_of, whole_episodes
 from anypolicy.loops.control import (
@@ -45,6 +45,7 @@ from anypolicy.runs.files import disk_errors
 from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.recipes import checkpoint_of, comparable, recipe_of, rewind, settings_from
 from anypolicy.runs.seeds import generator, number
+from anypolicy.runs.strict_json import json_text
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.chunks import in_chunks
 from anypolicy.tasks.demonstrations import export_minari, load_demonstrations
@@ -423,7 +424,7 @@ def summary(run: ControlRun, where: Path) -> str:
     """Before → after, and what to try next."""
     first, last = run.evaluations()[0], run.evaluations()[-1]
     lines = ["", f"mean return  {told(first)}  →  {told(last)}   ({last['eval/n']:.0f} episodes)"]
-    if "eval/success" in last:
+    if "eval/success" in last and "eval/success" in first:
         lines.append(f"success      {first['eval/success']:.2f}  →  {last['eval/success']:.2f}")
     lines += [
         f"report {where}   ({run.seconds:.0f} s)",
@@ -434,7 +435,9 @@ def summary(run: ControlRun, where: Path) -> str:
 
 
 def told(row: dict[str, Any]) -> str:
-    return f"{row['eval/return']:.1f} ± {row.get('eval/return_se', float('nan')):.1f}"
+    if "eval/return" not in row:
+        return "not finite"
+    return f"{row['eval/return']:.1f}" + (f" ± {row['eval/return_se']:.1f}" if "eval/return_se" in row else "")
 
 
 def page(run: ControlRun) -> Path:
@@ -445,7 +448,7 @@ def page(run: ControlRun) -> Path:
     blocks: list[Block] = [Text(summary(run, where).strip().splitlines()[:2])]
     names = [n for n in ("eval/return", "eval/success") if n in evaluations[-1]]
     for name in names:
-        blocks.append(Figure(name, learning_curves([Curve("run", steps, [[r[name] for r in evaluations]])], y=name)))
+        blocks.append(Figure(name, learning_curves([Curve("run", steps, [over(evaluations, name)])], y=name)))
     for name in ("episode/return", *sorted(k for k in rows[-1] if k.startswith("loss/")), "alpha", "entropy"):
         have = [r for r in rows if name in r]
         if have:
@@ -459,7 +462,7 @@ def save_controller(folder: Path, p: ControlPlan, learner: Learner) -> None:
     """The learner's weights and what it takes to make it again."""
     save_file({k: v.contiguous() for k, v in weights_of(learner).items()}, folder / "controller.safetensors")
     config = {"type": "controller", "method": p.method, "knobs": p.knobs, "task": p.settings.task}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "config.json").write_text(json_text(config, indent=1))
 
 
 def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:

@@ -7,7 +7,6 @@ the first 80 % of `random` and the last 20 % of `expert`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from anypolicy.loops.control import OffPolicyLoop, OffPolicyRecipe, load_modules
 from anypolicy.progress import counting
 from anypolicy.runs.files import disk_errors
 from anypolicy.runs.seeds import generator, number
+from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.environments import EnvironmentTask
 
 KINDS = ("random", "mixed", "replay", "noisy", "expert")
@@ -90,7 +90,7 @@ def make_datasets(
             save_episodes(s.out / f"{name}.safetensors", episodes)
         facts = {"method": method, "knobs": p.knobs, **asdict(replace(s, method_file=())), "out": None,
                  "g_min": made.g_min, "g_max": made.g_max, "online": made.evaluations}  # fmt: skip
-        (s.out / "datasets.json").write_text(json.dumps({k: v for k, v in facts.items() if v is not None}, indent=1))
+        (s.out / "datasets.json").write_text(json_text({k: v for k, v in facts.items() if v is not None}, indent=1))
     return made
 
 

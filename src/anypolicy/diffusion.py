@@ -14,7 +14,7 @@ from anypolicy import catalogue
 from anypolicy.compose import build
 from anypolicy.errors import InputError, check_names, check_numbers
 from anypolicy.evidence.pictures import grid, scatter
-from anypolicy.evidence.plots import Curve, learning_curves
+from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Picture, Table, Text, write_report
 from anypolicy.loops.control import load_modules
 from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
@@ -287,7 +287,7 @@ def summary(run: DiffusionRun, where: Path) -> str:
     first, last = run.evaluations()[0], run.evaluations()[-1]
     names = [k for k in last if k.startswith("eval/") and k != "eval/n"]
     return "\n".join([
-        "", *(f"{k.removeprefix('eval/'):<12} {first[k]:.4f}  →  {last[k]:.4f}" for k in names),
+        "", *(f"{k.removeprefix('eval/'):<12} {first[k]:.4f}  →  {last[k]:.4f}" for k in names if k in first),
         f"report {where}   ({run.seconds:.0f} s)",
         f"next: anypolicy resume {run.path} --steps {2 * last['step']}   # or: anypolicy eval {run.path} --samples "
         "2000",
@@ -304,10 +304,10 @@ def page(run: DiffusionRun) -> Path:
         png = run.path / "samples" / f"step-{step:06d}.png"
         blocks.append(Picture(f"{heading} (update {step})", png.read_bytes(), "the same noise in both"))
     for name in (k for k in evaluations[-1] if k.startswith("eval/") and k != "eval/n"):
-        blocks.append(Figure(name, learning_curves([Curve("run", steps, [[r[name] for r in evaluations]])], y=name)))
+        blocks.append(Figure(name, learning_curves([Curve("run", steps, [over(evaluations, name)])], y=name)))
     told = {"step", "updates", "lr"}
     for name in (k for k in rows[-1] if k not in told) if rows else ():
-        curve = Curve("run", [r["step"] for r in rows], [[r[name] for r in rows]])
+        curve = Curve("run", [r["step"] for r in rows], [over(rows, name)])
         blocks.append(Figure(name, learning_curves([curve], y=name)))
     with RunDirectory.open(run.path, lock=False) as folder:
         blocks.append(Table("Recipe", ["setting", "value"], list(folder.recipe().items())))

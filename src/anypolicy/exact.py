@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from anypolicy.evidence.plots import draw
 from anypolicy.evidence.report import Block, Figure, Table, Text, write_report
 from anypolicy.parts.reports import Report, Solution
 from anypolicy.runs.files import write_text
+from anypolicy.runs.strict_json import json_text
 from anypolicy.version import __version__
 
 COLUMNS = ("quantity", "value", "kind", "interval", "assumptions", "source")
@@ -34,7 +35,7 @@ def solve(method: str, *, out: Path | None = None, **settings: Any) -> Solution:
 def write_solution(out: Path, method: str, title: str, settings: dict[str, Any], found: Solution) -> None:
     """The numbers as JSON and a page with charts."""
     record = {"method": method, "version": __version__, **asdict(found), "settings": settings}
-    write_text(out / "solution.json", json.dumps(record, indent=1, default=str) + "\n")
+    write_text(out / "solution.json", json_text(record, indent=1, default=str) + "\n")
     blocks: list[Block] = [
         Text([", ".join(f"{k}: {cell(v)}" for k, v in settings.items() if v not in (None, "")) or "no settings"]),
         Table("Found", COLUMNS, [row(r) for r in found.reports]),
@@ -55,5 +56,7 @@ def row(r: Report) -> list[str]:
 
 
 def cell(value: object) -> str:
-    """Numbers with five digits, all else as text."""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    """Numbers with five digits (a dash for one that is not finite), all else as text."""
+    if isinstance(value, float):
+        return f"{value:.5g}" if math.isfinite(value) else "—"
+    return str(value)

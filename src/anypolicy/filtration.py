@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from anypolicy.loops.evaluate import verify
 from anypolicy.parts.filtration import Rule, equal_count_means, fit_line, keep
 from anypolicy.runs.files import write_text
 from anypolicy.runs.seeds import generator
+from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.lines import json_lines
 
 RULES: tuple[tuple[str, Rule, float], ...] = (
@@ -119,7 +119,7 @@ def read_scores(path: str | Path) -> list[Scored]:
             continue
         if not isinstance(reward, int | float) or not isinstance(score, int | float) or not math.isfinite(score):
             raise InputError(str(path), where, "reward and score must be numbers (reward null: no reward)")
-        out.append(Scored(json.dumps(row["prompt"]), float(reward), float(score)))
+        out.append(Scored(json_text(row["prompt"]), float(reward), float(score)))
     if not out:
         raise InputError("scores", str(path), "it has no response with a reward")
     return out
@@ -148,5 +148,5 @@ def collect_scores(
         for t, score in zip(group.trajectories, verify(p.task, given), strict=True):
             reward = t.reward if math.isfinite(t.reward) else None
             rows.append({"prompt": prompt.id, "reward": reward, "score": score.reward, "correct": score.correct})
-    write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(out, "".join(json_text(row) + "\n" for row in rows))
     return out, read_scores(out)

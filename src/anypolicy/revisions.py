@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from anypolicy.loops.revised import generated_items
 from anypolicy.policies.load import load_policy
 from anypolicy.progress import counting
 from anypolicy.runs.files import disk_errors, new_folder, write_text
+from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.base import MakesPolicy, Revises
 from anypolicy.tasks.load import load_task
 from anypolicy.tasks.revisions import to_row, write_images
@@ -86,7 +86,7 @@ def revise(s: Settings, *, quiet: bool = False) -> Made:
         raise InputError("task", s.task, f"no item is left ({dict(dropped)}): look at the policy's answers")
     with disk_errors(s.out):
         s.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(s.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(found, images_of(s.out))))
+    write_text(s.out, "".join(json_text(row, ensure_ascii=False) + "\n" for row in rows(found, images_of(s.out))))
     return Made(len(found), dict(dropped))
 
 

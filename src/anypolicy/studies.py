@@ -14,7 +14,7 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.claims import Verdict, run_claim
 from anypolicy.evidence.compare import Comparison, compare_runs
 from anypolicy.evidence.equal_kl import at_equal_divergence
-from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, save_curves
+from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, over, save_curves
 from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Text, write_report
 from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
@@ -85,21 +85,23 @@ def run_summary(run: training.Run, page: Path) -> str:
     """Before → after, some answers of both, and what to try next."""
     first, last = run.evaluations()[0], run.evaluations()[-1]
     lines = [""]
-    if "eval/accuracy" in last:
+    if "eval/accuracy" in last and "eval/accuracy" in first:
         lines.append(
             f"held-out accuracy  {held_out(first)}  →  {held_out(last)}   ({last['eval/n']:.0f} prompts, greedy)"
         )
-    if "eval/pair_accuracy" in last:
+    if "eval/pair_accuracy" in last and "eval/pair_accuracy" in first:
         before, after = (f"{r['eval/pair_accuracy']:.3f} [{r['eval/pair_low']:.3f}, {r['eval/pair_high']:.3f}]" for r in
                          (first, last))  # fmt: skip
         lines.append(f"held-out pairs in the right order  {before}  →  {after}   ({last['eval/pairs']:.0f} pairs)")
     if "eval/kl" in last:
-        lines.append(f"divergence from the reference  {last['eval/kl']:.3f} ± {last['eval/kl_se']:.3f} nats a response")
+        lines.append(
+            f"divergence from the reference  {last['eval/kl']:.3f} ± {shown(last, 'eval/kl_se')} nats a response"
+        )
     if "eval/perplexity" in last:
-        change = f"{first['eval/perplexity']:.3f}  →  {last['eval/perplexity']:.3f}"
+        change = f"{shown(first, 'eval/perplexity')}  →  {last['eval/perplexity']:.3f}"
         lines.append(f"held-out perplexity of the reference responses  {change}")
     for name in (k for k in last if k.startswith("probe/")):
-        lines.append(f"{name.removeprefix('probe/'):<18} {first[name]:.4f}  →  {last[name]:.4f}")
+        lines.append(f"{name.removeprefix('probe/'):<18} {shown(first, name, 4)}  →  {last[name]:.4f}")
     for prompt, before, after in pairs_of(run)[:3]:
         question = " ".join(str(prompt).split())
         lines.append(f"  {question[-60:]!r}: {before['response']!r} → {after['response']!r} ({verdict(after)})")
@@ -108,6 +110,11 @@ def run_summary(run: training.Run, page: Path) -> str:
         f"next: anypolicy resume {run.path} --steps {2 * last['step']}   # or: anypolicy compare --help",
     ]
     return "\n".join(lines)
+
+
+def shown(row: dict[str, Any], name: str, digits: int = 3) -> str:
+    """A number of a row, or that there is none."""
+    return f"{row[name]:.{digits}f}" if name in row else "not finite"
 
 
 def held_out(row: dict[str, Any]) -> str:
@@ -134,21 +141,21 @@ def run_page(run: training.Run) -> Path:
     steps = [r["step"] for r in evaluations]
     if "eval/accuracy" in evaluations[-1]:
         ends = ((f"step {r['step']}", r["eval/accuracy"], r["eval/low"], r["eval/high"]) for r in
-                (evaluations[0], evaluations[-1]))  # fmt: skip
+                (evaluations[0], evaluations[-1]) if "eval/accuracy" in r)  # fmt: skip
         blocks.append(
             Figure("Before and after", interval_dots(list(ends), x="held-out accuracy, 95 % Wilson interval"))
         )
-        curve = Curve("held out, greedy", steps, [[r["eval/accuracy"] for r in evaluations]])
+        curve = Curve("held out, greedy", steps, [over(evaluations, "eval/accuracy")])
         drawn = [r for r in rows if "accuracy" in r]
         sampled = Curve("training prompts, sampled", [r["step"] for r in drawn], [[r["accuracy"] for r in drawn]])
         blocks.append(Figure("Accuracy", learning_curves([curve, sampled] if drawn else [curve], y="accuracy")))
     blocks += reference_figures(evaluations)
     if "eval/perplexity" in evaluations[-1]:
-        curve = Curve("held out", steps, [[r["eval/perplexity"] for r in evaluations]])
+        curve = Curve("held out", steps, [over(evaluations, "eval/perplexity")])
         blocks.append(Figure("Perplexity of the reference responses", learning_curves([curve], y="perplexity")))
     probes = [k for k in evaluations[-1] if k.startswith("probe/")]
     if probes:
-        curves = [Curve(k.removeprefix("probe/"), steps, [[r[k] for r in evaluations]]) for k in probes]
+        curves = [Curve(k.removeprefix("probe/"), steps, [over(evaluations, k)]) for k in probes]
         blocks.append(Figure("Measured on the policy itself", learning_curves(curves, y="probability")))
     for name, heading in (("reward/mean", "Reward"), ("length/mean", "Response length (tokens)")):
         known = [r for r in rows if name in r]
@@ -172,7 +179,7 @@ def reference_figures(evaluations: list[dict[str, Any]]) -> list[Block]:
     steps, last, blocks = [r["step"] for r in evaluations], evaluations[-1], list[Block]()
 
     def curves(*names: tuple[str, str]) -> list[Curve]:
-        return [Curve(shown, steps, [[r[name] for r in evaluations]]) for name, shown in names]
+        return [Curve(shown, steps, [over(evaluations, name)]) for name, shown in names]
 
     if "eval/pair_accuracy" in last:
         found = learning_curves(curves(("eval/pair_accuracy", "held out")), y="share of pairs")
@@ -281,8 +288,9 @@ def summarise(
     equal_kl: bool = False,
 ) -> Comparison:
     """Final values, curves and cost of every arm, judged, and the report written."""
-    some = next(iter(next(iter(ledgers.values())).values()))
-    names = [k for k in some[-1] if k.startswith(("eval/", "probe/")) and k != "eval/perplexity"]
+    ends = [[rows[-1] for rows in runs.values()] for runs in ledgers.values()]
+    names = [k for k in dict.fromkeys(k for row in ends[0] for k in row) if k.startswith(("eval/", "probe/"))]
+    names = [k for k in names if k != "eval/perplexity" and all(any(k in row for row in own) for own in ends)]
     unit = "steps" if {"eval/return", "eval/error"} & set(names) else "tokens"
     known = ("eval/accuracy", "eval/pair_accuracy", "eval/logp", "eval/success", "eval/return", "eval/preferred")
     metric = metric or next((k for k in known if k in names), "probe/success")
@@ -290,23 +298,30 @@ def summarise(
         raise InputError("metric", metric, f"the evaluations have {', '.join(names)}", choices=names)
     final: dict[str, dict[int, float]] = {}
     cost: dict[str, dict[int, float]] = {}
+    lost: dict[str, list[int]] = {}
     curves: list[Curve] = []
     for arm, runs in ledgers.items():
         evaluations = {seed: [r for r in rows if r.get("event") == "eval"] for seed, rows in runs.items()}
-        final[arm] = {seed: rows[-1][metric] for seed, rows in evaluations.items()}
+        final[arm] = {seed: rows[-1][metric] for seed, rows in evaluations.items() if metric in rows[-1]}
+        lost[arm] = sorted(evaluations.keys() - final[arm].keys())
         cost[arm] = {
             seed: rows[-1]["step"] if unit == "steps" else sum(r.get("tokens/generated", 0) for r in rows)
             for seed, rows in runs.items()
         }
         steps = [r["step"] for r in next(iter(evaluations.values()))]
-        curves.append(Curve(arm, steps, [[r[metric] for r in rows] for rows in evaluations.values()]))
+        curves.append(Curve(arm, steps, [over(rows, metric) for rows in evaluations.values()]))
+    left_out = {arm: seeds for arm, seeds in lost.items() if seeds}
+    if len(set[int].intersection(*(set(own) for own in final.values()))) < 2:
+        raise InputError("metric", metric, f"too many runs ended without a finite one (seeds {left_out}): use another, "
+                         "or settings with which they do not diverge")  # fmt: skip
     label, over_kl = metric, list[Curve]()
     if equal_kl:
-        rows = {arm: {s: [r for r in x if r.get("event") == "eval"] for s, x in runs.items()} for arm, runs in
-                ledgers.items()}  # fmt: skip
-        target, final, over_kl = at_equal_divergence(rows, metric)
+        both = {arm: {s: [r for r in x if r.get("event") == "eval" and metric in r] for s, x in runs.items()
+                      if s not in lost[arm]} for arm, runs in ledgers.items()}  # fmt: skip
+        target, final, over_kl = at_equal_divergence(both, metric)
         label = f"{metric} at {target:.3g} nats from the reference"
-    comparison = compare_runs(final, curves=curves, costs=cost, metric=label, task=task, unit=unit, over_kl=over_kl)
+    comparison = compare_runs(final, curves=curves, costs=cost, metric=label, task=task, unit=unit, over_kl=over_kl,
+                              left_out=left_out)  # fmt: skip
     comparison.report(folder / "report.html")
     save_curves(folder / "curves.svg", curves, y=metric, title=f"{task}, {len(next(iter(final.values())))} seeds")
     return comparison

@@ -1,5 +1,7 @@
 """Environments: auto-reset undone once, books of episodes, snapshots, bad environments."""
 
+import json
+
 import gymnasium
 import numpy as np
 import pytest
@@ -134,6 +136,17 @@ def test_an_environment_of_unknown_kind_has_no_snapshot():
     before = cart.step(0)[0]
     put_back(cart, saved)
     assert np.array_equal(cart.step(0)[0], before)
+
+
+def test_text_is_no_state():
+    one, two = gymnasium.make("CartPole-v1"), gymnasium.make("CartPole-v1")
+    for env, path in ((one, "/tmp/one.xml"), (two, "/tmp/two.xml")):
+        env.reset(seed=0)
+        env.unwrapped.model_file = path
+    saved = snapshot(one)
+    assert "/tmp" not in json.dumps(saved)
+    put_back(two, saved)
+    assert two.unwrapped.model_file == "/tmp/two.xml"
 
 
 @pytest.mark.parametrize(

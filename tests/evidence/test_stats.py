@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from anypolicy.errors import InputError
 from anypolicy.evidence import compare
 from anypolicy.evidence.compare import compare_runs
-from anypolicy.evidence.plots import Curve
+from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.stats import Interval, bootstrap, iqm, mean_interval, probability_of_improvement, seeds_needed
+from anypolicy.studies import summarise
 
 RNG = np.random.default_rng(0)
 
@@ -60,6 +62,33 @@ def comparison(a, b):
     cost = {"a": dict.fromkeys(range(len(a)), 30.0), "b": dict.fromkeys(range(len(b)), 20.0)}
     curves = [Curve(n, [0, 1], [[0.0, v] for v in r.values()]) for n, r in final.items()]
     return compare_runs(final, curves=curves, costs=cost, metric="eval/accuracy", task="t")
+
+
+def test_figures_are_the_same_bytes_every_time(tmp_path):
+    for name in ("a", "b"):
+        save_curves(tmp_path / f"{name}.svg", [Curve("x", [0, 1], [[0.0, 1.0], [0.5, 2.0]])], y="y")
+        comparison([0.9, 0.92, 0.91], [0.5, 0.55, 0.52]).report(tmp_path / f"{name}.html")
+    for kind in ("svg", "html"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_runs_without_a_finite_value_are_left_out_and_named(tmp_path):
+    rows = {
+        arm: {s: [{"step": 0, "event": "eval", "eval/return": 0.0, "eval/n": 1.0},
+                  {"step": 9, "event": "eval", "eval/n": 1.0} | ({} if s in lost else {"eval/return": base + s / 10})]
+              for s in range(4)}
+        for arm, base, lost in (("a", 5.0, [2]), ("b", 1.0, []))
+    }  # fmt: skip
+    c = summarise(rows, None, tmp_path, "t")
+    assert c.metric == "eval/return" and c.left_out == {"a": [2]}
+    assert c.sentences()[0] == "a: seeds 2 ended without a finite eval/return and are left out"
+    assert c.differences[0].pairs == 3
+    page = (tmp_path / "report.html").read_text()
+    assert "nan" not in page.split("Every run")[1] and "<td>—</td>" in page
+    for s in (0, 1):
+        del rows["a"][s][1]["eval/return"]
+    with pytest.raises(InputError, match="too many runs"):
+        summarise(rows, None, tmp_path, "t")
 
 
 def test_a_clear_winner_is_named_with_its_cost(tmp_path):

@@ -17,7 +17,7 @@ from anypolicy.loops.evaluate import evaluate
 from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.recipe import World
 from anypolicy.loops.stages import Clip, PolicyLoss
-from anypolicy.methods.language.adaptthink import Marks, adaptthink, advantage, answer, choice_logp, shares
+from anypolicy.methods.language.adaptthink import Marks, adaptthink, advantage, choice_logp, shares
 from anypolicy.parts.surrogate import product_ratio, sequence_ratio
 from anypolicy.policies.base import Scores
 from anypolicy.policies.table import TablePolicy
@@ -202,10 +202,11 @@ def test_forced_tokens_keep_their_probability_when_log_probabilities_are_compute
 
 # --- reward ----------------------------------------------------------------------------------------------------------
 def test_what_follows_the_end_of_thinking():
-    assert answer(np.array([0, 5, 6]), 0).tolist() == [5, 6]
-    assert answer(np.array([1, 4, 0, 6]), 0).tolist() == [6]
-    assert answer(np.array([1, 4]), 0).tolist() == [1, 4]
-    assert answer(np.array([1, 0]), 0).tolist() == []
+    loop = lock_loop(made())
+    reward = loop.recipe.reward
+    read = [reward.read(loop.world, np.array(r)) for r in ([0, 5, 6], [1, 4, 0, 6], [1, 0])]
+    assert [r.tolist() for r in read] == [[5, 6], [6], []]
+    assert reward.read(loop.world, np.array([1, 4])) is None
 
 
 def test_exactly_one_end_and_no_new_opening():

@@ -19,7 +19,7 @@ from anypolicy.loops.laboratory import (
     study,
     train,
 )
-from anypolicy.methods.exact.online_offline import Point, best_in, correlation, frontier, peak
+from anypolicy.methods.exact.online_offline import Point, best_in, correlation, frontier, peak, reports
 from anypolicy.parts import preference
 from anypolicy.parts.log_linear import (
     accuracy,
@@ -225,6 +225,29 @@ def test_points_and_curves(lab):
     assert best_in(points, 3.0, 5.0) is None
     assert [p.kl for p in frontier(points)] == [0.6, 0.7, 1.5]
     assert correlation([Point(0, a, a, 0) for a in (0.1, 0.2, 0.4)]) == pytest.approx(1)
+
+
+def test_runs_that_diverge_are_left_out_and_counted(lab):
+    found = study(lab, steps=60, sweep=((0.3, 0.1), (1e6, 0.1)), sources=["offline", "stream, windows of 1"])
+    alone = study(lab, steps=60, sweep=((0.3, 0.1),), sources=["offline"])
+    assert found.diverged == {"offline": 1, "stream, windows of 1": 0} and alone.diverged == {"offline": 0}
+    assert found.points["offline"] == alone.points["offline"]
+    none = study(lab, steps=60, sweep=((1e6, 0.1),), sources=["offline"])
+    said = {r.quantity: r.value for r in reports(none)}
+    assert said["offline: runs that diverged"] == 1 and not [k for k in said if k.startswith("offline: peak")]
+    assert all(np.isfinite(list(said.values())))
+
+
+def test_an_online_run_that_diverges_is_refused(lab, tmp_path):
+    with pytest.raises(InputError, match=r"lr: got 1000000\.0; the online run diverges"):
+        study(lab, steps=40, lr=1e6)
+    with pytest.raises(InputError, match="the online run diverges"):
+        solve("online-offline", lr=1e6, steps=40, prompts=12, answers=20, pairs=80, out=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_without_spread_there_is_no_correlation():
+    assert correlation([Point(0, 0.5, a, 0) for a in (0.1, 0.2)]) is None and correlation([]) is None
 
 
 def test_study_of_a_small_world(lab):

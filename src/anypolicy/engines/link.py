@@ -25,6 +25,7 @@ from torch import Tensor
 
 from anypolicy.data.transitions import Transitions, concatenate
 from anypolicy.errors import InputError
+from anypolicy.runs.strict_json import json_text
 
 Header = dict[str, Any]
 LARGEST = 1 << 30
@@ -35,12 +36,12 @@ PATIENCE = 0.8
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """What actor and learner must have in common, as a digest."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json_text(config, exact=True, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def send(connection: socket.socket, header: Header, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Write one message."""
-    head = json.dumps(header).encode()
+    head = json_text(header).encode()
     body = save({k: v.contiguous() for k, v in tensors.items()}) if tensors else b""
     connection.sendall(struct.pack("<QQ", len(head), len(body)) + head + body)
 

@@ -93,8 +93,8 @@ def plain(inner: Any) -> dict[str, Any]:
 
 
 def pack(value: Any) -> list[Any] | None:
-    """[kind, dtype, shape, values], or None for what is no number."""
-    if isinstance(value, bool | int | float | str) or value is None:
+    """[kind, dtype, shape, values], or None for what is no number: text names files and modes of this process."""
+    if isinstance(value, bool | int | float) or value is None:
         return ["value", value]
     if isinstance(value, np.generic):
         return ["scalar", value.dtype.str, value.item()]

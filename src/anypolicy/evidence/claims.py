@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import platform
 import sys
 import time
@@ -35,6 +34,7 @@ from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.stats import Interval, mean_interval
 from anypolicy.progress import counting
 from anypolicy.runs.files import write_text
+from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.version import __version__
 
 Outcome = Literal["confirmed", "refuted", "undecided"]
@@ -128,14 +128,14 @@ def run_claim(path: Path, *, seeds: int | None = None, workers: int = 1, out: Pa
     out.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(path.read_bytes() + __version__.encode()).hexdigest()
     cache = out / f".{slug}.runs.json"
-    known: dict[str, Any] = json.loads(cache.read_text()) if cache.exists() else {}
+    known: dict[str, Any] = json_value(cache.read_text()) if cache.exists() else {}
     if known.get("key") != key:
         known = {"key": key, "runs": {}}
     jobs = [(path, arm, seed) for seed in range(n) for arm in module.ARMS if f"{arm}/{seed}" not in known["runs"]]
     with counting(len(jobs), slug, quiet=quiet) as tick:
         for arm, seed, result in finished(jobs, workers):
             known["runs"][f"{arm}/{seed}"] = result
-            write_text(cache, json.dumps(known))
+            write_text(cache, json_text(known, exact=True))
             tick(f"{arm} seed {seed}")
     by_seed: list[Results] = [{arm: known["runs"][f"{arm}/{seed}"] for arm in module.ARMS} for seed in range(n)]
     verdict = judge(slug, module, by_seed, time.monotonic() - began)
@@ -180,7 +180,7 @@ def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Result
     value: dict[str, Any] = {**asdict(verdict), "runs": runs, "versions": versions}
     for check, judged in zip(value["checks"], verdict.checks, strict=True):
         check["measured"] = judged.measured._asdict()
-    write_text(out / f"{verdict.slug}.json", json.dumps(value, indent=1))
+    write_text(out / f"{verdict.slug}.json", json_text(value, indent=1))
     curves: list[Curve] = []
     for arm in getattr(module, "CURVE_ARMS", module.ARMS):
         if all("curve" in results[arm] for results in by_seed):

@@ -54,6 +54,8 @@ class Comparison:
     curves: list[Curve]
     unit: str = "tokens"
     over_kl: list[Curve] = field(default_factory=list[Curve])
+    left_out: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    """Seeds of runs that ended without a finite value, by arm."""
 
     @property
     def winner(self) -> str | None:
@@ -61,7 +63,8 @@ class Comparison:
 
     def sentences(self) -> list[str]:
         """One plain sentence for every difference."""
-        out: list[str] = []
+        out = [f"{arm}: seeds {', '.join(map(str, seeds))} ended without a finite {self.metric} and are left out"
+               for arm, seeds in self.left_out.items()]  # fmt: skip
         cost = {a.name: a.cost for a in self.arms}
         for d in self.differences:
             ratio = f", at {cost[d.best] / cost[d.other]:.2f}× the {self.unit}" if cost[d.other] else ""
@@ -101,7 +104,7 @@ class Comparison:
             (f"{d.best} over {d.other}", d.probability.point, d.probability.low, d.probability.high)
             for d in self.differences
         ]
-        seeds = sorted(self.arms[0].values)
+        seeds = sorted({s for a in self.arms for s in a.values} | {s for own in self.left_out.values() for s in own})
         return write_report(
             path,
             f"{' / '.join(a.name for a in self.arms)} on {self.task}",
@@ -114,7 +117,10 @@ class Comparison:
                 Table(
                     "Every run",
                     ["method", *(f"seed {s}" for s in seeds), self.unit],
-                    [[a.name, *(f"{a.values[s]:.4f}" for s in seeds), f"{a.cost:,.0f}"] for a in self.arms],
+                    [
+                        [a.name, *(f"{a.values[s]:.4f}" if s in a.values else "—" for s in seeds), f"{a.cost:,.0f}"]
+                        for a in self.arms
+                    ],
                 ),
                 Text(["A winner is named only where the t interval of the paired differences leaves out 0, with 95 % "
                       "shared out over all pairs of methods (Bonferroni), never from two seeds. Bootstrap intervals "
@@ -127,6 +133,7 @@ class Comparison:
 def compare_runs(
     final: dict[str, dict[int, float]], *, curves: Sequence[Curve], costs: dict[str, dict[int, float]], metric: str,
     task: str, unit: str = "tokens", over_kl: Sequence[Curve] = (),
+    left_out: dict[str, list[int]] | None = None,
 ) -> Comparison:  # fmt: skip
     """Judge final values (arm → seed → value) of runs paired by seed; larger is better."""
     arms = []
@@ -146,4 +153,4 @@ def compare_runs(
         differences.append(Difference(best.name, other.name, mean_interval(gaps, level), chance, more, len(gaps)))
     order = [a.name for a in arms]
     curves, over_kl = (sorted(c, key=lambda x: order.index(x.name)) for c in (curves, over_kl))
-    return Comparison(task, metric, arms, differences, curves, unit, over_kl)
+    return Comparison(task, metric, arms, differences, curves, unit, over_kl, left_out or {})

@@ -82,7 +82,7 @@ def write_report(path: Path, title: str, blocks: Sequence[Block]) -> Path:
     """Write the page; everything it needs, Plotly's script included once, is in the file."""
     from plotly.offline import get_plotlyjs
 
-    body = "\n".join(render(b) for b in blocks)
+    body = "\n".join(render(b, f"figure-{n}") for n, b in enumerate(blocks))
     script = f"<script>{get_plotlyjs()}</script>" if any(isinstance(b, Figure) for b in blocks) else ""
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -93,8 +93,8 @@ def write_report(path: Path, title: str, blocks: Sequence[Block]) -> Path:
     return path
 
 
-def render(block: Block) -> str:
-    """One block as HTML; all text is escaped."""
+def render(block: Block, name: str) -> str:
+    """One block as HTML, a figure under this id; all text is escaped."""
     if isinstance(block, Text):
         return "".join(f"<p>{html.escape(line)}</p>" for line in block.lines)
     if isinstance(block, Outline):
@@ -109,7 +109,7 @@ def render(block: Block) -> str:
         return f"<h2>{html.escape(block.heading)}</h2>{shown}<p class=soft>{text}</p>"
     if isinstance(block, Figure):
         config = {"displaylogo": False, "responsive": True}
-        chart = block.figure.to_html(full_html=False, include_plotlyjs=False, config=config)
+        chart = block.figure.to_html(full_html=False, include_plotlyjs=False, config=config, div_id=name)
         return f"<h2>{html.escape(block.heading)}</h2>{chart}"
     rows = "".join(
         f"<tr><td><pre>{html.escape(prompt)}</pre></td>{answer(before)}{answer(after)}</tr>"

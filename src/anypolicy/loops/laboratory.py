@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from anypolicy.errors import InputError
 from anypolicy.parts.log_linear import (
     Array,
     PairLoss,
@@ -112,23 +113,30 @@ def stream(recorded: list[Pairs], window: int, rng: np.random.Generator) -> Sour
 # --- training --------------------------------------------------------------------------------------------------------
 @dataclass
 class Trained:
-    """Checkpoints (step, weights), and the batches that were learned from."""
+    """Checkpoints (step, weights), and the batches that were learned from. A run has diverged when its weights, or the
+    log-ratios of the policies they make, are not finite at a checkpoint."""
 
     checkpoints: list[tuple[int, Array]] = field(default_factory=list[tuple[int, Array]])
     batches: list[Pairs] = field(default_factory=list[Pairs])
+    diverged: bool = False
 
 
 def train(
     lab: Laboratory, source: Source, *, steps: int, lr: float, beta: float, loss: PairLoss = "squared", looks: int = 12
 ) -> Trained:
-    """Gradient descent from the start; `looks` checkpoints, spaced evenly in the logarithm from step 5 on."""
+    """Gradient descent from the start; `looks` checkpoints, spaced evenly in the logarithm from step 5 on. A run that
+    has diverged ends."""
     weights, out = lab.start.copy(), Trained()
     at = {round(float(s)) for s in np.geomspace(min(5, steps), steps, looks)}
-    for step, pairs in zip(range(1, steps + 1), source(weights)):
-        weights -= lr * pair_gradient(weights, lab.start, lab.features, pairs, beta, loss)
-        out.batches.append(pairs)
-        if step in at and np.isfinite(weights).all():
-            out.checkpoints.append((step, weights.copy()))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for step, pairs in zip(range(1, steps + 1), source(weights)):
+            weights -= lr * pair_gradient(weights, lab.start, lab.features, pairs, beta, loss)
+            out.batches.append(pairs)
+            if step in at:
+                if not np.isfinite(better_log_ratio(weights, lab.start, lab.features, lab.pairs)):
+                    out.diverged = True
+                    return out
+                out.checkpoints.append((step, weights.copy()))
     return out
 
 
@@ -143,10 +151,12 @@ class Point(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The checkpoints of every source, and how far a replayed stream ends from the online run (windows of 1: 0)."""
+    """The checkpoints of every source, how far a replayed stream ends from the online run (windows of 1: 0), and how
+    many runs of a source diverged: none of their checkpoints is among the points."""
 
     points: dict[str, list[Point]]
     moved: dict[str, float]
+    diverged: dict[str, int]
 
 
 def measured(lab: Laboratory, run: Trained, golden: Array) -> list[Point]:
@@ -175,8 +185,10 @@ def study(
         return train(lab, source, steps=steps, lr=lr, beta=beta, loss=loss)
 
     by_score = like_online(live(lab, lab.score, rng("golden")), "squared")
-    golden = policy(by_score.checkpoints[-1][1], lab.features)
     online = like_online(live(lab, lab.proxy, rng("online")), loss)
+    if by_score.diverged or online.diverged:
+        raise InputError("lr", lr, f"the online run diverges with it (beta {beta}, loss {loss}): use a lower one")
+    golden = policy(by_score.checkpoints[-1][1], lab.features)
     end = online.checkpoints[-1][1]
     final, start, n = policy(end, lab.features), policy(lab.start, lab.features), len(lab.pairs)
     sets: dict[str, Callable[[], Pairs]] = {
@@ -185,15 +197,17 @@ def study(
         "final vs final": lambda: sampled(final, final, lab.score, n, rng("final")),
         "start vs final": lambda: sampled(start, final, lab.score, n, rng("mixed")),
     }
-    found = Found({"online": measured(lab, online, golden)}, {})
+    found = Found({"online": measured(lab, online, golden)}, {}, {})
     for name in sources:
         if name in sets:
             pairs = sets[name]()
-            runs = (train(lab, fixed(pairs, rng(name)), steps=steps, lr=a, beta=b, loss=loss) for a, b in sweep)
-            found.points[name] = [point for run in runs for point in measured(lab, run, golden)]
+            runs = [train(lab, fixed(pairs, rng(name)), steps=steps, lr=a, beta=b, loss=loss) for a, b in sweep]
         else:
             window = int(name.rpartition(" ")[2])
-            again = like_online(stream(online.batches, window, rng(name)), loss)
-            found.points[name] = measured(lab, again, golden)
-            found.moved[name] = float(np.abs(again.checkpoints[-1][1] - end).max())
+            runs = [like_online(stream(online.batches, window, rng(name)), loss)]
+            if not runs[0].diverged:
+                found.moved[name] = float(np.abs(runs[0].checkpoints[-1][1] - end).max())
+        kept = [run for run in runs if not run.diverged]
+        found.diverged[name] = len(runs) - len(kept)
+        found.points[name] = [point for run in kept for point in measured(lab, run, golden)]
     return found

@@ -250,9 +250,9 @@ def reports(given: Audited, own: History, bounds: Bounds | None) -> list[Report]
     exists = Assumption("a mixture of the rules is fair at α − ε in all rounds", given.fair is not None, why)
     note = "of the expectation; our own derivation"
     rests = (exists,) if given.penalty else ()
-    out.append(Report("regret bound", bounds.regret(rounds), "bound", "2 (ln n/η + η T B_C/2)", None, rests, note))
-    if given.penalty:
-        most = bounds.violations(rounds)
+    if math.isfinite(most := bounds.regret(rounds)):
+        out.append(Report("regret bound", most, "bound", "2 (ln n/η + η T B_C/2)", None, rests, note))
+    if given.penalty and math.isfinite(most := bounds.violations(rounds)):
         vacuous = "; above the number of rounds, so it says nothing here" if most >= rounds else ""
         out.append(
             Report("bound on rounds with a report", most, "bound", "(R + kT/2)/(Cε)", None, rests, note + vacuous)

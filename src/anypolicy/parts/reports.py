@@ -24,7 +24,7 @@ class Assumption:
 @dataclass(frozen=True)
 class Report:
     """One number: computed without error ("exact"), from samples ("estimate"), or never to be exceeded while its
-    assumptions hold ("bound"). `interval` is that of an estimate; `source` names the equation."""
+    assumptions hold ("bound"). `interval` is that of an estimate; `source` names the equation. All are finite."""
 
     quantity: str
     value: float
@@ -35,8 +35,9 @@ class Report:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if math.isnan(self.value):
-            raise InputError("report", self.quantity, "its value is not a number")
+        for x in (self.value, *(self.interval or ())):
+            if not math.isfinite(x):
+                raise InputError("report", self.quantity, f"it came out as {x}: a result is a finite number")
 
     @property
     def failed(self) -> tuple[Assumption, ...]:

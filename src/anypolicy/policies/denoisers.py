@@ -6,7 +6,6 @@ them as `weights`: one module serves the policy and all its references.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from anypolicy.parts.denoising import Prediction, denoising_error, noised
 from anypolicy.parts.diffusion import ddpm_mean
 from anypolicy.policies.generative import Denoiser
 from anypolicy.runs.seeds import generator as named
+from anypolicy.runs.strict_json import json_text
 
 Weights = Mapping[str, Tensor]
 Label = int | str
@@ -177,7 +177,7 @@ class PointDiffusion:
 
     def save(self, folder: Path) -> None:
         save_file({k: v.contiguous() for k, v in self.module.state_dict().items()}, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps({"type": "diffusion-model", "kind": "points", **self.config}))
+        (folder / "config.json").write_text(json_text({"type": "diffusion-model", "kind": "points", **self.config}))
 
     @classmethod
     def load(cls, folder: Path, config: dict[str, Any]) -> PointDiffusion:

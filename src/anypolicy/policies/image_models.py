@@ -16,6 +16,7 @@ from anypolicy.errors import InputError
 from anypolicy.parts.denoising import Prediction
 from anypolicy.policies.denoisers import DiffusionModel, Label, PointDiffusion, Weights, called, class_rows
 from anypolicy.runs.seeds import number
+from anypolicy.runs.strict_json import json_text
 
 
 def reverse(
@@ -93,7 +94,7 @@ class UNetModel:
         self.unet.save_pretrained(folder / "unet")
         self.scheduler.save_pretrained(folder / "scheduler")
         config = {"type": "diffusion-model", "kind": "unet", "steps": self.steps}
-        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text(json_text(config))
 
     @classmethod
     def load(cls, folder: Path, config: dict[str, Any]) -> UNetModel:

@@ -21,6 +21,7 @@ from anypolicy.errors import InputError
 from anypolicy.policies.base import Scores
 from anypolicy.policies.logits import Logits
 from anypolicy.policies.transformer import initialise
+from anypolicy.runs.strict_json import json_text
 
 FILE = "picture_reader.safetensors"
 
@@ -162,7 +163,7 @@ class PictureReader:
     def save(self, folder: Path) -> None:
         """Weights and config.json."""
         save_file({k: v.contiguous() for k, v in self.module.state_dict().items()}, folder / FILE)
-        (folder / "config.json").write_text(json.dumps({"type": "picture-reader", **vars(self.sizes)}))
+        (folder / "config.json").write_text(json_text({"type": "picture-reader", **vars(self.sizes)}))
 
     @classmethod
     def load(cls, folder: Path) -> PictureReader:

@@ -22,6 +22,7 @@ from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import has_tokenizer
 from anypolicy.policies.text import quiet_transformers
 from anypolicy.runs.seeds import generator
+from anypolicy.runs.strict_json import json_text
 
 Scale = Literal["none", "standard", "unit"]
 FILE = "reward.json"
@@ -134,7 +135,7 @@ class RewardModel:
         self.module.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        (folder / FILE).write_text(json.dumps(self.calibration._asdict()))
+        (folder / FILE).write_text(json_text(self.calibration._asdict()))
 
     @classmethod
     def load(cls, source: str | Path, *, dtype: str = "float32", scale: Scale = "none") -> RewardModel:

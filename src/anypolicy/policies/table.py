@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.policies.base import Scores
 from anypolicy.policies.logits import Logits
+from anypolicy.runs.strict_json import json_text
 
 
 class TableState(NamedTuple):
@@ -103,7 +103,7 @@ class TablePolicy:
     def save(self, folder: Path) -> None:
         """table.safetensors and config.json."""
         save_file({"logits": self.module.logits.detach().contiguous()}, folder / "table.safetensors")
-        (folder / "config.json").write_text(json.dumps({"type": "table", "shape": list(self.module.logits.shape)}))
+        (folder / "config.json").write_text(json_text({"type": "table", "shape": list(self.module.logits.shape)}))
 
     @classmethod
     def load(cls, folder: Path) -> TablePolicy:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from anypolicy.errors import InputError
 from anypolicy.runs.files import new_folder, sweep
+from anypolicy.runs.strict_json import json_text, json_value
 
 FORMAT, VERSION = "anypolicy-checkpoint", 1
 
@@ -41,10 +42,10 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
     with new_folder(folder) as work:
         for name, values in tensors.items():
             save_file({k: v.contiguous() for k, v in values.items()}, work / f"{name}.safetensors")
-        (work / "state.json").write_text(json.dumps(state))
+        (work / "state.json").write_text(json_text(state, exact=True))
         files = {f.name: {"sha256": digest(f), "bytes": f.stat().st_size} for f in sorted(work.iterdir())}
         manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
-        (work / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        (work / "manifest.json").write_text(json_text(manifest, indent=2))
     for older in numbered(run):
         if int(older.name) < step:
             shutil.rmtree(older)
@@ -82,7 +83,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise InputError("checkpoint", str(path), f"the file is missing or not what was written; {remedy}")
     try:
         tensors = {Path(n).stem: load_file(folder / n) for n in files if n.endswith(".safetensors")}
-        state = json.loads((folder / "state.json").read_text())
+        state = json_value((folder / "state.json").read_text())
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError("checkpoint", str(folder), remedy) from error
     return Checkpoint(step, tensors, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from anypolicy.errors import InputError
 from anypolicy.runs.files import disk_errors, new_folder, sweep, sync, write_text
+from anypolicy.runs.strict_json import json_text
 
 
 class RunDirectory:
@@ -106,8 +108,8 @@ class RunDirectory:
                 sync(path)
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines of the ledger."""
-        return read_lines(self.path / "metrics.jsonl")
+        """All whole lines of the ledger. A name whose number was not finite is missing in its row."""
+        return [{k: v for k, v in row.items() if not missing(v)} for row in read_lines(self.path / "metrics.jsonl")]
 
     def truncate_to(self, step: int) -> None:
         """Drop what was logged at or after `step`, and a half-written last line."""
@@ -115,7 +117,7 @@ class RunDirectory:
             path = self.path / name
             if path.exists():
                 kept = [row for row in read_lines(path) if row["step"] < step]
-                write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+                write_text(path, "".join(json_text(row) + "\n" for row in kept))
 
     # --- products ----------------------------------------------------------------------------------------------------
     def write_samples(self, name: str, samples: list[dict[str, Any]]) -> None:
@@ -123,7 +125,7 @@ class RunDirectory:
         folder = self.path / "samples"
         with disk_errors(folder):
             folder.mkdir(exist_ok=True)
-        lines = [json.dumps(s, default=str) for s in samples]
+        lines = [json_text(s, default=str) for s in samples]
         write_text(folder / f"{name}.jsonl", "".join(line + "\n" for line in lines))
 
     def read_samples(self, name: str) -> list[dict[str, Any]]:
@@ -136,9 +138,14 @@ class RunDirectory:
             fill(work)
 
 
+def missing(value: object) -> bool:
+    """Whether a ledger's value says that there was no finite number (older versions wrote NaN and Infinity)."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """One JSON line in one write; a line cut short by a full disk is taken back."""
-    data = (json.dumps(row) + "\n").encode()
+    data = (json_text(row) + "\n").encode()
     with disk_errors(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 from anypolicy.errors import InputError
 from anypolicy.runs.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.strict_json import json_text, json_value
 
 MAY_CHANGE = ("steps", "trackers", "eval_every", "eval_episodes", "eval_samples", "checkpoint_every")
 """Settings that may be others when a run goes on."""
@@ -41,7 +41,7 @@ def settings_from(kind: type[S], written: dict[str, Any]) -> tuple[str, dict[str
 
 def comparable(written: dict[str, Any]) -> dict[str, Any]:
     """The part of a recipe that must not change between stop and resume."""
-    return json.loads(json.dumps({k: v for k, v in written.items() if k not in MAY_CHANGE}))
+    return json_value(json_text({k: v for k, v in written.items() if k not in MAY_CHANGE}, exact=True))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from anypolicy.data.preferences import Preference
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
+from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.lines import json_lines
 from anypolicy.tasks.shown import of_row
 from anypolicy.tasks.split import split
@@ -49,7 +49,7 @@ def prompt(path: str, where: str, row: dict[str, Any]) -> Prompt:
         given = row["chosen"][:-1]
     media, digests = of_row(path, where, row, Path(path).parent)
     named = [given, digests] if digests else given
-    name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json_text(named, sort_keys=True).encode()).hexdigest()[:16]
     if isinstance(given, str) and given:
         return Prompt(name, ({"role": "user", "content": given},), media=media)
     if isinstance(given, list) and given and all(type(i) is int and i >= 0 for i in given):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Generator
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anypolicy.runs.files import cache_folder
+from anypolicy.runs.strict_json import json_text
 
 
 class HasModule(Protocol):
@@ -31,7 +31,7 @@ def trained_once(policy: P, task: str, facts: list[Any], train: Callable[[P], No
     """Put the weights that `train` gives a policy like this one into it: from the cache if it was called with these
     `facts` (and this torch) before, else by training now. What is trained is a copy, on one thread and with torch's
     default products: a run goes on from the same weights, and from nothing else, whether it trained or found them."""
-    key = json.dumps([*facts, torch.__version__, "one thread"])
+    key = json_text([*facts, torch.__version__, "one thread"])
     path = cache_folder() / task / (hashlib.sha256(key.encode()).hexdigest()[:16] + ".safetensors")
     if not path.exists():
         trained = copy.deepcopy(policy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
+from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.base import Score
 from anypolicy.tasks.lines import json_lines
 from anypolicy.tasks.shown import FIELDS, of_row
@@ -84,7 +84,7 @@ class PromptTask:
         label = self.label(where, answer, row[answer], kind) if self.verifies else None
         media, digests = of_row(self.name, where, row, self.folder)
         named = [messages, digests] if digests else messages
-        name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+        name = hashlib.sha256(json_text(named, sort_keys=True).encode()).hexdigest()[:16]
         if instruction:
             messages[-1]["content"] += "\n" + instruction
         info = {k: v for k, v in row.items() if k not in (prompt, answer, self.reference, *FIELDS)}

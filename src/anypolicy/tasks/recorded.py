@@ -3,7 +3,6 @@ and the stream of scored groups that a run has written. All become prompts with 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from anypolicy.data.preferences import Preference
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
+from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.base import Score
 from anypolicy.tasks.lines import json_lines
 from anypolicy.tasks.preferences import prompt, read, response
@@ -67,7 +67,7 @@ def parted(path: str, records: Iterable[Prompt], heldout: float, max_tokens: int
     """Records in two splits: all those of one prompt are on one side, which follows from the prompt's own text."""
     found, seen = list[Prompt](), set[str]()
     for made in records:
-        said = json.dumps([own(made), made.messages, made.tokens, made.info["responses"], made.info["scores"]])
+        said = json_text([own(made), made.messages, made.tokens, made.info["responses"], made.info["scores"]])
         if said not in seen:
             seen.add(said)
             found.append(made)

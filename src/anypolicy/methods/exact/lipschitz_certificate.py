@@ -64,8 +64,10 @@ class Runs(NamedTuple):
     moved: float
 
     def mean(self, quantity: str) -> Report:
-        """The mean return with its 95 % t interval."""
+        """The mean return with its 95 % t interval; of one episode without."""
         x = torch.tensor(self.returns, dtype=torch.float64)
+        if len(x) < 2:
+            return Report(quantity, float(x.mean()), "estimate")
         half = float(stats.t.ppf(0.975, len(x) - 1) * x.std() / len(x) ** 0.5)
         return Report(quantity, float(x.mean()), "estimate", interval=(float(x.mean()) - half, float(x.mean()) + half))
 

@@ -45,9 +45,10 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return out
 
 
-def correlation(points: Sequence[Point]) -> float:
-    """Of accuracy as a classifier and win rate over the checkpoints."""
-    return float(np.corrcoef([p.accuracy for p in points], [p.win for p in points])[0, 1])
+def correlation(points: Sequence[Point]) -> float | None:
+    """Of accuracy as a classifier and win rate over the checkpoints; None where one of them does not vary."""
+    both = np.array([(p.accuracy, p.win) for p in points])
+    return float(np.corrcoef(both.T)[0, 1]) if len(both) > 1 and (np.ptp(both, 0) > 0).all() else None
 
 
 def reports(found: Found) -> list[Report]:
@@ -55,6 +56,10 @@ def reports(found: Found) -> list[Report]:
     out = [Report(f"{name}: largest difference of a weight from the online run", moved, "exact", "section 4")
            for name, moved in found.moved.items()]  # fmt: skip
     for name, own in found.points.items():
+        if lost := found.diverged.get(name, 0):
+            out.append(Report(f"{name}: runs that diverged", float(lost), "exact", note="left out of all that follows"))
+        if not own:
+            continue
         top = peak(own)
         out += [
             Report(f"{name}: peak win rate", top.win, "exact", note=f"at divergence {top.kl:.2f}"),
@@ -65,10 +70,9 @@ def reports(found: Found) -> list[Report]:
             best = best_in(own, low, high)
             if best is not None:
                 out.append(Report(f"{name}: best win rate at divergence {low:g} to {high:g}", best, "exact"))
-    return [
-        *out,
-        Report("offline: correlation of accuracy and win rate", correlation(found.points["offline"]), "exact"),
-    ]
+    if (together := correlation(found.points["offline"])) is not None:
+        out.append(Report("offline: correlation of accuracy and win rate", together, "exact"))
+    return out
 
 
 @method(

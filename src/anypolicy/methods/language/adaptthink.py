@@ -73,11 +73,6 @@ def choice_logp(probability: float) -> float:
     return math.log(probability) if probability > 0 else -1e9
 
 
-def answer(response: Tokens, end: int) -> Tokens:
-    """What follows the last end of thinking; all of the response if there is none."""
-    return response[int(np.flatnonzero(response == end)[-1]) + 1 :] if (response == end).any() else response
-
-
 @dataclass(frozen=True)
 class ForcedModes:
     """π_IS: the first token is the end-of-thinking token with probability `share` and the start token otherwise; the
@@ -147,14 +142,14 @@ class ReferenceReward:
         """What follows the end of thinking (the whole response for a task that reads thinking too); None unless the end
         comes once and no thinking is opened."""
         end, _, *opening = self.marks.ids(world.policy)
-        if int((response == end).sum()) != 1 or np.isin(response, opening).any():
-            return None
-        return response if reads_thinking(world.task) else answer(response, end)
+        ends = np.flatnonzero(response == end)
+        fit = len(ends) == 1 and not np.isin(response, opening).any()
+        return None if not fit else response if reads_thinking(world.task) else response[ends[0] + 1 :]
 
     def scores(self, world: World, prompt: Prompt, responses: list[Tokens]) -> list[Score]:
         """The verifier on what it is to read of the responses; 0 where that is nothing."""
-        parts, nothing = [self.read(world, r) for r in responses], np.zeros(0, np.int64)
-        scores = verified(world, prompt, [nothing if part is None else part for part in parts])
+        parts = [self.read(world, r) for r in responses]
+        scores = verified(world, prompt, [np.zeros(0, np.int64) if part is None else part for part in parts])
         return [Score(0.0, False) if part is None else score for score, part in zip(scores, parts, strict=True)]
 
 
