@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from anypolicy.control import ControlPlan, ControlSettings, World, plan, plan_from, save_controller
@@ -61,18 +62,19 @@ class ApartRun:
     evaluation: dict[str, float]
 
 
-def act(written: str, address: tuple[str, int], pace: Pace) -> None:
-    """The actor's process, until it is ended or its environment fails."""
+def act(written: str, address: tuple[str, int], secret: str, pace: Pace) -> None:
+    """The actor's process, until it is ended, its environment fails or the learner refuses it. `secret` is the
+    learner's file."""
     try:
-        act_on(written, address, pace)
+        act_on(written, address, secret, pace)
     except InputError as error:
         raise SystemExit(f"actor: {error}") from error
 
 
-def act_on(written: str, address: tuple[str, int], pace: Pace) -> None:
+def act_on(written: str, address: tuple[str, int], secret: str, pace: Pace) -> None:
     """Act for ever."""
     p = plan_from(json_value(written))
-    world, end = World(p), ActorEnd(address, p.written())
+    world, end = World(p), ActorEnd(address, p.written(), Path(secret))
     assert isinstance(world.loop, OffPolicyLoop)
     loop, steps, pause = world.loop, 0, threading.Event()
     windows = NStep(loop.recipe.n_step, loop.recipe.discount, len(world.environments))
@@ -118,10 +120,12 @@ def run_apart(
     p: ControlPlan, iterations: int, pace: Pace, patience: float, kept: RunDirectory | None, quiet: bool
 ) -> ApartRun:
     """Both processes, from beginning to end."""
-    world, end = World(p), LearnerEnd(p.written())
+    world = World(p)
+    assert isinstance(world.loop, OffPolicyLoop)
+    end = LearnerEnd(p.written(), (world.loop.replay.observations, world.loop.replay.actions))
     world.begin()
     process = get_context("spawn").Process(
-        target=act, args=(json_text(p.written(), exact=True), end.address, pace), daemon=True
+        target=act, args=(json_text(p.written(), exact=True), end.address, str(end.secret), pace), daemon=True
     )  # the arguments are text and numbers
     process.start()
     try:
@@ -137,9 +141,9 @@ def run_apart(
 
             return learn(p, world, end, iterations, pace, patience, looked_at, process.is_alive)
     finally:
-        end.close()
         process.terminate()
         process.join()
+        end.close()
         world.environments.close()
 
 

@@ -1,37 +1,44 @@
 """Actor and learner as two processes: transitions one way, versioned weights the other, over a local socket.
 
-A message is a length, a JSON header, a length and a safetensors body; nothing that is received is executed. The actor
-never waits for the learner: a thread of its own sends what the learner has not yet seen and keeps it until that is
-confirmed (at least once; rows carry numbers, so the learner stores each once). The learner never waits for the actor:
-it publishes, and every actor is sent the newest weights, older ones that it has not got yet are dropped.
+The actor never waits for the learner: a thread of its own sends what the learner has not yet seen and keeps it until
+that is confirmed (at least once; rows carry numbers, so the learner stores each once). The learner never waits for the
+actor: it publishes, and every actor is sent the newest weights, older ones that it has not got yet are dropped.
+
+The learner takes no row on trust: what is not of its space, or no number, is refused at the door, and the actor that
+sent it ends. Only rows that it has kept are confirmed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import shutil
 import socket
-import struct
+import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
-from anypolicy.data.transitions import Transitions, concatenate
+from anypolicy.data.transitions import Transitions, concatenate, width
+from anypolicy.engines.wire import Header, introduce, make_secret, receive, secret_of, send, welcome
 from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
 
-Header = dict[str, Any]
-LARGEST = 1 << 30
-"""Bytes of a header or body that are accepted."""
 PATIENCE = 0.8
 """Seconds after which an actor's attempt to send is given up until the next."""
+CONNECTIONS = 32
+"""How many the learner has at once, those that have not introduced themselves included."""
+SILENCE = 60.0
+"""Seconds after which the learner closes a connection that gives nothing, or takes nothing."""
+ROWS, WAITING = 500, 100_000
+"""Most transitions of one message, and most that wait for the learner."""
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -39,38 +46,41 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json_text(config, exact=True, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def send(connection: socket.socket, header: Header, tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Write one message."""
-    head = json_text(header).encode()
-    body = save({k: v.contiguous() for k, v in tensors.items()}) if tensors else b""
-    connection.sendall(struct.pack("<QQ", len(head), len(body)) + head + body)
-
-
-def receive(connection: socket.socket) -> tuple[Header, dict[str, Tensor]]:
-    """Read one message. Raises ConnectionError when the other side is gone."""
-    head, body = struct.unpack("<QQ", exactly(connection, 16))
-    if max(head, body) > LARGEST:
-        raise ConnectionError("a message of this size is none of ours")
-    header = json.loads(exactly(connection, head))
-    return header, load(exactly(connection, body)) if body else {}
-
-
-def exactly(connection: socket.socket, n: int) -> bytes:
-    """n bytes."""
-    out = bytearray()
-    while len(out) < n:
-        part = connection.recv(min(n - len(out), 1 << 20))
-        if not part:
-            raise ConnectionError("the other side has closed")
-        out += part
-    return bytes(out)
+def checked(header: Header, tensors: Mapping[str, Tensor], observations: int, actions: int) -> Transitions:
+    """The transitions of a message: finite float32 of these widths, flags 0 or 1, as many as its header says."""
+    first, version, n = (header.get(k) for k in ("first", "version", "rows"))
+    if type(first) is not int or type(version) is not int or type(n) is not int or first < 0 or not 1 <= n <= ROWS:
+        raise InputError("rows", n, f"a message has `first`, `version` and `rows`, at most {ROWS}")
+    shapes = {f.name: (n,) for f in fields(Transitions)}
+    shapes |= {"observation": (n, observations), "next_observation": (n, observations), "action": (n, actions)}
+    if tensors.keys() != shapes.keys():
+        raise InputError("rows", sorted(tensors), f"transitions have {', '.join(shapes)}")
+    for name, shape in shapes.items():
+        x = tensors[name]
+        if tuple(x.shape) != shape or x.dtype != torch.float32:
+            raise InputError(name, f"{x.dtype} {tuple(x.shape)}", f"this learner takes float32 of {shape}")
+        if not x.isfinite().all():
+            raise InputError(name, "NaN or infinite", "the environment must give finite numbers: mend or clip them")
+    for name in ("terminated", "truncated"):
+        if not ((tensors[name] == 0) | (tensors[name] == 1)).all():
+            raise InputError(name, tensors[name].unique().tolist(), "it is 0 or 1")
+    return Transitions(*(tensors[name] for name in shapes))
 
 
 class LearnerEnd:
     """The learner's side. `received()` takes the transitions that came since, `publish(version, weights)` offers
-    weights."""
+    weights. Observations and actions of a transition have `widths`. `secret` is a file, made here if it is not there;
+    without one it is a new file until `close`."""
 
-    def __init__(self, config: Mapping[str, Any], port: int = 0):
+    def __init__(
+        self, config: Mapping[str, Any], widths: tuple[int, int], port: int = 0, secret: Path | None = None
+    ):  # fmt: skip
+        self.own = None if secret else Path(tempfile.mkdtemp(prefix="anypolicy-"))
+        self.secret = secret or Path(self.own or "") / "secret"
+        if not self.secret.exists():
+            make_secret(self.secret)
+        self.known, self.widths = secret_of(self.secret), widths
+        self.room = threading.BoundedSemaphore(CONNECTIONS)
         self.config, self.socket = config_hash(config), socket.create_server(("127.0.0.1", port))
         self.address: tuple[str, int] = self.socket.getsockname()[:2]
         self.waiting: deque[Transitions] = deque()
@@ -106,37 +116,58 @@ class LearnerEnd:
             try:
                 connection, _ = self.socket.accept()
             except OSError:
-                return
-            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+                time.sleep(0.05)
+                continue
+            if self.room.acquire(blocking=False):
+                threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+            else:
+                connection.close()
 
     def serve(self, connection: socket.socket) -> None:
-        """One connection: for data (request and answer), or for weights (pushed)."""
+        """One connection, from its greeting to its end."""
         try:
             with connection:
-                hello, _ = receive(connection)
-                if hello.get("config") != self.config:
-                    send(connection, {"error": "config"})
+                greeted = welcome(connection, self.known)
+                if greeted is None:
+                    send(connection, {"error": "secret"})
                     return
-                send(connection, {"last": self.last.get(hello["actor"], -1)})
-                if hello["wants"] == "weights":
-                    self.push(connection)
-                while not self.closed:
-                    self.store(hello["actor"], *receive(connection))
-                    send(connection, {"last": self.last[hello["actor"]]})
-        except (ConnectionError, OSError):
+                connection.settimeout(SILENCE)
+                self.talk(connection, *greeted)
+        except OSError:
             return
+        finally:
+            self.room.release()
 
-    def store(self, actor: str, header: Header, tensors: dict[str, Tensor]) -> None:
-        """Keep the rows that are new."""
+    def talk(self, connection: socket.socket, hello: Header, answer: Header) -> None:
+        """With an actor that knows the secret: for data (request and answer), or for weights (pushed)."""
+        actor = str(hello.get("actor"))
+        if hello.get("config") != self.config:
+            send(connection, answer | {"error": "config"})
+            return
+        send(connection, answer | {"last": self.last.get(actor, -1)})
+        if hello.get("wants") == "weights":
+            self.push(connection)
+        most = 4 * ROWS * width(*self.widths) + (1 << 16)
+        while not self.closed:
+            header, tensors = receive(connection, most)
+            try:
+                last = self.store(actor, header, tensors)
+            except InputError as error:
+                send(connection, {"error": str(error)[:1000]})
+                return
+            send(connection, {"last": last})
+
+    def store(self, actor: str, header: Header, tensors: dict[str, Tensor]) -> int:
+        """Keep the rows that are new, if there is room; the number of the last one that is kept."""
+        rows, first = checked(header, tensors, *self.widths), int(header["first"])
         with self.changed:
-            fresh = max(self.last.get(actor, -1) + 1 - header["first"], 0)
-            rows = Transitions(*(tensors[f.name] for f in fields(Transitions)))
-            rows = rows.select(torch.arange(min(fresh, len(rows)), len(rows)))
-            if len(rows):
+            seen = self.last.get(actor, -1)
+            rows = rows.select(torch.arange(min(max(seen + 1 - first, 0), len(rows)), len(rows)))
+            if len(rows) and sum(map(len, self.waiting)) + len(rows) <= WAITING:
                 self.waiting.append(rows)
-                self.acting[actor] = header["version"]
-            self.last[actor] = max(self.last.get(actor, -1), header["first"] + header["rows"] - 1)
-            self.changed.notify_all()
+                self.acting[actor], self.last[actor] = header["version"], first + header["rows"] - 1
+                self.changed.notify_all()
+            return self.last.get(actor, -1)
 
     def push(self, connection: socket.socket) -> None:
         """The newest weights, whenever there are newer ones."""
@@ -158,13 +189,20 @@ class LearnerEnd:
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
+        if self.own is not None:
+            shutil.rmtree(self.own, ignore_errors=True)
 
 
 class ActorEnd:
-    """The actor's side. `insert` and `update` return at once; `weights()` gives what arrived last, once."""
+    """The actor's side. `insert` and `update` return at once; `weights()` gives what arrived last, once. `secret` is
+    the learner's file. What the learner refuses is raised by the next `insert`."""
 
-    def __init__(self, address: tuple[str, int], config: Mapping[str, Any], name: str = "actor", capacity: int = 2000):
-        self.address, self.name, self.capacity = address, name, capacity
+    def __init__(
+        self, address: tuple[str, int], config: Mapping[str, Any], secret: Path, name: str = "actor",
+        capacity: int = 2000,
+    ):  # fmt: skip
+        self.address, self.secret, self.name, self.capacity = address, secret, name, capacity
+        self.refused: InputError | None = None
         self.config, self.closed, self.due = config_hash(config), False, threading.Event()
         self.rows: deque[tuple[int, int, Transitions]] = deque()
         self.lock, self.arrived = threading.Lock(), threading.Condition()
@@ -180,8 +218,8 @@ class ActorEnd:
 
     def hello(self, connection: socket.socket, wants: str) -> int:
         """Introduce oneself; the number of the last row that the learner has."""
-        send(connection, {"config": self.config, "actor": self.name, "wants": wants})
-        answer, _ = receive(connection)
+        said = {"config": self.config, "actor": self.name, "wants": wants}
+        answer = introduce(connection, self.secret, said)
         if "error" in answer:
             raise InputError(
                 "config", self.config[:12], "the learner runs with other settings: start both with the same"
@@ -190,6 +228,8 @@ class ActorEnd:
 
     def insert(self, rows: Transitions) -> None:
         """Keep rows for the learner; the oldest are dropped (and counted) beyond the capacity."""
+        if self.refused is not None:
+            raise self.refused
         with self.lock:
             for i in range(len(rows)):
                 self.rows.append((self.next, self.version, rows.select(torch.tensor([i]))))
@@ -214,7 +254,10 @@ class ActorEnd:
     def wait_for_weights(self, seconds: float) -> bool:
         """Before the first action: whether some came in time."""
         with self.arrived:
-            return self.arrived.wait_for(lambda: self.fresh is not None, seconds)
+            came = self.arrived.wait_for(lambda: self.fresh is not None or self.refused is not None, seconds)
+        if self.refused is not None:
+            raise self.refused
+        return came
 
     def sending(self) -> None:
         """Connect, learn what is there, send the rest; what fails is tried again at the next `update`."""
@@ -223,21 +266,33 @@ class ActorEnd:
             self.due.clear()
             try:
                 with self.connect("data") as connection:
-                    last = self.hello(connection, "data")
-                    while batch := self.newer(last):
+                    last, before = self.hello(connection, "data"), -2
+                    while last != before and (batch := self.newer(last)):
                         rows = concatenate([r for _, _, r in batch])
                         tensors = {f.name: getattr(rows, f.name) for f in fields(Transitions)}
                         header = {"first": batch[0][0], "rows": len(batch), "version": batch[-1][1]}
                         send(connection, header, tensors)
-                        last = int(receive(connection)[0]["last"])
+                        answer, _ = receive(connection, 0)
+                        if "error" in answer:
+                            raise InputError("transitions", f"from {batch[0][0]} on", f"refused: {answer['error']}")
+                        before, last = last, int(answer["last"])
                         self.confirm(last)
             except OSError:
                 continue
+            except InputError as error:
+                self.refuse(error)
+                return
+
+    def refuse(self, error: InputError) -> None:
+        """Let the next `insert`, or who waits for weights, end with this."""
+        with self.arrived:
+            self.refused = error
+            self.arrived.notify_all()
 
     def newer(self, last: int) -> list[tuple[int, int, Transitions]]:
         """A run of rows behind `last`, without gaps."""
         with self.lock:
-            return [r for r in self.rows if r[0] > last][:500]
+            return [r for r in self.rows if r[0] > last][:ROWS]
 
     def confirm(self, last: int) -> None:
         """Forget what the learner has."""
@@ -264,6 +319,9 @@ class ActorEnd:
                             self.arrived.notify_all()
             except OSError:
                 self.due.wait(PATIENCE)
+            except InputError as error:
+                self.refuse(error)
+                return
 
     def close(self) -> None:
         self.closed = True
