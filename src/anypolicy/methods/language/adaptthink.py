@@ -120,8 +120,7 @@ class ReferenceReward:
             mean = reference[group.prompt.id]
             scores = self.scores(world, group.prompt, [t.response for t in group.trajectories])
             for t, score in zip(group.trajectories, scores, strict=True):
-                thinks = int(t.response[0]) != end
-                t.info |= score.note
+                thinks, t.info = int(t.response[0]) != end, t.info | score.note
                 t.correct, t.reward = score.correct, advantage(score.reward, mean, thinks, self.bonus)
                 t.rewards = {"task": score.reward, "reference": -mean, "bonus": 0.0 if thinks else self.bonus}
 
