@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -127,7 +128,14 @@ class ControlPlan:
 
     def written(self) -> dict[str, Any]:
         """The recipe as plain values, enough to run again."""
-        return recipe_of(self.method, self.knobs, self.settings)
+        return recipe_of(self.method, self.knobs, replace(self.settings, task=self.task.name))
+
+    def notes(self, *, quiet: bool = False) -> list[str]:
+        """What the user should know of the task before it begins."""
+        if quiet or not self.task.assumed:
+            return []
+        return [f"note: {self.settings.task} gives its episodes no limit: they are cut (truncated) after "
+                f"{self.task.horizon:,} steps; its setting max_steps is another limit"]  # fmt: skip
 
 
 def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
@@ -255,6 +263,8 @@ def start(p: ControlPlan, *, quiet: bool = False) -> ControlRun:
     out = Path(p.settings.out or Path("runs") / name)
     RunDirectory.check_free(out)
     world = World(p)
+    for note in p.notes(quiet=quiet):
+        print(note, file=sys.stderr)
     with RunDirectory.create(out, p.written()) as run:
         return go(p, run, world, quiet=quiet)
 
@@ -334,7 +344,7 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
     step = rewind(run, saved, p.written(), p.steps)
     if saved is not None and not exact:
         failed = saved.state.get("failed")
-        why = f"{failed or 'the state of this environment cannot be saved'}: its episodes began anew"
+        why = f"{failed or 'the state of this environment cannot be saved or put back'}: its episodes began anew"
         run.append({"step": step, "event": "restarted", "why": why})
     return step
 
@@ -415,7 +425,7 @@ def explain(p: ControlPlan) -> str:
     unit = "updates on demonstrations" if isinstance(r, OfflineRecipe) else "environment steps"
     return "\n".join([
         f"{p.method} in {s.task}: {space.observations} numbers seen, {acts}, episodes of "
-        f"{p.task.horizon or 'unlimited'} steps", "", f"  {'learner':<16} {r.learner}", *shown, "",
+        f"{p.task.horizon or 'unlimited'} steps", *p.notes(), "", f"  {'learner':<16} {r.learner}", *shown, "",
         f"  the run: {p.steps:,} {unit} on {s.threads} thread(s), evaluated every {s.eval_every:,}",
     ])  # fmt: skip
 

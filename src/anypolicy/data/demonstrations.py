@@ -66,6 +66,14 @@ def check_choices(action: Float[Tensor, "steps 1"], choices: int, where: str = "
                          f"the task has actions 0 to {choices - 1}")  # fmt: skip
 
 
+def check_flags(flags: Float[Tensor, " steps"], name: str, where: str = "") -> None:
+    """Flags are 0 or 1; an error names the first row that is neither."""
+    wrong = (flags != 0) & (flags != 1)
+    if wrong.any():
+        row = int(wrong.int().argmax())
+        raise InputError(name, f"{where}row {row}: {float(flags[row]):g}", "a flag is 0 or 1")
+
+
 def save_episodes(path: str | Path, episodes: list[Episode]) -> None:
     """A .safetensors file: all steps one after the other, and the length of each episode."""
     parts = {name: torch.cat([getattr(e, name) for e in episodes]) for name in FIELDS}
@@ -82,7 +90,10 @@ def load_episodes(path: str | Path) -> list[Episode]:
     if missing:
         raise InputError("demos", str(path), f"it lacks {', '.join(missing)}: record it with `save_episodes`")
     episodes: list[Episode] = []
-    lengths: list[int] = tensors["length"].tolist()
+    length = tensors["length"]
+    if length.dim() != 1 or length.is_floating_point() or length.is_complex() or bool((length < 0).any()):
+        raise InputError("demos", str(path), "its lengths must be whole numbers, one an episode")
+    lengths: list[int] = length.tolist()
     for name in FIELDS:
         x, rows = tensors[name], sum(lengths) + (len(lengths) if name == "observation" else 0)
         wide = name in FIELDS[:2]

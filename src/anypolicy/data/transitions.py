@@ -36,7 +36,7 @@ class Transitions:
         return self.discount * (1 - self.terminated)
 
     def rows(self) -> Float[Tensor, "batch width"]:
-        """All fields side by side. Raises InputError where a number is not finite."""
+        """All fields side by side. Raises InputError where a number is not finite, or a flag neither 0 nor 1."""
         flags = torch.stack([self.reward, self.terminated, self.truncated, self.discount], 1)
         rows = torch.cat([self.observation, self.action, self.next_observation, flags], 1)
         if not rows.isfinite().all():
@@ -44,6 +44,8 @@ class Transitions:
                      "next observation": self.next_observation}  # fmt: skip
             name = next((k for k, v in parts.items() if not v.isfinite().all()), "discount")
             raise InputError(name, "NaN or infinite", "the environment must give finite numbers: mend or clip them")
+        if not (ended := flags[:, 1:3]).mul(ended).equal(ended):
+            raise InputError("terminated, truncated", "another number", "a flag is 0 or 1")
         return rows
 
     def select(self, index: Tensor) -> Transitions:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from anypolicy.engines.guard import LARGEST, TOLD, EnvironmentFailed, check_bounds, guarded
 from anypolicy.engines.snapshots import put_back, snapshot
 from anypolicy.errors import InputError
 
-
-class EnvironmentFailed(InputError):
-    """An environment raised an exception or gave what it must not; it cannot be relied on any more."""
+TOOK, PAID = "anypolicy: steps of the chunk", "anypolicy: rewards of the chunk, not discounted"
+"""What `tasks.chunks` says in `info`, in words that no environment uses."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,16 @@ class Environments:
             raise InputError(
                 "autoreset_mode", mode, "use a vector environment that resets in the same or the next step"
             )
-        self.vector, self.same_step = vector, mode is AutoresetMode.SAME_STEP
-        space = vector.single_action_space
-        self.low, self.high = (space.low, space.high) if isinstance(space, Box) else (None, None)
+        self.vector, self.same_step, self.seed = vector, mode is AutoresetMode.SAME_STEP, seed
+        copies = getattr(vector, "envs", None)
+        if isinstance(copies, list):
+            copies[:] = [guarded(env) for env in copies]
+        acts = vector.single_action_space
+        if not isinstance(acts, Box | Discrete):
+            raise InputError("actions", str(acts), "use an environment with one box or discrete action")
+        if isinstance(acts, Box):
+            check_bounds("actions", acts)
+        self.acts = acts
         self.started = np.zeros(vector.num_envs, np.bool_)
         self.totals, self.counts = np.zeros(vector.num_envs), np.zeros(vector.num_envs, np.int64)
         self.won, self.told = np.zeros(vector.num_envs), False
@@ -78,6 +86,8 @@ class Environments:
         """What the environments answer."""
         try:
             return what()
+        except InputError as error:
+            raise self.fault(error.field, error.value, error.allowed) from error
         except Exception as error:
             raise self.fault("environment", f"{type(error).__name__}: {error}", "it must not raise") from error
 
@@ -92,10 +102,10 @@ class Environments:
             raise self.fault("observation", "NaN or infinite", "the environment must give finite numbers")
 
     def seen(self, observation: Any) -> Float[Tensor, "environments n"]:
-        """Observations as float32; anything else than the promised shape is an error."""
+        """Observations as float32, copied; anything else than the promised shape is an error."""
         space = self.vector.single_observation_space
         try:
-            x = np.asarray(observation, np.float32)
+            x = np.array(observation, np.float32)
         except (TypeError, ValueError) as error:
             raise self.fault("observation", type(observation).__name__, "it must be numbers of one shape") from error
         if x.shape != (len(self), *(space.shape or ())):
@@ -104,11 +114,14 @@ class Environments:
         return torch.from_numpy(x)
 
     def native(self, action: Float[Tensor, "environments actions"]) -> Any:
-        """Actions in [−1, 1] scaled to the box (clipped), or indices."""
-        if self.low is None:
-            return action[:, 0].long().numpy()
-        unit = action.clamp(-1, 1).numpy()
-        return (self.low + (unit + 1) / 2 * (self.high - self.low)).astype(self.low.dtype)
+        """Actions in [−1, 1] scaled to the box and never outside it (rounded, where it holds whole numbers), or the
+        environment's own numbers of the choices."""
+        if isinstance(self.acts, Discrete):
+            return action[:, 0].long().numpy() + self.acts.start
+        unit, whole = action.clamp(-1, 1).numpy(), np.issubdtype(self.acts.dtype, np.integer)
+        low, high = (x.astype(np.float64) if whole else x for x in (self.acts.low, self.acts.high))
+        scaled = low + (unit + 1) / 2 * (high - low)
+        return np.clip(np.rint(scaled) if whole else scaled, low, high).astype(self.acts.dtype)
 
     def step(self, action: Float[Tensor, "environments actions"]) -> Stepped:
         """Act in every environment; those that have ended begin anew."""
@@ -117,9 +130,9 @@ class Environments:
         before, starting = self.current, self.started.copy()
         shown, reward, terminated, truncated, info = self.asked(lambda: self.vector.step(self.native(action)))
         reward = np.asarray(reward, np.float64)
-        if reward.shape != (len(self),) or not np.isfinite(reward).all():
+        if reward.shape != (len(self),) or not (abs(reward) <= LARGEST).all():
             raise self.fault("reward", reward, "the environment must give one finite number a step")
-        over = np.asarray(terminated) | np.asarray(truncated)
+        over = self.flags("terminated", terminated) | self.flags("truncated", truncated)
         self.current = self.seen(shown)
         after = self.current
         if self.same_step and over.any():
@@ -128,12 +141,19 @@ class Environments:
                 after[e] = torch.from_numpy(np.asarray(info["final_obs"][e], np.float32))
             self.finite(after)
         real = ~starting
-        took = said(info, "took", np.ones(len(self)), self.same_step)
-        self.count(said(info, "paid", reward, self.same_step), took, over & real, real, info)
+        took = said(info, TOOK, np.ones(len(self)), self.same_step)
+        self.count(said(info, PAID, reward, self.same_step), took, over & real, real, info)
         self.started = over & real if not self.same_step else np.zeros_like(over)
         ended, cut = (torch.from_numpy(np.asarray(x, np.float32)) for x in (terminated, truncated))
         paid, lasted = (torch.from_numpy(x.astype(np.float32)) for x in (reward, took))
         return Stepped(before, paid, after, ended, cut, torch.from_numpy(real), lasted)
+
+    def flags(self, name: str, given: Any) -> Bool[np.ndarray, " environments"]:
+        """Which environments have ended."""
+        x = np.asarray(given)
+        if x.shape != (len(self),) or (x.dtype != np.bool_ and not np.isin(x, (0, 1)).all()):
+            raise self.fault(name, given, "the environment must say true or false (or 1 or 0)")
+        return x.astype(np.bool_)
 
     def count(
         self, reward: np.ndarray, took: np.ndarray, over: np.ndarray, real: np.ndarray, info: dict[str, Any]
@@ -178,7 +198,7 @@ class Environments:
         if self.failed:
             return None
         copies = getattr(self.vector, "envs", None)
-        saved = [snapshot(e) for e in copies] if copies is not None else [None]
+        saved = [self.asked(partial(snapshot, e)) for e in copies] if copies is not None else [None]
         if any(s is None for s in saved):
             return None
         books = {"totals": self.totals.tolist(), "counts": self.counts.tolist(), "won": self.won.tolist(),
@@ -186,14 +206,22 @@ class Environments:
         ended = [self.ended.returns, self.ended.lengths, self.ended.successes]
         return {"environments": saved, "current": self.current.tolist(), "ended": ended, **books}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        for env, saved in zip(self.vector.envs, state["environments"], strict=True):  # type: ignore[attr-defined]
-            put_back(env, saved)
+    def restore(self, state: dict[str, Any] | None) -> bool:
+        """The inverse of `state`. False, with episodes that begin anew, where there is none or an environment does not
+        take it back."""
+        if state is None:
+            return False
+        try:
+            for env, saved in zip(self.vector.envs, state["environments"], strict=True):  # type: ignore[attr-defined]
+                put_back(env, saved)
+        except Exception:
+            self.current = self.seen(self.asked(lambda: self.vector.reset(seed=self.seed))[0])
+            return False
         self.current = torch.tensor(state["current"], dtype=torch.float32)
         self.totals, self.counts = np.array(state["totals"]), np.array(state["counts"])
         self.won, self.started = np.array(state["won"]), np.array(state["started"])
         self.ended = Episodes(*state["ended"])
+        return True
 
     def close(self) -> None:
         self.vector.close()
@@ -203,7 +231,7 @@ def successes(info: dict[str, Any], n: int, same_step: bool) -> np.ndarray | Non
     """Which environments say in this step that the goal is reached, if they say so at all."""
     out: np.ndarray | None = None
     for place in places(info, same_step):
-        for name in ("is_success", "success"):
+        for name in TOLD:
             if name in place:
                 told = np.asarray(place[name], np.float64).reshape(-1)
                 out = told if out is None else np.where(place.get(f"_{name}", np.ones(n, np.bool_)), told, out)

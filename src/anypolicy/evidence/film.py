@@ -41,7 +41,7 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
         rng, observe, over = generator(seed, "film"), getattr(learner, "observe", lambda x: x), False
         while not over and len(frames) < LONGEST:
             for action in parts_of(learner.act(observe(environments.current), rng, explore=False), task):
-                frames.append(np.asarray(vector.envs[0].render()))
+                frames.append(np.array(vector.envs[0].render()))
                 environments.step(action)
                 over = bool(environments.take().returns)
                 if over:

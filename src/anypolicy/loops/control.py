@@ -216,10 +216,9 @@ class OffPolicyLoop:
         load_tensors(self.learner, tensors["learner"])
         self.replay.restore(tensors["replay"])
         self.steps, self.updates, self.beyond = state["steps"], state["updates"], state["beyond"]
-        if state["environments"] is None:
+        if not self.environments.restore(state["environments"]):
             return False
         self.windows.restore(state["waiting"], self.replay.observations, self.replay.actions)
-        self.environments.restore(state["environments"])
         return True
 
 
@@ -296,10 +295,7 @@ class OnPolicyLoop:
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
         load_tensors(self.learner, tensors["learner"])
         self.steps, self.asked, self.updates = state["steps"], state["asked"], state["updates"]
-        if state["environments"] is None:
-            return False
-        self.environments.restore(state["environments"])
-        return True
+        return self.environments.restore(state["environments"])
 
 
 def parts_of(acted: Acted, task: EnvironmentTask) -> tuple[Tensor, ...]:

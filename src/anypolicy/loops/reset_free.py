@@ -164,7 +164,4 @@ class ResetFreeLoop:
         for t, replay in enumerate(self.replays):
             replay.restore(tensors[f"replay-{t}"])
         self.steps, self.updates, self.own = state["steps"], state["updates"], state["own"]
-        if state["environments"] is None:
-            return False
-        self.environments.restore(state["environments"])
-        return True
+        return self.environments.restore(state["environments"])

@@ -14,19 +14,18 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
+from anypolicy.engines.environments import PAID, TOOK
+from anypolicy.engines.guard import guarded
 from anypolicy.errors import InputError
 from anypolicy.tasks.environments import EnvironmentTask
 
-TOLD = ("is_success", "success")
-"""What an environment may say of reaching its goal."""
-
 
 class Chunks(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A step is a chunk, cut at the end of the episode. `info` says how many steps it `took` and what they `paid`, not
+    """A step is a chunk, cut at the end of the episode. `info` says how many steps it took and what they paid, not
     discounted; a goal reached in one of them was reached in the chunk."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], chunk: int, discount: float):
-        super().__init__(env)
+        super().__init__(guarded(env))
         box = env.action_space
         assert isinstance(box, Box)
         self.chunk, self.discount = chunk, discount
@@ -37,10 +36,9 @@ class Chunks(gymnasium.Wrapper[Any, Any, Any, Any]):
         for i, one in enumerate(np.split(np.asarray(action), self.chunk)):
             observation, reward, terminated, truncated, info = self.env.step(one)
             total, paid = total + self.discount**i * float(reward), paid + float(reward)
-            won |= {k: max(won.get(k, 0.0), float(info[k])) for k in TOLD if k in info}
+            won |= {k: max(won.get(k, 0.0), x) for k, x in info.items()}
             if terminated or truncated or i + 1 == self.chunk:
-                told = {**info, **won, "took": i + 1, "paid": paid}
-                return observation, total, bool(terminated), bool(truncated), told
+                return observation, total, terminated, truncated, {**won, TOOK: i + 1, PAID: paid}
         raise AssertionError("a chunk has at least one action")
 
 

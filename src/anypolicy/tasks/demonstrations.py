@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from anypolicy.data.arrays import load_arrays
-from anypolicy.data.demonstrations import FIELDS, Episode, check_choices, episodes_of, load_episodes
+from anypolicy.data.demonstrations import FIELDS, Episode, check_choices, check_flags, episodes_of, load_episodes
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.tasks.environments import UNSEEN, EnvironmentTask, Space
+from anypolicy.tasks.environments import EnvironmentTask, Space, layout_of
+from anypolicy.tasks.observations import Layout
 from anypolicy.tasks.scripted import scripted
 
 ROUNDING = 1e-3
@@ -24,12 +26,14 @@ ROUNDING = 1e-3
 def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes whose shapes are those of the task."""
     kind = Path(spec).suffix if Path(spec).is_file() else spec.partition(":")[0]
-    read = {".safetensors": lambda: load_episodes(spec), ".npz": lambda: arrays(spec, task.space),
+    read = {".safetensors": lambda: load_episodes(spec), ".npz": lambda: arrays(spec, task),
             "scripted": lambda: scripted(spec, task)}  # fmt: skip
-    episodes = read.get(kind, lambda: minari(spec, task.space))()
+    episodes = read.get(kind, lambda: minari(spec, task))()
     if not episodes:
         raise InputError("demos", spec, "it holds no episode")
     for i, e in enumerate(episodes):
+        for name in ("terminated", "truncated"):
+            check_flags(getattr(e, name), name, f"episode {i}, ")
         wrong = fault(e, task.space)
         if wrong is not None:
             raise InputError("demos", spec, f"episode {i} {wrong}")
@@ -38,22 +42,36 @@ def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     return episodes
 
 
-def arrays(path: str, space: Space) -> list[Episode]:
-    """Transitions in the order they happened, one array a field; actions of a box in the environment's own numbers."""
-    found = load_arrays(path, (*FIELDS, "next_observation"))
+def arrays(path: str, task: EnvironmentTask) -> list[Episode]:
+    """Transitions in the order they happened, one array a field: observations as vectors, or with one part as the
+    environment has them; actions of a box in the environment's own numbers."""
+    found, space = load_arrays(path, (*FIELDS, "next_observation")), task.space
     n = found["reward"].size
     if not n:
         raise InputError("data[reward]", found["reward"].shape, "it holds no transition")
-    width = {"observation": space.observations, "next_observation": space.observations, "action": space.action_width}
     columns: dict[str, Tensor] = {}
     for name, array in found.items():
-        if array.shape[:1] != (n,) or array.size != n * width.get(name, 1):
-            raise InputError(f"data[{name}]", array.shape, f"its shape must be {(n, width.get(name, 1))}")
+        wide = name in ("observation", "next_observation")
+        width = space.observations if wide else space.action_width if name == "action" else 1
+        if array.shape != (n, width) and not (width == 1 and array.shape == (n,)):
+            if not wide or (rows := as_shown(array, layout_of(task), n)) is None:
+                raise InputError(f"data[{name}]", array.shape, f"its shape must be {(n, width)}")
+            array = rows
         value = torch.from_numpy(array).float()
-        columns[name] = value.reshape(n, -1) if name in width else value.reshape(n)
+        columns[name] = value.reshape(n, -1) if wide or name == "action" else value.reshape(n)
+        if name in ("terminated", "truncated"):
+            check_flags(columns[name], f"data[{name}]")
     if not space.discrete:
         columns["action"] = space.unit(columns["action"]).clamp(-1, 1)
     return episodes_of(Transitions(**columns, discount=torch.ones(n)))
+
+
+def as_shown(array: np.ndarray, layout: Layout, n: int) -> np.ndarray | None:
+    """Observations as an environment shows them, as vectors; None where the shape is another."""
+    [part, *others] = layout.parts
+    if others or part.path or array.shape != (n, *(part.space.shape or ())):
+        return None
+    return layout.many(array)
 
 
 def fault(e: Episode, space: Space) -> str | None:
@@ -65,13 +83,17 @@ def fault(e: Episode, space: Space) -> str | None:
         return "has no step"
     if not all(getattr(e, name).isfinite().all() for name in ("observation", "action", "reward")):
         return "holds a number that is not finite"
+    over = (e.terminated + e.truncated)[:-1].nonzero()
+    if len(over):
+        return f"has ended in row {int(over[0])} and goes on: cut it there"
     if not space.discrete and float(e.action.abs().max()) > 1 + ROUNDING:
         return f"holds an action of {float(e.action.abs().max()):g}: actions are kept in [−1, 1], whatever the box"
     return None
 
 
-def minari(spec: str, space: Space) -> list[Episode]:
-    """Episodes of a Minari data set, actions scaled to [−1, 1]; what lay beyond the box is what the box made of it."""
+def minari(spec: str, task: EnvironmentTask) -> list[Episode]:
+    """Episodes of a Minari data set: observations as those of the task's environment become vectors (or as vectors,
+    where they were recorded so), actions scaled to [−1, 1]; what lay beyond the box is what the box made of it."""
     try:
         import minari as library
         from minari import MinariDataset
@@ -81,7 +103,27 @@ def minari(spec: str, space: Space) -> list[Episode]:
         data = MinariDataset(Path(spec) / "data") if (Path(spec) / "data").is_dir() else library.load_dataset(spec)
     except Exception as error:
         raise InputError("demos", spec, f"it is no file of episodes and no Minari data set here ({error})") from error
-    return [episode(x, space) for x in data.iterate_episodes()]
+    seen, layout, first = data.observation_space, layout_of(task), first_choice(spec, data.action_space, task.space)
+    vectors = isinstance(seen, Box) and seen.shape == (task.space.observations,)
+    if not vectors and not layout.fits(seen):
+        wanted = ", ".join(f"{'.'.join(map(str, p.path)) or 'it'}: {p.space}" for p in layout.parts)
+        raise InputError("demos", spec, f"its observations are {seen}, those of {task.name} are {wanted}")
+    return [episode(x, task.space, None if vectors else layout, first) for x in data.iterate_episodes()]
+
+
+def first_choice(spec: str, acts: Any, space: Space) -> int:
+    """Which number a data set begins to count choices with (0 for a box). Refuses actions that are not the task's."""
+    if space.discrete:
+        if isinstance(acts, Discrete) and acts.n == space.actions:
+            return int(acts.start)
+        raise InputError("demos", spec, f"its actions are {acts}, the task has {space.actions} choices")
+    same = isinstance(acts, Box) and acts.shape == (space.actions,)
+    if same and acts.is_bounded() and not (np.allclose(acts.low, space.low) and np.allclose(acts.high, space.high)):
+        same = False
+    if not same:
+        raise InputError("demos", spec, f"its actions are {acts}, the task's are {space.actions} numbers from "
+                         f"{space.low} to {space.high}")  # fmt: skip
+    return 0
 
 
 def export_minari(name: str, episodes: list[Episode], task: EnvironmentTask) -> None:
@@ -115,18 +157,10 @@ def export_minari(name: str, episodes: list[Episode], task: EnvironmentTask) -> 
         env.close()
 
 
-def episode(x: Any, space: Space) -> Episode:
+def episode(x: Any, space: Space, layout: Layout | None, first: int) -> Episode:
     """Minari's record of one episode."""
     action = torch.from_numpy(np.asarray(x.actions)).float().reshape(len(x.rewards), -1)
-    if not space.discrete:
-        action = space.unit(action).clamp(-1, 1)
+    action = action - first if space.discrete else space.unit(action).clamp(-1, 1)
     numbers = [torch.from_numpy(np.asarray(v)).float() for v in (x.rewards, x.terminations, x.truncations)]
-    return Episode(flat_observations(x.observations), action, *numbers)
-
-
-def flat_observations(x: Any) -> Tensor:
-    """(steps+1, n): parts of a goal observation by name, as Gymnasium flattens them."""
-    if isinstance(x, dict):
-        return torch.cat([flat_observations(x[k]) for k in sorted(x) if k != UNSEEN], 1)
-    value = torch.from_numpy(np.asarray(x)).float()
-    return value.reshape(len(value), -1)
+    seen = np.asarray(x.observations, np.float32) if layout is None else layout.many(x.observations)
+    return Episode(torch.from_numpy(seen), action, *numbers)

@@ -7,19 +7,22 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, flatdim, flatten
+import torch
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import FlattenObservation, TransformAction, TransformObservation, TransformReward
+from gymnasium.wrappers import TimeLimit, TransformAction, TransformReward
 from torch import Tensor
 
+from anypolicy.engines.guard import check_bounds, guarded
 from anypolicy.engines.snapshots import layers
 from anypolicy.errors import InputError
 from anypolicy.tasks.load import fit, parse
+from anypolicy.tasks.observations import Flat, Layout
 
 PLUGINS = {"minigrid": "minigrid", "gymnasium-robotics": "gymnasium_robotics"}
 """Packages that register environments when they are imported."""
@@ -36,8 +39,8 @@ TESTBEDS: dict[str, tuple[str, str]] = {
     "fetchreach-sparse": ("anypolicy.tasks.fetchreach_sparse", "fetchreach_sparse"),
 }
 """Name → (module, function) of environments of our own."""
-UNSEEN = "achieved_goal"
-"""The part of a goal observation that the rest of it already says."""
+LIMIT = 1000
+"""Steps after which an episode of Gymnasium's is cut where neither it nor the user says a limit."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,10 @@ class Space:
         return low + (unit + 1) / 2 * (high - low)
 
     def unit(self, native: Tensor) -> Tensor:
-        """The inverse of `native`."""
+        """The inverse of `native`; 0 where there is no choice, since the box has no width."""
         low, high = native.new_tensor(self.low), native.new_tensor(self.high)
-        return (native - low) / (high - low) * 2 - 1
+        wide = high > low
+        return torch.where(wide, (native - low) / torch.where(wide, high - low, 1) * 2 - 1, 0)
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,10 @@ class EnvironmentTask:
     make: Callable[..., gymnasium.Env[Any, Any]]
     space: Space
     horizon: int | None
-    suggested: dict[str, Any] = field(default_factory=dict[str, Any])
     single: EnvironmentTask | None = None
     """Where an action is a chunk of several: the same task, one action at a time."""
+    assumed: bool = False
+    """Whether the limit of its episodes is ours, since nobody gave one; `name` says it then."""
 
     def one_by_one(self) -> EnvironmentTask:
         """The task whose actions are single ones."""
@@ -108,8 +113,8 @@ class EnvironmentTask:
 
 def load_environment(spec: str) -> EnvironmentTask:
     """`gym/HalfCheetah-v5`, `gym/Pendulum-v1:reward_scale=0.1`: settings of ours are `reward_scale`, `max_steps` and
-    `time` (true appends the step of the episode to the observation); the others go to the environment. Raises
-    InputError for what no controller here can learn."""
+    `time` (true appends the step of the episode to the observation); the others go to the environment. Episodes
+    without a limit get one. Raises InputError for what no controller here can learn."""
     name, _, arguments = spec.partition(":")
     settings = parse(arguments)
     if name in TESTBEDS:
@@ -128,11 +133,12 @@ def load_environment(spec: str) -> EnvironmentTask:
     except Exception as error:
         raise InputError("task", spec, f"it cannot be made: {type(error).__name__}: {error}") from error
     try:
-        space = space_of(env, spec)
-        suggested = dict(getattr(env.unwrapped, "suggested", {}))
-        return EnvironmentTask(spec, make, space, horizon_of(env), suggested)
+        space, horizon = space_of(env, spec), horizon_of(env)
     finally:
         env.close()
+    if name in TESTBEDS or horizon is not None:
+        return EnvironmentTask(spec, make, space, horizon)
+    return replace(load_environment(f"{spec}{',' if arguments else ':'}max_steps={LIMIT}"), assumed=True)
 
 
 def testbed(
@@ -159,6 +165,8 @@ def registered(name: str, settings: dict[str, Any]) -> Callable[..., gymnasium.E
     scale, steps = own.pop("reward_scale", None), own.pop("max_steps", None)
     factor: float | None = None if scale is None else fit("task.reward_scale", scale, float)
     steps = None if steps is None else fit("task.max_steps", steps, int)
+    if steps is not None and steps < 1:
+        raise InputError("task.max_steps", steps, "use at least 1")
     timed = fit("task.time", own.pop("time", False), bool)
     for package, module in PLUGINS.items():
         if name not in gymnasium.registry and importlib.util.find_spec(module) is not None:
@@ -172,6 +180,9 @@ def registered(name: str, settings: dict[str, Any]) -> Callable[..., gymnasium.E
         given = {"max_episode_steps": steps, "render_mode": render_mode}
         given = {k: v for k, v in given.items() if v is not None}
         env = gymnasium.make(name, disable_env_checker=True, **given, **own)
+        if steps is None and horizon_of(env) is None and (limit := own_limit(env)) is not None:
+            env = TimeLimit(env, limit)
+        env = guarded(env)
         if factor is not None:
             env = TransformReward(env, lambda r, factor=factor: factor * float(r))
         return WithStep(flat(env)) if timed else flat(env)
@@ -213,75 +224,52 @@ def plugin(package: str) -> None:
 
 
 def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Observations as one vector: pictures and what is seen beside them, a goal environment's observation and desired
-    goal, Minigrid's picture of codes. Choices count from 0."""
+    """The environment behind a guard, its observations as one vector (`tasks.observations`). Choices count from 0;
+    actions of a box of whole numbers are any numbers, and the nearest whole ones are done."""
+    env = guarded(env)
     acts = env.action_space
     if isinstance(acts, Discrete) and acts.start:
         first = int(acts.start)
         env = TransformAction(env, lambda a: int(a) + first, Discrete(int(acts.n)))
-    space = env.observation_space
-    parts = space.spaces if isinstance(space, Dict) else {"": space}
-    if "mission" not in parts and any(is_picture(s) for s in parts.values()):
-        return Pictures(env)
-    if isinstance(space, Dict):
-        if "mission" in space.spaces:
-            image = space["image"]
-            picture = lambda o: np.asarray(o["image"], np.float32) / 10  # noqa: E731
-            env = TransformObservation(env, picture, Box(0, 1, image.shape, np.float32))
-        elif UNSEEN in space.spaces:
-            kept = {k: v for k, v in space.spaces.items() if k != UNSEEN}
-            env = TransformObservation(env, lambda o: {k: o[k] for k in kept}, Dict(kept))
-    if not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
-        env = FlattenObservation(env)
-    return env
-
-
-def is_picture(space: gymnasium.Space[Any]) -> bool:
-    """Bytes of height × width × 1, 3 or 4 channels (or a few such pictures one behind the other)."""
-    return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[2] <= 12
-
-
-class Pictures(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Pictures first, then all other parts in the order of their names. `images` are their shapes."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any]):
-        super().__init__(env)
-        space = env.observation_space
-        self.parts: dict[str, gymnasium.Space[Any]] = dict(space.spaces) if isinstance(space, Dict) else {"": space}
-        self.order = sorted(self.parts, key=lambda k: (not is_picture(self.parts[k]), k))
-        shapes = [self.parts[k].shape for k in self.order if is_picture(self.parts[k])]
-        self.images: tuple[tuple[int, ...], ...] = tuple(tuple(x or ()) for x in shapes)
-        sizes = [flatdim(self.parts[k]) for k in self.order]
-        low, high = np.full(sum(sizes), -np.inf, np.float32), np.full(sum(sizes), np.inf, np.float32)
-        pixels = sum(sizes[: len(self.images)])
-        low[:pixels], high[:pixels] = 0, 255
-        self.observation_space = Box(low, high, dtype=np.float32)
-
-    def observation(self, observation: Any) -> np.ndarray:
-        parts = observation if isinstance(observation, dict) else {"": observation}
-        flattened = [np.asarray(flatten(self.parts[k], parts[k]), np.float32) for k in self.order]
-        return np.concatenate(flattened)
+    elif isinstance(acts, Box) and acts.dtype.kind in "iu":
+        check_bounds("task", acts)
+        low, high = acts.low.astype(np.float64), acts.high.astype(np.float64)
+        nearest = lambda a: np.clip(np.rint(a), low, high).astype(acts.dtype)  # noqa: E731
+        env = TransformAction(env, nearest, Box(low, high, dtype=np.float64))
+    return Flat(env)
 
 
 def space_of(env: gymnasium.Env[Any, Any], spec: str) -> Space:
     """The sizes; refuses action and observation spaces that no controller here knows."""
-    seen, acts = env.observation_space, env.action_space
-    if not isinstance(seen, Box):
-        raise InputError("task", spec, f"its observations are {seen}: they must flatten to a vector of numbers")
+    seen, acts, wrappers = env.observation_space, env.action_space, layers(env)
+    assert isinstance(seen, Box)
     width = int(np.prod(seen.shape))
-    timed = any(isinstance(layer, WithStep) for layer in layers(env))
-    more: dict[str, Any] = {"images": getattr(env, "images", ()), "tasks": getattr(env, "tasks", 1),
-                            "steps": horizon_of(env) if timed else None}  # fmt: skip
+    [images] = (layer.layout.images for layer in wrappers if isinstance(layer, Flat))
+    timed, ours = any(isinstance(layer, WithStep) for layer in wrappers), spec.partition(":")[0] in TESTBEDS
+    tasks = max(getattr(layer, "tasks", 1) for layer in wrappers) if ours else 1
+    more: dict[str, Any] = {"images": images, "tasks": tasks, "steps": horizon_of(env) if timed else None}
     if isinstance(acts, Discrete):
         return Space(width, int(acts.n), True, **more)
     if not isinstance(acts, Box) or len(acts.shape) != 1:
         raise InputError("task", spec, f"its actions are {acts}: use an environment with one box or discrete action")
-    if not (np.isfinite(acts.low).all() and np.isfinite(acts.high).all()):
-        raise InputError("task", spec, f"its actions are {acts}: they must be bounded (wrap it in RescaleAction)")
+    check_bounds("task", acts)
     return Space(width, int(acts.shape[0]), False, tuple(acts.low.tolist()), tuple(acts.high.tolist()), **more)
+
+
+def layout_of(task: EnvironmentTask) -> Layout:
+    """How observations of the task's environment become vectors."""
+    env = task.make()
+    env.close()
+    [layout] = (layer.layout for layer in layers(env) if isinstance(layer, Flat))
+    return layout
 
 
 def horizon_of(env: gymnasium.Env[Any, Any]) -> int | None:
     """The time limit of an episode."""
-    limit = env.spec.max_episode_steps if env.spec is not None else None
-    return limit if limit is not None else getattr(env.unwrapped, "horizon", None)
+    return env.spec.max_episode_steps if env.spec is not None else getattr(env.unwrapped, "horizon", None)
+
+
+def own_limit(env: gymnasium.Env[Any, Any]) -> int | None:
+    """The limit that an environment keeps itself, under the names that are used for it."""
+    found = (getattr(env.unwrapped, name, None) for name in ("max_steps", "horizon"))
+    return next((int(x) for x in found if isinstance(x, int | np.integer) and x > 0), None)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from anypolicy.data.demonstrations import Episode
+from anypolicy.engines.guard import guarded
 from anypolicy.errors import InputError
 from anypolicy.tasks.environments import EnvironmentTask
 from anypolicy.tasks.load import fit, parse
@@ -57,11 +58,12 @@ def scripted(spec: str, task: EnvironmentTask) -> list[Episode]:
 
 def record(env: gymnasium.Env[Any, Any], controller: Callable[[np.ndarray], np.ndarray], seed: int | None) -> Episode:
     """One whole episode of a controller whose actions are in [−1, 1], as the environment's own are."""
+    env = guarded(env)
     seen, actions, flags = [env.reset(seed=seed)[0]], list[np.ndarray](), list[tuple[float, float, float]]()
     over = False
     while not over:
         action = np.asarray(controller(seen[-1]), np.float32)
-        observation, reward, terminated, truncated, _ = env.step(action)
+        observation, reward, terminated, truncated, _ = env.step(action.copy())
         seen.append(observation)
         actions.append(action)
         flags.append((float(reward), float(terminated), float(truncated)))
