@@ -148,7 +148,7 @@ class Ending(gymnasium.Env):
 def test_a_flag_is_true_or_false(name, value, chunk, registered):
     task = in_chunks(load_environment(registered(Ending, **{name: value}) + ":max_steps=5"), chunk, 0.9)
     envs = Environments(task.vector(1), 0)
-    with pytest.raises(EnvironmentFailed, match=f"{name}: .*true or false"):
+    with pytest.raises(EnvironmentFailed, match=rf"{name}: .*true or false"):
         envs.step(torch.zeros(1, chunk))
     assert envs.failed
 
@@ -163,7 +163,7 @@ def test_a_flag_may_be_written_in_other_ways(value):
 @pytest.mark.parametrize("settings", ["", ":reward_scale=2"])
 def test_a_reward_is_one_finite_number(value, settings, registered):
     envs = Environments(load_environment(registered(Ending, reward=value) + settings).vector(1), 0)
-    with pytest.raises(EnvironmentFailed, match="reward: .*one finite number"):
+    with pytest.raises(EnvironmentFailed, match=r"reward: .*one finite number"):
         envs.step(torch.zeros(1, 1))
 
 

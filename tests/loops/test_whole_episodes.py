@@ -50,7 +50,7 @@ def test_episodes_are_whole_and_one_after_the_other(n):
 
 def test_a_copy_that_is_ready_first_begins_anew_with_the_others():
     loop = loop_of(2, 1)
-    loop.environments.vector.envs[0].episodes = 2  # its next step ends an even episode: one step earlier
+    loop.environments.vector.envs[0].unwrapped.episodes = 2  # its next step ends an even episode: one step earlier
     log = loop.run(1)
     assert loop.learner.seen[0].reward.squeeze(1).tolist() == [1, 2, 1, 2, 3]
     assert loop.environments.current.flatten().tolist() == [400, 200] and loop.environments.counts.tolist() == [0, 0]

@@ -121,7 +121,8 @@ class Environments:
         unit, whole = action.clamp(-1, 1).numpy(), np.issubdtype(self.acts.dtype, np.integer)
         low, high = (x.astype(np.float64) if whole else x for x in (self.acts.low, self.acts.high))
         scaled = low + (unit + 1) / 2 * (high - low)
-        return np.clip(np.rint(scaled) if whole else scaled, low, high).astype(self.acts.dtype)
+        nearest = np.rint(scaled) if whole else scaled
+        return np.minimum(np.maximum(nearest, low), high).astype(self.acts.dtype)
 
     def step(self, action: Float[Tensor, "environments actions"]) -> Stepped:
         """Act in every environment; those that have ended begin anew."""
@@ -151,7 +152,9 @@ class Environments:
     def flags(self, name: str, given: Any) -> Bool[np.ndarray, " environments"]:
         """Which environments have ended."""
         x = np.asarray(given)
-        if x.shape != (len(self),) or (x.dtype != np.bool_ and not np.isin(x, (0, 1)).all()):
+        if x.shape == (len(self),) and x.dtype == np.bool_:
+            return x
+        if x.shape != (len(self),) or not np.isin(x, (0, 1)).all():
             raise self.fault(name, given, "the environment must say true or false (or 1 or 0)")
         return x.astype(np.bool_)
 

@@ -30,17 +30,22 @@ class Guarded(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        return deepcopy(observation), told(info)
+        return copied(observation), told(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         ended, cut = flag("terminated", terminated), flag("truncated", truncated)
-        return deepcopy(observation), paid(reward), ended, cut, told(info)
+        return copied(observation), paid(reward), ended, cut, told(info)
 
 
 def guarded(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """The environment behind a guard, if it has none yet."""
     return env if any(isinstance(layer, Guarded) for layer in layers(env)) else Guarded(env)
+
+
+def copied(observation: Any) -> Any:
+    """The observation, whatever becomes of the one that was given."""
+    return observation.copy() if isinstance(observation, np.ndarray) else deepcopy(observation)
 
 
 def one_number(value: object) -> float | None:
@@ -74,8 +79,9 @@ def paid(value: object) -> float:
 
 def told(info: object) -> dict[str, Any]:
     """What it says of its goal, where that is one number."""
-    given = info if isinstance(info, Mapping) else {}
-    said = {name: one_number(given[name]) for name in TOLD if name in given}
+    if not isinstance(info, Mapping):
+        return {}
+    said = {name: one_number(info[name]) for name in TOLD if name in info}
     return {name: x for name, x in said.items() if x is not None and np.isfinite(x)}
 
 

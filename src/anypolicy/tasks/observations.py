@@ -131,9 +131,12 @@ class Layout:
         boxes = [limits(p) for p in parts]
         low, high = (np.concatenate([b[i] for b in boxes]) for i in (0, 1))
         self.box = Box(low, high, dtype=np.float32)
+        self.vector = isinstance(space, Box) and len(space.shape) == 1
 
     def one(self, observation: Any) -> Float[np.ndarray, " numbers"]:
         """An observation as a vector of its own."""
+        if self.vector and np.shape(observation) == self.box.shape:
+            return np.array(observation, np.float32)
         return np.concatenate([p.numbers([p.of(observation)])[0] for p in self.parts])
 
     def many(self, observations: Any) -> Float[np.ndarray, "n numbers"]:
