@@ -110,6 +110,7 @@ def train_apart(
     p, pace = plan(method, ControlSettings(task, **settings), knobs), pace or Pace()
     if not isinstance(p.recipe, OffPolicyRecipe) or p.task.space.tasks > 1:
         raise InputError("method", method, "actor and learner stand apart for off-policy methods and one task")
+    p.tell(quiet=quiet)
     if p.settings.out is None:
         return run_apart(p, iterations, pace, patience, None, quiet)
     with RunDirectory.create(p.settings.out, p.written() | {"apart": asdict(pace)}) as kept:

@@ -130,12 +130,17 @@ class ControlPlan:
         """The recipe as plain values, enough to run again."""
         return recipe_of(self.method, self.knobs, replace(self.settings, task=self.task.name))
 
-    def notes(self, *, quiet: bool = False) -> list[str]:
+    def notes(self) -> list[str]:
         """What the user should know of the task before it begins."""
-        if quiet or not self.task.assumed:
+        if not self.task.assumed:
             return []
         return [f"note: {self.settings.task} gives its episodes no limit: they are cut (truncated) after "
                 f"{self.task.horizon:,} steps; its setting max_steps is another limit"]  # fmt: skip
+
+    def tell(self, *, quiet: bool) -> None:
+        """Say it where the run is watched."""
+        for note in [] if quiet else self.notes():
+            print(note, file=sys.stderr)
 
 
 def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
@@ -263,8 +268,7 @@ def start(p: ControlPlan, *, quiet: bool = False) -> ControlRun:
     out = Path(p.settings.out or Path("runs") / name)
     RunDirectory.check_free(out)
     world = World(p)
-    for note in p.notes(quiet=quiet):
-        print(note, file=sys.stderr)
+    p.tell(quiet=quiet)
     with RunDirectory.create(out, p.written()) as run:
         return go(p, run, world, quiet=quiet)
 

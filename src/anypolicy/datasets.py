@@ -83,6 +83,7 @@ def make_datasets(
     given = ControlSettings(s.task, s.transitions, s.seed, trackers=(), eval_episodes=s.eval_episodes,
                             method_file=s.method_file)  # fmt: skip
     p = plan(method, given, knobs)
+    p.tell(quiet=quiet)
     made = five(p, s, quiet=quiet)
     with disk_errors(s.out):
         s.out.mkdir(parents=True, exist_ok=True)
