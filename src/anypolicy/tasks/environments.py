@@ -242,11 +242,12 @@ def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 def space_of(env: gymnasium.Env[Any, Any], spec: str) -> Space:
     """The sizes; refuses action and observation spaces that no controller here knows."""
     seen, acts, wrappers = env.observation_space, env.action_space, layers(env)
-    assert isinstance(seen, Box)
+    if not isinstance(seen, Box):
+        raise InputError("task", spec, f"its observations are {seen}: they must flatten to a vector of numbers")
     width = int(np.prod(seen.shape))
-    [images] = (layer.layout.images for layer in wrappers if isinstance(layer, Flat))
-    timed, ours = any(isinstance(layer, WithStep) for layer in wrappers), spec.partition(":")[0] in TESTBEDS
-    tasks = max(getattr(layer, "tasks", 1) for layer in wrappers) if ours else 1
+    images = next((layer.layout.images for layer in wrappers if isinstance(layer, Flat)), ())
+    timed, others = any(isinstance(layer, WithStep) for layer in wrappers), spec.startswith("gym/")
+    tasks = 1 if others else max((getattr(layer, "tasks", 1) for layer in wrappers), default=1)
     more: dict[str, Any] = {"images": images, "tasks": tasks, "steps": horizon_of(env) if timed else None}
     if isinstance(acts, Discrete):
         return Space(width, int(acts.n), True, **more)
