@@ -47,8 +47,8 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 def correlation(points: Sequence[Point]) -> float | None:
     """Of accuracy as a classifier and win rate over the checkpoints; None where one of them does not vary."""
-    both = np.array([(p.accuracy, p.win) for p in points])
-    return float(np.corrcoef(both.T)[0, 1]) if len(both) > 1 and (np.ptp(both, 0) > 0).all() else None
+    accuracies, wins = [p.accuracy for p in points], [p.win for p in points]
+    return float(np.corrcoef(accuracies, wins)[0, 1]) if min(len(set(accuracies)), len(set(wins))) > 1 else None
 
 
 def reports(found: Found) -> list[Report]:
