@@ -17,7 +17,7 @@ from typing import Any
 from anypolicy.control import ControlPlan, ControlSettings, World, plan, plan_from, save_controller
 from anypolicy.data.replay import NStep, mixed
 from anypolicy.engines.link import ActorEnd, LearnerEnd
-from anypolicy.errors import InputError, check_numbers
+from anypolicy.errors import InputError, check_numbers, check_settings
 from anypolicy.loops.control import (
     Learner,
     OffPolicyLoop,
@@ -46,6 +46,7 @@ class Pace:
     hertz: float | None = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         check_numbers(self, positive=("send_every", "publish_every", "hertz"))
 
 

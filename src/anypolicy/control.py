@@ -19,7 +19,7 @@ from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import EnvironmentFailed, Environments, Stepped
-from anypolicy.errors import InputError, check_names, check_numbers
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Text, write_report
@@ -132,6 +132,7 @@ class ControlPlan:
 
 def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
+    check_settings(settings)
     for path in settings.method_file:
         catalogue.load_file(path)
     given = dict(knobs or {})

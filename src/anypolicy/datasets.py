@@ -20,7 +20,7 @@ from anypolicy.data.demonstrations import Episode, episodes_of, save_episodes
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions, concatenate
 from anypolicy.engines.environments import Environments
-from anypolicy.errors import InputError, check_numbers
+from anypolicy.errors import InputError, check_numbers, check_settings
 from anypolicy.loops.control import OffPolicyLoop, OffPolicyRecipe, load_modules, transitions, warm_up, weights_of
 from anypolicy.progress import counting
 from anypolicy.runs.files import disk_errors
@@ -74,6 +74,7 @@ def make_datasets(
 ) -> Datasets:
     """Train the behaviour policy, make the five data sets and write them."""
     s = settings
+    check_settings(s)
     check_numbers(s, positive=("transitions", "evaluations", "eval_episodes"), natural=("seed",))
     for name in ("epsilon", "mix"):
         if not 0 <= getattr(s, name) <= 1:

@@ -25,7 +25,7 @@ def listing() -> list[dict[str, Any]]:
     """The catalogue as plain values: one object a method."""
     out = []
     for slug, m in catalogue.methods(None).items():
-        card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal")}
+        card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal", "unbounded")}
         conflicts = {f"{own} × {other}": why for (own, other), why in m.card.conflicts.items()}
         knobs = {k: p.default for k, p in m.knobs.items()}
         out.append({"slug": slug, "trains": m.trains, **card, "conflicts": conflicts, "settings": knobs})

@@ -20,7 +20,7 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.choose import engine_for
 from anypolicy.engines.denoising import schedule
-from anypolicy.errors import InputError, check_names, check_numbers
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings
 from anypolicy.loops.beside import beside_reference
 from anypolicy.loops.checks import check, stages
 from anypolicy.loops.evaluate import evaluate
@@ -147,6 +147,7 @@ class Plan:
 
 def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | None = None) -> Plan:
     """Resolve names, defaults and suggestions; every error that can be known now is raised now."""
+    check_settings(settings)
     for path in settings.method_file:
         catalogue.load_file(path)
     if settings.reward and settings.reward_model:

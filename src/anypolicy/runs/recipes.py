@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_settings, check_values
 from anypolicy.runs.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.strict_json import json_text, json_value
@@ -30,13 +30,16 @@ def settings_from(kind: type[S], written: dict[str, Any]) -> tuple[str, dict[str
     """The inverse of `recipe_of`."""
     values = dict(written)
     try:
-        method, knobs = values.pop("method"), values.pop("knobs")
-        values["trackers"] = tuple(values["trackers"])
-        if "method_file" in {f.name for f in fields(kind)}:  # type: ignore[arg-type]
-            values["method_file"] = tuple(Path(x) for x in values["method_file"])
-        return method, knobs, kind(**values)
+        method, knobs, settings = values.pop("method"), values.pop("knobs"), kind(**values)
     except (KeyError, TypeError) as error:
         raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
+    check_values({"method": str}, {"method": method}, "recipe.yaml: ")
+    if not isinstance(knobs, dict):
+        raise InputError("recipe.yaml: knobs", knobs, "use settings by name")
+    check_settings(settings, "recipe.yaml: ")
+    given = {k: tuple(v) for k, v in vars(settings).items() if isinstance(v, list)}
+    files = tuple(Path(x) for x in given.get("method_file", ()))
+    return method, knobs, replace(settings, **given | ({"method_file": files} if files else {}))  # type: ignore[type-var]
 
 
 def comparable(written: dict[str, Any]) -> dict[str, Any]:
