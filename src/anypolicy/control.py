@@ -38,13 +38,14 @@ from anypolicy.loops.control import (
     weights_of,
 )
 from anypolicy.loops.seeds import SeedsLoop
-from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from anypolicy.runs.checkpoint import Position, latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import disk_errors
 from anypolicy.runs.processor import Products, choose_products, use_products
-from anypolicy.runs.recipes import checkpoint_of, comparable, recipe_of, rewind, settings_from
+from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.seeds import generator, number
+from anypolicy.runs.stop import Pause
 from anypolicy.runs.strict_json import json_text
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.chunks import in_chunks
@@ -78,6 +79,8 @@ class ControlSettings:
     """episodes in an evaluation"""
     checkpoint_every: int | None = None
     """environment steps between checkpoints; default a fifth of the run"""
+    checkpoint_minutes: float = 5.0
+    """minutes after which a checkpoint is written at the latest; 0 for none by time"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
@@ -137,7 +140,7 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
         catalogue.load_file(path)
     given = dict(knobs or {})
     check_numbers(settings, positive=("steps", "envs", "eval_episodes", "threads"),
-                  natural=("seed", "eval_every", "checkpoint_every"))  # fmt: skip
+                  natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes"))  # fmt: skip
     check_trackers(settings.trackers)
     recipe: Recipe = build(catalogue.get(method, "controller"), given)
     task = task_of(recipe, settings.task)
@@ -288,17 +291,17 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
     """The run itself; what was learnt, and the replay, are saved also when an environment fails in the middle."""
     s, began, loop = p.settings, time.monotonic(), world.loop
     first = restore(p, run, world)
-    world.begin(fresh=first == 0)
+    world.begin(fresh=first.step == 0)
 
-    def save(step: int, why: str | None = None) -> None:
-        state = {"loop": loop.state(), "recipe": comparable(p.written())}
-        save_checkpoint(run.path, step, loop.tensors(), state if why is None else state | {"failed": why})
+    def save(at: Position, **more: Any) -> None:
+        keep(run, at, loop.tensors(), loop.state(), p.written(), **more)
 
-    def keep(step: int, error: EnvironmentFailed) -> InputError:
+    def failed(step: int, error: EnvironmentFailed) -> InputError:
         last, replay = latest_checkpoint(run.path), not isinstance(loop, OnPolicyLoop)
         if replay and step > (0 if last is None else int(last.name)):
             run.sync()
-            save(step, str(error))
+            loop.logs.clear()
+            save(Position(step, step), failed=str(error))
             last = latest_checkpoint(run.path)
         where = f"the checkpoint of step {int(last.name)}" if last else "the beginning"
         told = f"{error} (near step {loop.steps}); `anypolicy resume` goes on from {where}"
@@ -308,36 +311,39 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
         try:
             log, returns = world.evaluate(step)
         except EnvironmentFailed as error:
-            raise keep(step, error) from error
+            raise failed(step, error) from error
         run.write_samples(f"step-{step:06d}", [{"return": r} for r in returns])
         return log
 
-    def learn(steps: int) -> dict[str, float]:
+    def learn(steps: int, pause: Pause) -> dict[str, float]:
         try:
-            return loop.run(steps)
+            return loop.run(steps, pause)
         except EnvironmentFailed as error:
-            raise keep(loop.steps, error) from error
+            raise failed(loop.steps, error) from error
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
-        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, STRIDE, p.unit), first, title=p.method,
-        trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=held_out, save=save,
+        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, STRIDE, p.unit, s.checkpoint_minutes), first,
+        title=p.method, trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=held_out,
+        save=save,
     )  # fmt: skip
     run.save_policy(lambda folder: save_controller(folder, p, world.learner))
     world.environments.close()
     return ControlRun(run.path, run.read(), world.learner, time.monotonic() - began)
 
 
-def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
-    """Load the newest checkpoint, if there is one, and cut the ledger to it; the step to begin with."""
-    saved = checkpoint_of(run, p.written())
-    exact = saved is None or world.loop.restore(saved.state["loop"], saved.tensors)
-    step = rewind(run, saved, p.written(), p.steps)
+def restore(p: ControlPlan, run: RunDirectory, world: World) -> Position:
+    """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
+    saved, exact = checkpoint_of(run, p.written()), True
+    if saved is not None:
+        with put_back(saved) as (state, tensors):
+            exact = world.loop.restore(state, tensors)
+    at = rewind(run, saved, p.written(), p.steps)
     if saved is not None and not exact:
         failed = saved.state.get("failed")
         why = f"{failed or 'the state of this environment cannot be saved'}: its episodes began anew"
-        run.append({"step": step, "event": "restarted", "why": why})
-    return step
+        run.append({"step": at.step, "event": "restarted", "why": why})
+    return at
 
 
 def evaluate_run(path: str | Path, *, episodes: int | None = None, video: Path | None = None) -> dict[str, float]:

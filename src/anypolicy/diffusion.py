@@ -21,10 +21,11 @@ from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
 from anypolicy.loops.judging import judged
 from anypolicy.policies.denoisers import DiffusionModel
 from anypolicy.policies.image_models import PipelineModel, load_model
-from anypolicy.runs.checkpoint import save_checkpoint
+from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
-from anypolicy.runs.recipes import checkpoint_of, comparable, made_checkpoint, recipe_of, rewind, settings_from
+from anypolicy.runs.files import write_bytes
+from anypolicy.runs.recipes import checkpoint_of, keep, made_checkpoint, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.load_pictures import load_pictures
 from anypolicy.tasks.pictures import PictureTask
@@ -60,6 +61,8 @@ class DiffusionSettings:
     """samples made in an evaluation"""
     checkpoint_every: int | None = None
     """updates between checkpoints; default a fifth of the run"""
+    checkpoint_minutes: float = 5.0
+    """minutes after which a checkpoint is written at the latest; 0 for none by time"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
@@ -104,7 +107,7 @@ def plan(method: str, settings: DiffusionSettings, knobs: dict[str, Any] | None 
     for path in settings.method_file:
         catalogue.load_file(path)
     check_numbers(settings, positive=("steps", "eval_samples", "threads", "micro", "sampler_steps"),
-                  natural=("seed", "eval_every", "checkpoint_every", "guidance"))  # fmt: skip
+                  natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes", "guidance"))  # fmt: skip
     if settings.eval_samples < 2:
         raise InputError("eval_samples", settings.eval_samples, "use at least 2")
     check_trackers(settings.trackers)
@@ -216,8 +219,8 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
     loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, s.seed)
     first = restore(p, run, loop)
 
-    def save(step: int) -> None:
-        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": comparable(p.written())})
+    def save(at: Position) -> None:
+        keep(run, at, loop.tensors(), loop.state(), p.written())
 
     def evaluate(step: int) -> dict[str, Any]:
         log, samples, _ = judged(p.task, model, s.eval_samples, s.seed)
@@ -226,17 +229,19 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
-        run, Schedule(s.steps, s.eval_every, s.checkpoint_every, STRIDE), first, title=p.method, trackers=s.trackers,
-        written=p.written(), quiet=quiet, learn=loop.run, evaluate=evaluate, save=save,
+        run, Schedule(s.steps, s.eval_every, s.checkpoint_every, STRIDE, minutes=s.checkpoint_minutes), first,
+        title=p.method, trackers=s.trackers, written=p.written(), quiet=quiet, learn=loop.run, evaluate=evaluate,
+        save=save,
     )  # fmt: skip
     run.save_policy(model.save)
     return DiffusionRun(run.path, run.read(), model, p.task, time.monotonic() - began)
 
 
-def restore(p: DiffusionPlan, run: RunDirectory, loop: DiffusionLoop) -> int:
-    """Load the newest checkpoint, if there is one, and cut the ledger to it; the step to begin with."""
+def restore(p: DiffusionPlan, run: RunDirectory, loop: DiffusionLoop) -> Position:
+    """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
     if saved := checkpoint_of(run, p.written()):
-        loop.restore(saved.state["loop"], saved.tensors)
+        with put_back(saved) as (state, tensors):
+            loop.restore(state, tensors)
     return rewind(run, saved, p.written(), p.settings.steps)
 
 
@@ -265,7 +270,7 @@ def picture(task: PictureTask, samples: Tensor) -> bytes:
 def write_png(run: Path, name: str, png: bytes) -> None:
     """samples/NAME.png"""
     (run / "samples").mkdir(exist_ok=True)
-    (run / "samples" / f"{name}.png").write_bytes(png)
+    write_bytes(run / "samples" / f"{name}.png", png)
 
 
 def explain(p: DiffusionPlan) -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from anypolicy.errors import InputError, check_settings, check_values
-from anypolicy.runs.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.strict_json import json_text, json_value
 
-MAY_CHANGE = ("steps", "trackers", "eval_every", "eval_episodes", "eval_samples", "checkpoint_every")
+MAY_CHANGE = ("steps", "trackers", "eval_every", "eval_episodes", "eval_samples", "checkpoint_every",
+              "checkpoint_minutes")  # fmt: skip
 """Settings that may be others when a run goes on."""
 S = TypeVar("S")
 
@@ -59,11 +65,23 @@ def checkpoint_of(run: RunDirectory, written: dict[str, Any]) -> Checkpoint | No
     if folder is None:
         return None
     saved = load_checkpoint(folder)
+    if not sound(saved):
+        raise InputError("checkpoint", str(folder), "its state.json holds no run: delete this folder, or put it back")
     if changed := differences(saved.state["recipe"], comparable(written)):
         raise InputError(
             "recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back"
         )
     return saved
+
+
+def sound(saved: Checkpoint) -> bool:
+    """Whether a checkpoint holds what `keep` writes; what the loop remembers is for the loop to see."""
+    state = saved.state
+    if not all(isinstance(state.get(name, {}), dict) for name in ("recipe", "loop", "ledger")):
+        return False
+    known, began = state.get("ledger", {}).values(), state.get("began", saved.step)
+    prints = all(isinstance(x, dict) and type(x.get("rows")) is int and "sha256" in x for x in known)  # type: ignore
+    return {"recipe", "loop"} <= state.keys() and prints and type(began) is int and 0 <= began <= saved.step
 
 
 def made_checkpoint(run: RunDirectory, written: dict[str, Any]) -> Checkpoint:
@@ -74,13 +92,37 @@ def made_checkpoint(run: RunDirectory, written: dict[str, Any]) -> Checkpoint:
     return saved
 
 
-def rewind(run: RunDirectory, saved: Checkpoint | None, written: dict[str, Any], steps: int) -> int:
-    """Cut the ledger to a checkpoint (or to nothing), for a run of `steps` steps by this recipe; the step to begin
-    with."""
-    step = 0 if saved is None else saved.step
-    if steps < step:
-        raise InputError("steps", steps, f"the run has {step} steps already: use at least as many")
-    run.truncate_to(step)
+def keep(
+    run: RunDirectory, at: Position, tensors: dict[str, dict[str, Tensor]], loop: dict[str, Any],
+    written: dict[str, Any], **more: Any,
+) -> None:  # fmt: skip
+    """Write a checkpoint of a run: tensors and state of its loop, its recipe, and what the ledger holds."""
+    state = {"loop": loop, "recipe": comparable(written), "began": at.began, "ledger": run.fingerprints(at.step)}
+    save_checkpoint(run.path, at.step, tensors, state | more)
+
+
+@contextmanager
+def put_back(saved: Checkpoint) -> Generator[tuple[dict[str, Any], dict[str, dict[str, Tensor]]]]:
+    """State and tensors of the loop in a checkpoint. Raises InputError where the block finds that they do not fit."""
+    try:
+        yield saved.state["loop"], saved.tensors
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        told = f"it does not hold the state of this run ({type(error).__name__}: {error}): delete it, or put it back"
+        raise InputError("checkpoint", f"step {saved.step}", told) from error
+
+
+def rewind(run: RunDirectory, saved: Checkpoint | None, written: dict[str, Any], steps: int) -> Position:
+    """Cut the ledger to a checkpoint (or to nothing), for a run of `steps` steps by this recipe; where to begin. Rows
+    that were lost or changed since are reported, and entered as an event."""
+    at = Position(0, 0) if saved is None else Position(saved.step, saved.state.get("began", saved.step))
+    if steps < at.step:
+        raise InputError("steps", steps, f"the run has {at.step} steps already: use at least as many")
+    lost = run.truncate_to(at, None if saved is None else saved.state.get("ledger"))
+    for why in lost:
+        print(f"warning: {why}: the run goes on without them", file=sys.stderr)
+        run.append({"step": at.step, "event": "lost", "why": why})
     if run.recipe() != written:
         run.rewrite_recipe(written)
-    return step
+    return at
