@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Te
 from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import comparable, differences, made_checkpoint
+from anypolicy.runs.workers import in_workers
 
 
 def listing() -> list[dict[str, Any]]:
@@ -262,21 +260,10 @@ def compare(
     ]
     ledgers: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in methods}
     with counting(len(jobs), "compare", quiet=quiet) as tick:
-        for arm, seed, rows in run_jobs(jobs, workers):
+        for arm, seed, rows in in_workers(one_run, jobs, workers):
             ledgers[arm][seed] = rows
             tick(f"{arm} seed {seed}")
     return summarise(ledgers, metric, folder, task, equal_kl=equal_kl)
-
-
-def run_jobs(jobs: list[Any], workers: int) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
-    """Results as they finish: here, or in `workers` processes."""
-    if workers <= 1:
-        for job in jobs:
-            yield one_run(*job)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(one_run, *job) for job in jobs]):
-            yield done.result()
 
 
 def summarise(
