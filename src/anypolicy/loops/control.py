@@ -217,7 +217,7 @@ class OffPolicyLoop:
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps, "updates": self.updates, "beyond": self.beyond, "waiting": self.windows.state(),
-                "logs": self.logs, "environments": self.environments.state()}  # fmt: skip
+                "logs": dict(self.logs), "environments": self.environments.state()}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
         """Go on from a checkpoint; False if the environments could not be put back and their episodes begin anew."""
@@ -301,8 +301,8 @@ class OnPolicyLoop:
         return {"learner": tensors_of(self.learner)}
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "asked": min(self.asked, self.steps), "updates": self.updates, "logs": self.logs,
-                "environments": self.environments.state()}  # fmt: skip
+        return {"steps": self.steps, "asked": min(self.asked, self.steps), "updates": self.updates,
+                "logs": dict(self.logs), "environments": self.environments.state()}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
         load_tensors(self.learner, tensors["learner"])
@@ -358,7 +358,7 @@ class OfflineLoop:
         return {"learner": tensors_of(self.learner)}
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "logs": self.logs}
+        return {"steps": self.steps, "logs": dict(self.logs)}
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
         load_tensors(self.learner, tensors["learner"])

@@ -129,7 +129,7 @@ class DiffusionLoop:
         return {"learner": tensors_of(self.learner), **pools}
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "logs": self.logs}
+        return {"steps": self.steps, "logs": dict(self.logs)}
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
         load_tensors(self.learner, tensors["learner"])

@@ -161,7 +161,7 @@ class ResetFreeLoop:
         return {"learner": tensors_of(self.learner), **{f"replay-{t}": r.tensors() for t, r in enumerate(self.replays)}}
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "updates": self.updates, "own": self.own, "logs": self.logs,
+        return {"steps": self.steps, "updates": self.updates, "own": self.own, "logs": dict(self.logs),
                 "environments": self.environments.state()}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
