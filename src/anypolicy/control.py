@@ -42,6 +42,7 @@ from anypolicy.runs.checkpoint import Position, latest_checkpoint, load_checkpoi
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import disk_errors
+from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.seeds import generator, number
@@ -430,7 +431,7 @@ def explain(p: ControlPlan) -> str:
 def summary(run: ControlRun, where: Path) -> str:
     """Before → after, and what to try next."""
     first, last = run.evaluations()[0], run.evaluations()[-1]
-    lines = ["", f"mean return  {told(first)}  →  {told(last)}   ({last['eval/n']:.0f} episodes)"]
+    lines = ["", *notes(run.rows), f"mean return  {told(first)}  →  {told(last)}   ({last['eval/n']:.0f} episodes)"]
     if "eval/success" in last and "eval/success" in first:
         lines.append(f"success      {first['eval/success']:.2f}  →  {last['eval/success']:.2f}")
     lines += [
@@ -452,7 +453,7 @@ def page(run: ControlRun) -> Path:
     rows, evaluations = [r for r in run.rows if "event" not in r], run.evaluations()
     where = run.path / "report.html"
     steps = [r["step"] for r in evaluations]
-    blocks: list[Block] = [Text(summary(run, where).strip().splitlines()[:2])]
+    blocks: list[Block] = [Text(summary(run, where).strip().splitlines()[: 2 + len(notes(run.rows))])]
     names = [n for n in ("eval/return", "eval/success") if n in evaluations[-1]]
     for name in names:
         blocks.append(Figure(name, learning_curves([Curve("run", steps, [over(evaluations, name)])], y=name)))

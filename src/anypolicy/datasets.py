@@ -23,7 +23,7 @@ from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError, check_numbers, check_settings
 from anypolicy.loops.control import OffPolicyLoop, OffPolicyRecipe, load_modules, transitions, warm_up, weights_of
 from anypolicy.progress import counting
-from anypolicy.runs.files import disk_errors
+from anypolicy.runs.files import new_folder
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.environments import EnvironmentTask
@@ -85,13 +85,12 @@ def make_datasets(
                             method_file=s.method_file)  # fmt: skip
     p = plan(method, given, knobs)
     made = five(p, s, quiet=quiet)
-    with disk_errors(s.out):
-        s.out.mkdir(parents=True, exist_ok=True)
+    with new_folder(s.out, fresh=True) as work:
         for name, episodes in made.kinds.items():
-            save_episodes(s.out / f"{name}.safetensors", episodes)
+            save_episodes(work / f"{name}.safetensors", episodes)
         facts = {"method": method, "knobs": p.knobs, **asdict(replace(s, method_file=())), "out": None,
                  "g_min": made.g_min, "g_max": made.g_max, "online": made.evaluations}  # fmt: skip
-        (s.out / "datasets.json").write_text(json_text({k: v for k, v in facts.items() if v is not None}, indent=1))
+        (work / "datasets.json").write_text(json_text({k: v for k, v in facts.items() if v is not None}, indent=1))
     return made
 
 

@@ -25,6 +25,8 @@ from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import write_bytes
+from anypolicy.runs.notes import notes
+from anypolicy.runs.processor import choose_threads
 from anypolicy.runs.recipes import checkpoint_of, keep, made_checkpoint, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.load_pictures import load_pictures
@@ -66,7 +68,7 @@ class DiffusionSettings:
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
-    """processor threads of torch; default all cores"""
+    """processor threads of torch; default all cores that the process is granted"""
     method_file: tuple[Path, ...] = ()
     """.py files with methods of your own"""
 
@@ -128,7 +130,7 @@ def plan(method: str, settings: DiffusionSettings, knobs: dict[str, Any] | None 
         raise InputError("policy", "fresh", "this task has no model of its own: name a pipeline")
     every = {"eval_every": max(settings.steps // 5, 1), "checkpoint_every": max(settings.steps // 5, 1)}
     taken = {k: v for k, v in every.items() if getattr(settings, k) is None}
-    s = replace(settings, **taken, threads=settings.threads or torch.get_num_threads())
+    s = replace(settings, **taken, threads=settings.threads or choose_threads())
     return DiffusionPlan(method, given, s, recipe, task)
 
 
@@ -293,7 +295,8 @@ def summary(run: DiffusionRun, where: Path) -> str:
     first, last = run.evaluations()[0], run.evaluations()[-1]
     names = [k for k in last if k.startswith("eval/") and k != "eval/n"]
     return "\n".join([
-        "", *(f"{k.removeprefix('eval/'):<12} {first[k]:.4f}  →  {last[k]:.4f}" for k in names if k in first),
+        "", *notes(run.rows),
+        *(f"{k.removeprefix('eval/'):<12} {first[k]:.4f}  →  {last[k]:.4f}" for k in names if k in first),
         f"report {where}   ({run.seconds:.0f} s)",
         f"next: anypolicy resume {run.path} --steps {2 * last['step']}   # or: anypolicy eval {run.path} --samples "
         "2000",

@@ -22,6 +22,7 @@ from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder
+from anypolicy.runs.processor import choose_threads
 from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.preferences import load_pairs
@@ -61,7 +62,7 @@ class RewardSettings:
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
-    """processor threads of torch; default all cores"""
+    """processor threads of torch; default all cores that the process is granted"""
 
 
 @dataclass
@@ -113,7 +114,7 @@ def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = N
     policy = settings.policy or "smollm2-135m"
     taken = {k: v for k, v in suggestions(policy).items() if getattr(settings, k, v) is None}
     s = replace(settings, policy=policy, **taken)
-    s = replace(s, dtype=s.dtype or "float32", threads=s.threads or torch.get_num_threads())
+    s = replace(s, dtype=s.dtype or "float32", threads=s.threads or choose_threads())
     recipe: PreferenceRecipe = build(m, given)
     if recipe.pairs < 1:
         raise InputError(f"{method}.pairs", recipe.pairs, "use at least 1")

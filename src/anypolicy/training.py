@@ -33,7 +33,7 @@ from anypolicy.policies.reward_model import RewardModel, Scale
 from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
-from anypolicy.runs.processor import Products, choose_products, use_products
+from anypolicy.runs.processor import Products, choose_products, choose_threads, use_products
 from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.stop import Pause
 from anypolicy.runs.trackers import check_trackers
@@ -102,7 +102,7 @@ class Settings:
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
-    """processor threads of torch; default all cores"""
+    """processor threads of torch; default all cores that the process is granted"""
     products: Products | None = None
     """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
     reward: str | None = None
@@ -173,7 +173,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
         dtype=s.dtype or "float32",
         eval_every=max(s.steps // 5, 1) if s.eval_every is None else s.eval_every,
         checkpoint_every=max(s.steps // 10, 1) if s.checkpoint_every is None else s.checkpoint_every,
-        threads=s.threads or torch.get_num_threads(),
+        threads=s.threads or choose_threads(),
         products=s.products or choose_products(),
     )
     positive(s)
