@@ -20,14 +20,15 @@ PLACES = {
     "rename": (anypolicy.runs.checkpoint, "digest"),
 }
 
-def killed_at(place, count):
+def killed_at(place, count, number=signal.SIGKILL, times=1):
     owner, name = PLACES[place]
     original, calls = getattr(owner, name), 0
     def counted(*args, **kwargs):
         nonlocal calls
         calls += 1
         if calls == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+            for _ in range(times):
+                os.kill(os.getpid(), number)
         return original(*args, **kwargs)
     setattr(owner, name, counted)
 
@@ -59,8 +60,8 @@ class Ended:
 
 
 class CommandLine:
-    """`run(*arguments)`; `kill` is (place, count): the process is killed at that call. `largest_file` in bytes stands in
-    for a full disk."""
+    """`run(*arguments)`; `kill` is (place, count) and perhaps a signal and how often: the process gets it at that call,
+    by default one that kills. `largest_file` in bytes stands in for a full disk."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -69,7 +70,7 @@ class CommandLine:
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
 
-    def run(self, *args: str, kill: tuple[str, int] | None = None, largest_file: int = 0) -> Ended:
+    def run(self, *args: str, kill: tuple | None = None, largest_file: int = 0) -> Ended:
         out, err = self.folder / "stdout", self.folder / "stderr"
         job = {"args": args, "kill": kill, "largest_file": largest_file, "out": str(out), "err": str(err)}
         self.process.stdin.write(json.dumps(job) + "\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import signal
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -98,3 +100,19 @@ def lock_loop(recipe: GroupRecipe, *, seed: int = 0, prompts: int = 8, micro_tok
     return GroupLoop(
         recipe, world, prompts=prompts, micro_tokens=micro_tokens, reference=copy.deepcopy(policy), total_steps=40
     )  # fmt: skip
+
+
+class StopAt:
+    """In place of `drive.first_signal`: what asks a run to stop when it has looked for the `count`-th time."""
+
+    def __init__(self, count: int):
+        self.left = count
+
+    @contextmanager
+    def __call__(self):
+        yield self
+
+    @property
+    def number(self) -> int:
+        self.left -= 1
+        return signal.SIGINT if self.left < 0 else 0

@@ -180,3 +180,32 @@ def test_import_is_light():
     code = "import sys, anypolicy; print('torch' in sys.modules, anypolicy.__version__)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["False", "0.1.0"]
+
+
+@pytest.mark.parametrize("command", [["methods"], ["methods", "--json"], ["show", "grpo"]])
+def test_a_reader_that_has_seen_enough_is_no_traceback(command):
+    with subprocess.Popen(
+        [sys.executable, "-m", "anypolicy", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as p:
+        p.stdout.close()
+        assert p.stderr.read() == b""
+
+
+def test_a_damaged_file_of_finished_runs_is_named(here, capsys):
+    folder = here / "claims"
+    folder.mkdir()
+    (folder / "mine.py").write_text(
+        "from anypolicy.evidence.claims import Check\nCLAIM, SEEDS, ARMS = 'c', 2, ('a',)\n"
+        "def run(arm, seed):\n    return {'x': float(seed)}\nCHECKS = [Check('n', '> -9', lambda r: r['a']['x'], above=-9.0)]\n"
+    )
+    assert main(["reproduce", "mine", "--claims", str(folder)]) == 0
+    kept = here / "docs" / "evidence" / ".mine.runs.json"
+    good = json.loads(kept.read_text())
+    for broken in ("", "{", "[]", "\udcff", json.dumps(good | {"runs": 3}), json.dumps(good | {"runs": {"a/0": 1}}),
+                   json.dumps({"runs": {}})):  # fmt: skip
+        kept.write_bytes(broken.encode(errors="surrogateescape"))
+        assert main(["reproduce", "mine", "--claims", str(folder)]) == 2
+        said = capsys.readouterr().err
+        assert ".mine.runs.json" in said and "delete it" in said
+    kept.write_text(json.dumps(good))
+    assert main(["reproduce", "mine", "--claims", str(folder)]) == 0

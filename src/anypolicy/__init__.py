@@ -8,10 +8,16 @@ study = ap.compare(["grpo", "ngrpo"], task="tiny-add", seeds=5)
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from anypolicy.errors import InputError
 from anypolicy.version import __version__
+
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+    # torch's threads wait for one another by turning round and round, unless they are told before it is loaded: on a
+    # busy machine that multiplies every interruption (docs/first-run.md)
+    os.environ |= {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 
 if TYPE_CHECKING:
     from anypolicy.catalogue import Card as Card

@@ -6,6 +6,7 @@ one seed are not the same bits: `anypolicy.control` is the exact way, this one i
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 from anypolicy.control import ControlPlan, ControlSettings, World, plan, plan_from, save_controller
 from anypolicy.data.replay import NStep, mixed
 from anypolicy.engines.link import ActorEnd, LearnerEnd
-from anypolicy.errors import InputError, check_numbers
+from anypolicy.errors import InputError, check_numbers, check_settings
 from anypolicy.loops.control import (
     Learner,
     OffPolicyLoop,
@@ -30,7 +31,9 @@ from anypolicy.loops.control import (
 from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.seeds import generator
+from anypolicy.runs.stop import Stopped
 from anypolicy.runs.strict_json import json_text, json_value
+from anypolicy.runs.workers import deaf_to_the_keyboard, die_with_parent
 
 PARTS = 10
 """Evaluations in a run."""
@@ -46,6 +49,7 @@ class Pace:
     hertz: float | None = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         check_numbers(self, positive=("send_every", "publish_every", "hertz"))
 
 
@@ -65,6 +69,7 @@ class ApartRun:
 def act(written: str, address: tuple[str, int], secret: str, pace: Pace) -> None:
     """The actor's process, until it is ended, its environment fails or the learner refuses it. `secret` is the
     learner's file."""
+    die_with_parent()
     try:
         act_on(written, address, secret, pace)
     except InputError as error:
@@ -114,7 +119,12 @@ def train_apart(
     if p.settings.out is None:
         return run_apart(p, iterations, pace, patience, None, quiet)
     with RunDirectory.create(p.settings.out, p.written() | {"apart": asdict(pace)}) as kept:
-        return run_apart(p, iterations, pace, patience, kept, quiet)
+        try:
+            return run_apart(p, iterations, pace, patience, kept, quiet)
+        except KeyboardInterrupt as stop:
+            looked = f"the policy as last evaluated is in {kept.path}/policy" if kept.read() else "nothing was kept yet"
+            told = f"stopped; a run of two processes cannot be resumed, {looked}"
+            raise Stopped(getattr(stop, "number", signal.SIGINT), told) from stop
 
 
 def run_apart(
@@ -128,7 +138,8 @@ def run_apart(
     process = get_context("spawn").Process(
         target=act, args=(json_text(p.written(), exact=True), end.address, str(end.secret), pace), daemon=True
     )  # the arguments are text and numbers
-    process.start()
+    with deaf_to_the_keyboard():
+        process.start()
     try:
         with counting(min(iterations, PARTS), p.method, quiet=quiet) as tick:
 

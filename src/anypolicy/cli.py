@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from anypolicy.ending import ended
 from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
 
@@ -638,22 +639,16 @@ def open_page(path: Positional[Path]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 if it worked, 2 for input that cannot be used."""
+    """Run one command; 0 if it worked, 2 for input that cannot be used, 128 + n where signal n stopped it."""
     if argv is None and "PYTHONHASHSEED" not in os.environ:
         # some generated data sets follow the order of Python's sets of text: the same in every process, then
         os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONHASHSEED": "0"})
     args = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def command() -> None:
         tyro.extras.subcommand_cli_from_dict(commands(args), prog="anypolicy", description=EXAMPLES, args=args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; `anypolicy resume DIR` goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 2
-    return 0
+
+    return ended(args[0] if args else "", command)
 
 
 def commands(args: list[str]) -> dict[str, Callable[..., Any]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from anypolicy.catalogue import Method, get
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_values
 from anypolicy.loops.recipe import GroupRecipe
 
 STAGES = tuple(f.name for f in fields(GroupRecipe))
@@ -49,6 +49,8 @@ def compose(spec: str, knobs: dict[str, dict[str, Any]] | None = None) -> Compos
     for slug in knobs:
         if slug not in names:
             raise InputError("settings", slug, f"{spec!r} has only the methods {', '.join(names)}", choices=names)
+        if not isinstance(knobs[slug], dict):  # type: ignore[reportUnnecessaryIsInstance]
+            raise InputError(slug, knobs[slug], "use settings by name")
     base, first = parts[0]
     if first is not None:
         raise InputError("method", spec, f"begin with a whole method, e.g. {base.slug} or grpo+{base.slug}.{first}")
@@ -88,6 +90,7 @@ def build(m: Method, given: dict[str, Any]) -> Any:
         if name not in m.knobs:
             allowed = ", ".join(m.knobs) or "nothing"
             raise InputError(f"{m.slug}.{name}", given[name], f"{m.slug} has the settings: {allowed}", choices=m.knobs)
+    check_values(get_type_hints(m.build), given, f"{m.slug}.", m.card.unbounded)
     return m.build(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 

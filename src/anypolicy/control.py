@@ -20,7 +20,7 @@ from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import EnvironmentFailed, Environments, Stepped
-from anypolicy.errors import InputError, check_names, check_numbers
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Text, write_report
@@ -39,13 +39,15 @@ from anypolicy.loops.control import (
     weights_of,
 )
 from anypolicy.loops.seeds import SeedsLoop
-from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from anypolicy.runs.checkpoint import Position, latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import disk_errors
+from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import Products, choose_products, use_products
-from anypolicy.runs.recipes import checkpoint_of, comparable, recipe_of, rewind, settings_from
+from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.seeds import generator, number
+from anypolicy.runs.stop import Pause
 from anypolicy.runs.strict_json import json_text
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.chunks import in_chunks
@@ -79,6 +81,8 @@ class ControlSettings:
     """episodes in an evaluation"""
     checkpoint_every: int | None = None
     """environment steps between checkpoints; default a fifth of the run"""
+    checkpoint_minutes: float = 5.0
+    """minutes after which a checkpoint is written at the latest; 0 for none by time"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
@@ -145,11 +149,12 @@ class ControlPlan:
 
 def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
+    check_settings(settings)
     for path in settings.method_file:
         catalogue.load_file(path)
     given = dict(knobs or {})
     check_numbers(settings, positive=("steps", "envs", "eval_episodes", "threads"),
-                  natural=("seed", "eval_every", "checkpoint_every"))  # fmt: skip
+                  natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes"))  # fmt: skip
     check_trackers(settings.trackers)
     recipe: Recipe = build(catalogue.get(method, "controller"), given)
     task = task_of(recipe, settings.task)
@@ -301,17 +306,17 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
     """The run itself; what was learnt, and the replay, are saved also when an environment fails in the middle."""
     s, began, loop = p.settings, time.monotonic(), world.loop
     first = restore(p, run, world)
-    world.begin(fresh=first == 0)
+    world.begin(fresh=first.step == 0)
 
-    def save(step: int, why: str | None = None) -> None:
-        state = {"loop": loop.state(), "recipe": comparable(p.written())}
-        save_checkpoint(run.path, step, loop.tensors(), state if why is None else state | {"failed": why})
+    def save(at: Position, **more: Any) -> None:
+        keep(run, at, loop.tensors(), loop.state(), p.written(), **more)
 
-    def keep(step: int, error: EnvironmentFailed) -> InputError:
+    def failed(step: int, error: EnvironmentFailed) -> InputError:
         last, replay = latest_checkpoint(run.path), not isinstance(loop, OnPolicyLoop)
         if replay and step > (0 if last is None else int(last.name)):
             run.sync()
-            save(step, str(error))
+            loop.logs.clear()
+            save(Position(step, step), failed=str(error))
             last = latest_checkpoint(run.path)
         where = f"the checkpoint of step {int(last.name)}" if last else "the beginning"
         told = f"{error} (near step {loop.steps}); `anypolicy resume` goes on from {where}"
@@ -321,36 +326,39 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
         try:
             log, returns = world.evaluate(step)
         except EnvironmentFailed as error:
-            raise keep(step, error) from error
+            raise failed(step, error) from error
         run.write_samples(f"step-{step:06d}", [{"return": r} for r in returns])
         return log
 
-    def learn(steps: int) -> dict[str, float]:
+    def learn(steps: int, pause: Pause) -> dict[str, float]:
         try:
-            return loop.run(steps)
+            return loop.run(steps, pause)
         except EnvironmentFailed as error:
-            raise keep(loop.steps, error) from error
+            raise failed(loop.steps, error) from error
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
-        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, STRIDE, p.unit), first, title=p.method,
-        trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=held_out, save=save,
+        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, STRIDE, p.unit, s.checkpoint_minutes), first,
+        title=p.method, trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=held_out,
+        save=save,
     )  # fmt: skip
     run.save_policy(lambda folder: save_controller(folder, p, world.learner))
     world.environments.close()
     return ControlRun(run.path, run.read(), world.learner, time.monotonic() - began)
 
 
-def restore(p: ControlPlan, run: RunDirectory, world: World) -> int:
-    """Load the newest checkpoint, if there is one, and cut the ledger to it; the step to begin with."""
-    saved = checkpoint_of(run, p.written())
-    exact = saved is None or world.loop.restore(saved.state["loop"], saved.tensors)
-    step = rewind(run, saved, p.written(), p.steps)
+def restore(p: ControlPlan, run: RunDirectory, world: World) -> Position:
+    """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
+    saved, exact = checkpoint_of(run, p.written()), True
+    if saved is not None:
+        with put_back(saved) as (state, tensors):
+            exact = world.loop.restore(state, tensors)
+    at = rewind(run, saved, p.written(), p.steps)
     if saved is not None and not exact:
         failed = saved.state.get("failed")
         why = f"{failed or 'the state of this environment cannot be saved or put back'}: its episodes began anew"
-        run.append({"step": step, "event": "restarted", "why": why})
-    return step
+        run.append({"step": at.step, "event": "restarted", "why": why})
+    return at
 
 
 def evaluate_run(path: str | Path, *, episodes: int | None = None, video: Path | None = None) -> dict[str, float]:
@@ -437,7 +445,7 @@ def explain(p: ControlPlan) -> str:
 def summary(run: ControlRun, where: Path) -> str:
     """Before → after, and what to try next."""
     first, last = run.evaluations()[0], run.evaluations()[-1]
-    lines = ["", f"mean return  {told(first)}  →  {told(last)}   ({last['eval/n']:.0f} episodes)"]
+    lines = ["", *notes(run.rows), f"mean return  {told(first)}  →  {told(last)}   ({last['eval/n']:.0f} episodes)"]
     if "eval/success" in last and "eval/success" in first:
         lines.append(f"success      {first['eval/success']:.2f}  →  {last['eval/success']:.2f}")
     lines += [
@@ -459,7 +467,7 @@ def page(run: ControlRun) -> Path:
     rows, evaluations = [r for r in run.rows if "event" not in r], run.evaluations()
     where = run.path / "report.html"
     steps = [r["step"] for r in evaluations]
-    blocks: list[Block] = [Text(summary(run, where).strip().splitlines()[:2])]
+    blocks: list[Block] = [Text(summary(run, where).strip().splitlines()[: 2 + len(notes(run.rows))])]
     names = [n for n in ("eval/return", "eval/success") if n in evaluations[-1]]
     for name in names:
         blocks.append(Figure(name, learning_curves([Curve("run", steps, [over(evaluations, name)])], y=name)))

@@ -20,10 +20,10 @@ from anypolicy.data.demonstrations import Episode, episodes_of, save_episodes
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions, concatenate
 from anypolicy.engines.environments import Environments
-from anypolicy.errors import InputError, check_numbers
+from anypolicy.errors import InputError, check_numbers, check_settings
 from anypolicy.loops.control import OffPolicyLoop, OffPolicyRecipe, load_modules, transitions, warm_up, weights_of
 from anypolicy.progress import counting
-from anypolicy.runs.files import disk_errors
+from anypolicy.runs.files import new_folder
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.environments import EnvironmentTask
@@ -74,6 +74,7 @@ def make_datasets(
 ) -> Datasets:
     """Train the behaviour policy, make the five data sets and write them."""
     s = settings
+    check_settings(s)
     check_numbers(s, positive=("transitions", "evaluations", "eval_episodes"), natural=("seed",))
     for name in ("epsilon", "mix"):
         if not 0 <= getattr(s, name) <= 1:
@@ -85,13 +86,12 @@ def make_datasets(
     p = plan(method, given, knobs)
     p.tell(quiet=quiet)
     made = five(p, s, quiet=quiet)
-    with disk_errors(s.out):
-        s.out.mkdir(parents=True, exist_ok=True)
+    with new_folder(s.out, fresh=True) as work:
         for name, episodes in made.kinds.items():
-            save_episodes(s.out / f"{name}.safetensors", episodes)
+            save_episodes(work / f"{name}.safetensors", episodes)
         facts = {"method": method, "knobs": p.knobs, **asdict(replace(s, method_file=())), "out": None,
                  "g_min": made.g_min, "g_max": made.g_max, "online": made.evaluations}  # fmt: skip
-        (s.out / "datasets.json").write_text(json_text({k: v for k, v in facts.items() if v is not None}, indent=1))
+        (work / "datasets.json").write_text(json_text({k: v for k, v in facts.items() if v is not None}, indent=1))
     return made
 
 

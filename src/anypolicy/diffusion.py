@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anypolicy import catalogue
 from anypolicy.compose import build
-from anypolicy.errors import InputError, check_names, check_numbers
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings
 from anypolicy.evidence.pictures import grid, scatter
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Picture, Table, Text, write_report
@@ -21,10 +21,13 @@ from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
 from anypolicy.loops.judging import judged
 from anypolicy.policies.denoisers import DiffusionModel
 from anypolicy.policies.image_models import PipelineModel, load_model
-from anypolicy.runs.checkpoint import save_checkpoint
+from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
-from anypolicy.runs.recipes import checkpoint_of, comparable, made_checkpoint, recipe_of, rewind, settings_from
+from anypolicy.runs.files import write_bytes
+from anypolicy.runs.notes import notes
+from anypolicy.runs.processor import choose_threads
+from anypolicy.runs.recipes import checkpoint_of, keep, made_checkpoint, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.load_pictures import load_pictures
 from anypolicy.tasks.pictures import PictureTask
@@ -60,10 +63,12 @@ class DiffusionSettings:
     """samples made in an evaluation"""
     checkpoint_every: int | None = None
     """updates between checkpoints; default a fifth of the run"""
+    checkpoint_minutes: float = 5.0
+    """minutes after which a checkpoint is written at the latest; 0 for none by time"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
-    """processor threads of torch; default all cores"""
+    """processor threads of torch; default all cores that the process is granted"""
     method_file: tuple[Path, ...] = ()
     """.py files with methods of your own"""
 
@@ -100,10 +105,11 @@ class DiffusionPlan:
 
 def plan(method: str, settings: DiffusionSettings, knobs: dict[str, Any] | None = None) -> DiffusionPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
+    check_settings(settings)
     for path in settings.method_file:
         catalogue.load_file(path)
     check_numbers(settings, positive=("steps", "eval_samples", "threads", "micro", "sampler_steps"),
-                  natural=("seed", "eval_every", "checkpoint_every", "guidance"))  # fmt: skip
+                  natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes", "guidance"))  # fmt: skip
     if settings.eval_samples < 2:
         raise InputError("eval_samples", settings.eval_samples, "use at least 2")
     check_trackers(settings.trackers)
@@ -124,7 +130,7 @@ def plan(method: str, settings: DiffusionSettings, knobs: dict[str, Any] | None 
         raise InputError("policy", "fresh", "this task has no model of its own: name a pipeline")
     every = {"eval_every": max(settings.steps // 5, 1), "checkpoint_every": max(settings.steps // 5, 1)}
     taken = {k: v for k, v in every.items() if getattr(settings, k) is None}
-    s = replace(settings, **taken, threads=settings.threads or torch.get_num_threads())
+    s = replace(settings, **taken, threads=settings.threads or choose_threads())
     return DiffusionPlan(method, given, s, recipe, task)
 
 
@@ -215,8 +221,8 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
     loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, s.seed)
     first = restore(p, run, loop)
 
-    def save(step: int) -> None:
-        save_checkpoint(run.path, step, loop.tensors(), {"loop": loop.state(), "recipe": comparable(p.written())})
+    def save(at: Position) -> None:
+        keep(run, at, loop.tensors(), loop.state(), p.written())
 
     def evaluate(step: int) -> dict[str, Any]:
         log, samples, _ = judged(p.task, model, s.eval_samples, s.seed)
@@ -225,17 +231,19 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
-        run, Schedule(s.steps, s.eval_every, s.checkpoint_every, STRIDE), first, title=p.method, trackers=s.trackers,
-        written=p.written(), quiet=quiet, learn=loop.run, evaluate=evaluate, save=save,
+        run, Schedule(s.steps, s.eval_every, s.checkpoint_every, STRIDE, minutes=s.checkpoint_minutes), first,
+        title=p.method, trackers=s.trackers, written=p.written(), quiet=quiet, learn=loop.run, evaluate=evaluate,
+        save=save,
     )  # fmt: skip
     run.save_policy(model.save)
     return DiffusionRun(run.path, run.read(), model, p.task, time.monotonic() - began)
 
 
-def restore(p: DiffusionPlan, run: RunDirectory, loop: DiffusionLoop) -> int:
-    """Load the newest checkpoint, if there is one, and cut the ledger to it; the step to begin with."""
+def restore(p: DiffusionPlan, run: RunDirectory, loop: DiffusionLoop) -> Position:
+    """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
     if saved := checkpoint_of(run, p.written()):
-        loop.restore(saved.state["loop"], saved.tensors)
+        with put_back(saved) as (state, tensors):
+            loop.restore(state, tensors)
     return rewind(run, saved, p.written(), p.settings.steps)
 
 
@@ -264,7 +272,7 @@ def picture(task: PictureTask, samples: Tensor) -> bytes:
 def write_png(run: Path, name: str, png: bytes) -> None:
     """samples/NAME.png"""
     (run / "samples").mkdir(exist_ok=True)
-    (run / "samples" / f"{name}.png").write_bytes(png)
+    write_bytes(run / "samples" / f"{name}.png", png)
 
 
 def explain(p: DiffusionPlan) -> str:
@@ -287,7 +295,8 @@ def summary(run: DiffusionRun, where: Path) -> str:
     first, last = run.evaluations()[0], run.evaluations()[-1]
     names = [k for k in last if k.startswith("eval/") and k != "eval/n"]
     return "\n".join([
-        "", *(f"{k.removeprefix('eval/'):<12} {first[k]:.4f}  →  {last[k]:.4f}" for k in names if k in first),
+        "", *notes(run.rows),
+        *(f"{k.removeprefix('eval/'):<12} {first[k]:.4f}  →  {last[k]:.4f}" for k in names if k in first),
         f"report {where}   ({run.seconds:.0f} s)",
         f"next: anypolicy resume {run.path} --steps {2 * last['step']}   # or: anypolicy eval {run.path} --samples "
         "2000",

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from functools import partial
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 
@@ -16,13 +22,17 @@ class InputError(ValueError):
 
     def __init__(self, field: str, value: object, allowed: str, *, choices: Iterable[str] = ()):
         self.field, self.value, self.allowed = field, value, allowed
-        names = [str(c) for c in choices]
+        self.choices = names = [str(c) for c in choices]
         words = (str(value), field.rpartition(".")[2])
         near = [m for word in words for m in difflib.get_close_matches(word, names, n=1, cutoff=0.5)]
         self.nearest = near[0] if near else None
         shown = repr(value) if len(repr(value)) <= 200 else repr(value)[:200] + "…"
         hint = f" (did you mean {self.nearest!r}?)" if self.nearest else ""
         super().__init__(f"{field}: got {shown}; {allowed}{hint}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How one goes from a worker to the process that waits for it."""
+        return partial(type(self), choices=self.choices), (self.field, self.value, self.allowed)
 
 
 def check_names(kind: type[Any], given: Mapping[str, object], who: str) -> None:
@@ -44,10 +54,75 @@ def settings_of(choice: str, given: Mapping[str, Any], defaults: Mapping[str, Ma
 
 
 def check_numbers(settings: object, *, positive: Iterable[str] = (), natural: Iterable[str] = ()) -> None:
-    """Refuse numbers that are given and not above 0 (`positive`) or below 0 (`natural`)."""
+    """Refuse numbers that are given and not above 0 (`positive`) or below 0 (`natural`), and those that are no finite
+    numbers."""
     for name in positive:
-        if (value := getattr(settings, name)) is not None and not value > 0:
+        if (value := getattr(settings, name)) is not None and not 0 < value < math.inf:
             raise InputError(name, value, "use a number above 0")
     for name in natural:
-        if (value := getattr(settings, name)) is not None and value < 0:
+        if (value := getattr(settings, name)) is not None and not 0 <= value < math.inf:
             raise InputError(name, value, "use 0 or more")
+
+
+def check_settings(settings: object, prefix: str = "") -> None:
+    """Refuse what a dataclass of settings holds in a field of another type, wherever it came from."""
+    check_values(typing.get_type_hints(type(settings)), vars(settings), prefix)
+
+
+def check_values(
+    kinds: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "", unbounded: Iterable[str] = ()
+) -> None:
+    """Refuse values that are not of the annotated kinds, and numbers that are not finite. What clips (its name ends
+    with "clip", "clip_low" or "clip_high") may be infinite, which is no clip; so may those named `unbounded`."""
+    for name, value in given.items():
+        kind = kinds.get(name, Any)
+        if not fits(kind, value):
+            raise InputError(f"{prefix}{name}", value, f"use {described(kind)}")
+        open_above = name in unbounded or name.endswith(("clip", "clip_low", "clip_high"))
+        if not finite(value) and not (open_above and value == math.inf):
+            raise InputError(f"{prefix}{name}", value, "use a finite number")
+
+
+def finite(value: object) -> bool:
+    """Whether no number in it is infinite or NaN."""
+    if isinstance(value, list | tuple):
+        return all(finite(x) for x in value)  # type: ignore[reportUnknownVariableType]
+    return not isinstance(value, Real) or math.isfinite(value)
+
+
+def fits(kind: Any, value: object) -> bool:
+    """Whether a value is of an annotated kind; a list, as files have it, is as good as a tuple, a text as a path."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(k, value) for k in inner)
+    if origin is typing.Literal:
+        return value in inner and not isinstance(value, bool)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        values: list[Any] = list(value)  # type: ignore[reportUnknownArgumentType]
+        expected = [inner[0]] * len(values) if inner[1:] == (...,) else list(inner)
+        return len(values) == len(expected) and all(fits(k, x) for k, x in zip(expected, values, strict=True))
+    if kind in ACCEPTED:
+        return isinstance(value, ACCEPTED[kind][0]) and (kind is bool or not isinstance(value, bool))
+    return value is None if kind is types.NoneType else True
+
+
+ACCEPTED: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "text"),
+    Path: ((str, Path), "a path"),
+}  # fmt: skip
+
+
+def described(kind: Any) -> str:
+    """An annotated kind in words."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(described(k) for k in inner)
+    if origin is typing.Literal:
+        return ", ".join(map(str, inner))
+    if origin is tuple and inner[1:] == (...,):
+        return f"a list, each of it {described(inner[0])}"
+    if origin is tuple:
+        return f"a list of {len(inner)}: {', '.join(described(k) for k in inner)}"
+    return "nothing" if kind is types.NoneType else ACCEPTED[kind][1] if kind in ACCEPTED else str(kind)

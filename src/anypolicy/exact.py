@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anypolicy import catalogue
+from anypolicy.compose import build
 from anypolicy.errors import InputError
 from anypolicy.evidence.plots import draw
 from anypolicy.evidence.report import Block, Figure, Table, Text, write_report
@@ -24,7 +25,7 @@ def solve(method: str, *, out: Path | None = None, **settings: Any) -> Solution:
     m = catalogue.get(method, "problem")
     if out is not None and out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise InputError("out", str(out), "choose a folder that does not exist or is empty")
-    found: Solution = m.build(**settings)
+    found: Solution = build(m, settings)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         given = {k: settings.get(k, p.default) for k, p in m.knobs.items()} | dict(found.settings)

@@ -22,7 +22,7 @@ from anypolicy.control import learner_for, plan_from
 from anypolicy.data.demonstrations import Episode, check_choices, episodes_of
 from anypolicy.data.replay import Replay
 from anypolicy.datasets import KINDS, random_return
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_values
 from anypolicy.evidence.plots import save_plane
 from anypolicy.loops.control import OffPolicyRecipe
 from anypolicy.loops.updates import adam, apply
@@ -77,6 +77,7 @@ def dataset_report(
 ) -> DatasetReport:  # fmt: skip
     """All measures. `choices` is how many discrete actions the task has (None: a box), `bins` the edges on every axis
     between the reference's limits (None: exact observations)."""
+    check_values(dict.fromkeys(("g_min", "g_max", "gamma"), float), {"g_min": g_min, "g_max": g_max, "gamma": gamma})
     if not 0 < gamma <= 1:
         raise InputError("gamma", gamma, "use a number above 0, at most 1")
     finished = [e for e in dataset if e.finished]

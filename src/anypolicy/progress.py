@@ -34,6 +34,10 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.bar.stop()
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(f"{self.title}  {text}", highlight=False)
+
     def note(self, text: str) -> None:
         """What is going on between steps."""
         self.bar.update(self.task, news=text)

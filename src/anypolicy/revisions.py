@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.choose import engine_for
-from anypolicy.errors import InputError, check_numbers
+from anypolicy.errors import InputError, check_numbers, check_settings
 from anypolicy.loops.recipe import World
 from anypolicy.loops.revised import generated_items
 from anypolicy.policies.load import load_policy
@@ -48,6 +48,7 @@ class Made(NamedTuple):
 
 def world_of(s: Settings) -> World:
     """Policy and task. Answers are sampled at temperature 1 from the whole vocabulary."""
+    check_settings(s)
     check_numbers(s, positive=("prompts", "max_tokens"), natural=("seed",))
     if s.out.suffix != ".jsonl":
         raise InputError("out", str(s.out), "name a .jsonl file")

@@ -13,16 +13,17 @@ import torch
 from anypolicy import catalogue
 from anypolicy.compose import build
 from anypolicy.data.preferences import Preference
-from anypolicy.errors import InputError, check_names, check_numbers
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings
 from anypolicy.loops.preference import PreferenceLoop, PreferenceRecipe, calibrate, evaluate_pairs
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel
-from anypolicy.runs.checkpoint import save_checkpoint
+from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder
-from anypolicy.runs.recipes import checkpoint_of, comparable, recipe_of, rewind, settings_from
+from anypolicy.runs.processor import choose_threads
+from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.preferences import load_pairs
 from anypolicy.training import suggestions
@@ -56,10 +57,12 @@ class RewardSettings:
     """steps between held-out evaluations; default a fifth of the run"""
     checkpoint_every: int | None = None
     """steps between checkpoints; default a tenth of the run"""
+    checkpoint_minutes: float = 5.0
+    """minutes after which a checkpoint is written at the latest; 0 for none by time"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
-    """processor threads of torch; default all cores"""
+    """processor threads of torch; default all cores that the process is granted"""
 
 
 @dataclass
@@ -103,14 +106,15 @@ class RewardPlan:
 
 def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = None) -> RewardPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
+    check_settings(settings)
     m, given = catalogue.get(method, "reward-model"), dict(knobs or {})
     check_numbers(settings, positive=("epochs", "lr", "micro_tokens", "threads"),
-                  natural=("seed", "eval_every", "checkpoint_every"))  # fmt: skip
+                  natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes"))  # fmt: skip
     check_trackers(settings.trackers)
     policy = settings.policy or "smollm2-135m"
     taken = {k: v for k, v in suggestions(policy).items() if getattr(settings, k, v) is None}
     s = replace(settings, policy=policy, **taken)
-    s = replace(s, dtype=s.dtype or "float32", threads=s.threads or torch.get_num_threads())
+    s = replace(s, dtype=s.dtype or "float32", threads=s.threads or choose_threads())
     recipe: PreferenceRecipe = build(m, given)
     if recipe.pairs < 1:
         raise InputError(f"{method}.pairs", recipe.pairs, "use at least 1")
@@ -190,14 +194,13 @@ def go(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop, *, quiet: bool) -
     """The run itself; then calibrate and save."""
     s, began, first = p.settings, time.monotonic(), restore(p, run, loop)
 
-    def save(step: int) -> None:
-        state = {"loop": loop.state(), "recipe": comparable(p.written())}
-        save_checkpoint(run.path, step, {"optimiser": loop.updater.tensors()}, state)
+    def save(at: Position) -> None:
+        keep(run, at, {"optimiser": loop.updater.tensors()}, loop.state(), p.written())
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
-        run, Schedule(p.steps, s.eval_every, s.checkpoint_every), first, title=p.method, trackers=s.trackers,
-        written=p.written(), quiet=quiet, learn=lambda _: loop.step(),
+        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, minutes=s.checkpoint_minutes), first,
+        title=p.method, trackers=s.trackers, written=p.written(), quiet=quiet, learn=lambda _n, _pause: loop.step(),
         evaluate=lambda step: evaluate_pairs(loop.model, p.heldout), save=save,
     )  # fmt: skip
     loop.model.calibration = calibrate(loop.model, p.train)
@@ -206,8 +209,9 @@ def go(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop, *, quiet: bool) -
     return RewardRun(run.path, run.read(), loop.model, time.monotonic() - began)
 
 
-def restore(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop) -> int:
-    """Load the newest checkpoint, if there is one, and cut the ledger to it; the step to begin with."""
+def restore(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop) -> Position:
+    """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
     if saved := checkpoint_of(run, p.written()):
-        loop.restore(saved.state["loop"], saved.tensors["optimiser"])
+        with put_back(saved) as (state, tensors):
+            loop.restore(state, tensors["optimiser"])
     return rewind(run, saved, p.written(), p.steps)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from anypolicy import catalogue, control, diffusion, training
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_values
 from anypolicy.evidence.claims import Verdict, run_claim
 from anypolicy.evidence.compare import Comparison, compare_runs
 from anypolicy.evidence.equal_kl import at_equal_divergence
@@ -18,14 +15,16 @@ from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Text, write_report
 from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.notes import notes
 from anypolicy.runs.recipes import comparable, differences, made_checkpoint
+from anypolicy.runs.workers import in_workers
 
 
 def listing() -> list[dict[str, Any]]:
     """The catalogue as plain values: one object a method."""
     out = []
     for slug, m in catalogue.methods(None).items():
-        card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal")}
+        card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal", "unbounded")}
         conflicts = {f"{own} × {other}": why for (own, other), why in m.card.conflicts.items()}
         knobs = {k: p.default for k, p in m.knobs.items()}
         out.append({"slug": slug, "trains": m.trains, **card, "conflicts": conflicts, "settings": knobs})
@@ -69,6 +68,7 @@ def explain(method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None =
 
 def evaluate(path: str | Path, *, prompts: int | None = None, temperature: float = 0.0) -> dict[str, float]:
     """Held-out accuracy of a run's newest checkpoint, with its interval. Writes samples/eval.jsonl."""
+    check_values({"temperature": float, "prompts": int | None}, {"temperature": temperature, "prompts": prompts})
     with RunDirectory.open(path, lock=False) as run:
         p = training.plan_from(run.recipe())
         world = training.world_of(p)
@@ -84,7 +84,7 @@ def evaluate(path: str | Path, *, prompts: int | None = None, temperature: float
 def run_summary(run: training.Run, page: Path) -> str:
     """Before → after, some answers of both, and what to try next."""
     first, last = run.evaluations()[0], run.evaluations()[-1]
-    lines = [""]
+    lines = ["", *notes(run.rows)]
     if "eval/accuracy" in last and "eval/accuracy" in first:
         lines.append(
             f"held-out accuracy  {held_out(first)}  →  {held_out(last)}   ({last['eval/n']:.0f} prompts, greedy)"
@@ -137,7 +137,8 @@ def pairs_of(run: training.Run) -> list[tuple[Any, dict[str, Any], dict[str, Any
 def run_page(run: training.Run) -> Path:
     """report.html of a finished run: accuracy before and after, curves, answers."""
     rows, evaluations = [r for r in run.rows if "event" not in r], run.evaluations()
-    blocks: list[Block] = [Text(run_summary(run, run.path / "report.html").strip().splitlines()[:1])]
+    told = run_summary(run, run.path / "report.html").strip().splitlines()
+    blocks: list[Block] = [Text(told[: len(notes(run.rows)) + 1])]
     steps = [r["step"] for r in evaluations]
     if "eval/accuracy" in evaluations[-1]:
         ends = ((f"step {r['step']}", r["eval/accuracy"], r["eval/low"], r["eval/high"]) for r in
@@ -262,21 +263,10 @@ def compare(
     ]
     ledgers: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in methods}
     with counting(len(jobs), "compare", quiet=quiet) as tick:
-        for arm, seed, rows in run_jobs(jobs, workers):
+        for arm, seed, rows in in_workers(one_run, jobs, workers):
             ledgers[arm][seed] = rows
             tick(f"{arm} seed {seed}")
     return summarise(ledgers, metric, folder, task, equal_kl=equal_kl)
-
-
-def run_jobs(jobs: list[Any], workers: int) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
-    """Results as they finish: here, or in `workers` processes."""
-    if workers <= 1:
-        for job in jobs:
-            yield one_run(*job)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(one_run, *job) for job in jobs]):
-            yield done.result()
 
 
 def summarise(

@@ -20,7 +20,7 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.choose import engine_for
 from anypolicy.engines.denoising import schedule
-from anypolicy.errors import InputError, check_names, check_numbers
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings
 from anypolicy.loops.beside import beside_reference
 from anypolicy.loops.checks import check, stages
 from anypolicy.loops.evaluate import evaluate
@@ -30,11 +30,12 @@ from anypolicy.loops.recorded import stream_rows
 from anypolicy.policies.base import Denoises, Policy
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel, Scale
-from anypolicy.runs.checkpoint import save_checkpoint
+from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
-from anypolicy.runs.processor import Products, choose_products, use_products
-from anypolicy.runs.recipes import checkpoint_of, comparable, recipe_of, rewind, settings_from
+from anypolicy.runs.processor import Products, choose_products, choose_threads, use_products
+from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
+from anypolicy.runs.stop import Pause
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.tasks.base import MakesPolicy, Task
 from anypolicy.tasks.load import load_task
@@ -96,10 +97,12 @@ class Settings:
     """held-out prompts in an evaluation"""
     checkpoint_every: int | None = None
     """steps between checkpoints; default a tenth of the run"""
+    checkpoint_minutes: float = 5.0
+    """minutes after which a checkpoint is written at the latest; 0 for none by time"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
-    """processor threads of torch; default all cores"""
+    """processor threads of torch; default all cores that the process is granted"""
     products: Products | None = None
     """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
     reward: str | None = None
@@ -147,6 +150,7 @@ class Plan:
 
 def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | None = None) -> Plan:
     """Resolve names, defaults and suggestions; every error that can be known now is raised now."""
+    check_settings(settings)
     for path in settings.method_file:
         catalogue.load_file(path)
     if settings.reward and settings.reward_model:
@@ -169,7 +173,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
         dtype=s.dtype or "float32",
         eval_every=max(s.steps // 5, 1) if s.eval_every is None else s.eval_every,
         checkpoint_every=max(s.steps // 10, 1) if s.checkpoint_every is None else s.checkpoint_every,
-        threads=s.threads or torch.get_num_threads(),
+        threads=s.threads or choose_threads(),
         products=s.products or choose_products(),
     )
     positive(s)
@@ -207,7 +211,7 @@ def positive(s: Settings) -> None:
         s,
         positive=("steps", "prompts", "group_size", "lr", "epochs", "minibatches", "max_tokens", "threads",
                   "block_length", "denoising_steps", "micro_tokens", "eval_prompts", "temperature", "top_p"),
-        natural=("eval_every", "checkpoint_every", "lora_rank", "top_k", "seed"),
+        natural=("eval_every", "checkpoint_every", "checkpoint_minutes", "lora_rank", "top_k", "seed"),
     )  # fmt: skip
     if s.top_p > 1:
         raise InputError("top_p", s.top_p, "use a number in (0, 1]")
@@ -326,11 +330,10 @@ def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
     s, began = p.settings, time.monotonic()
     first = restore(p, run, loop)
 
-    def save(step: int) -> None:
-        state = {"loop": loop.state(), "recipe": comparable(p.written())}
-        save_checkpoint(run.path, step, {"optimiser": loop.tensors()}, state)
+    def save(at: Position) -> None:
+        keep(run, at, {"optimiser": loop.tensors()}, loop.state(), p.written())
 
-    def learned(_: int) -> dict[str, Any]:
+    def learned(_: int, pause: Pause) -> dict[str, Any]:
         log, step = loop.step(), loop.steps - 1
         if s.record:
             run.append_groups(stream_rows(step, loop.seen))
@@ -345,8 +348,9 @@ def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
 
     assert s.eval_every is not None and s.checkpoint_every is not None
     drive(
-        run, Schedule(s.steps, s.eval_every, s.checkpoint_every), first, title=p.composition.spec, trackers=s.trackers,
-        written=p.written(), quiet=quiet, learn=learned, evaluate=evaluated, save=save,
+        run, Schedule(s.steps, s.eval_every, s.checkpoint_every, minutes=s.checkpoint_minutes), first,
+        title=p.composition.spec, trackers=s.trackers, written=p.written(), quiet=quiet, learn=learned,
+        evaluate=evaluated, save=save,
     )  # fmt: skip
     run.save_policy(loop.world.policy.save)
     return Run(run.path, run.read(), loop.world.policy, time.monotonic() - began)
@@ -369,10 +373,11 @@ def held_out(
     return log, samples
 
 
-def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> int:
-    """Load the newest checkpoint into the loop, if there is one, and cut the ledger to it; the step to begin with."""
+def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> Position:
+    """Load the newest checkpoint into the loop, if there is one, and cut the ledger to it; where to begin."""
     if saved := checkpoint_of(run, p.written()):
-        loop.restore(saved.state["loop"], saved.tensors["optimiser"])
+        with put_back(saved) as (state, tensors):
+            loop.restore(state, tensors["optimiser"])
     return rewind(run, saved, p.written(), p.settings.steps)
 
 

@@ -8,8 +8,11 @@ import torch
 
 from anypolicy import catalogue, diffusion
 from anypolicy.policies.denoisers import copied
+from anypolicy.runs import drive
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.metrics import documented
+from anypolicy.runs.stop import Stopped
+from tests.helpers import StopAt
 
 METHODS = sorted(slug for slug, m in catalogue.methods(None).items() if m.trains == "diffusion-model")
 SMALL = {"batch": 8, "stage": 2}
@@ -42,9 +45,14 @@ def test_card_and_header_are_complete(slug):
 
 
 @pytest.mark.parametrize("slug", METHODS)
-def test_a_run_in_two_parts_is_the_whole_run_and_its_numbers_are_documented(slug, tmp_path):
+def test_a_run_that_is_stopped_and_made_longer_is_the_whole_run(slug, tmp_path, monkeypatch):
+    """It is stopped in the middle of a row of the ledger."""
     whole = trained(slug, tmp_path / "whole", 6, eval_every=3, checkpoint_every=3)
-    trained(slug, tmp_path / "part", 3, eval_every=3, checkpoint_every=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(drive, "first_signal", StopAt(4))
+        with pytest.raises(Stopped):
+            trained(slug, tmp_path / "part", 3, eval_every=3, checkpoint_every=3)
+    diffusion.resume(tmp_path / "part", quiet=True)
     part = diffusion.resume(tmp_path / "part", steps=6, quiet=True)
     assert content(whole) == content(part)
     more = catalogue.get(slug, "diffusion-model").card.metrics

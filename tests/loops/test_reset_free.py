@@ -14,8 +14,11 @@ from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe, tensors_of
 from anypolicy.loops.reset_free import Agents, ResetFreeLoop
+from anypolicy.runs import drive
+from anypolicy.runs.stop import Stopped
 from anypolicy.tasks.back_and_forth import BackAndForth
 from anypolicy.tasks.environments import EnvironmentTask, load_environment, space_of
+from tests.helpers import StopAt
 
 
 class Line(gymnasium.Env):
@@ -135,13 +138,17 @@ def test_demonstrations_go_to_their_task():
         looped(5, n_step=3)
 
 
-def test_a_run_there_and_back_resumes_to_the_same_bits(tmp_path):
+def test_a_run_there_and_back_resumes_to_the_same_bits(tmp_path, monkeypatch):
     assert load_environment("back-and-forth").space.tasks == 2
     knobs = {"hidden": (16, 16), "ensemble": 2, "batch": 8, "warmup": 10, "critic_actor_ratio": 1}
     common = {"task": "back-and-forth:horizon=8", "knobs": knobs, "demos": "scripted:episodes=6,worlds=2", "quiet": True,
               "eval_every": 0, "eval_episodes": 1, "checkpoint_every": 20, "trackers": ()}  # fmt: skip
     whole = train_controller("serl", steps=40, out=tmp_path / "whole", **common)
-    train_controller("serl", steps=20, out=tmp_path / "part", **common)
+    with monkeypatch.context() as patch:
+        patch.setattr(drive, "first_signal", StopAt(2 * 15))  # in the middle of a row
+        with pytest.raises(Stopped):
+            train_controller("serl", steps=20, out=tmp_path / "part", **common)
+    resume(tmp_path / "part", quiet=True)
     part = resume(tmp_path / "part", steps=40, quiet=True)
     a, b = tensors_of(whole.learner), tensors_of(part.learner)
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anypolicy.errors import InputError
+from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory, append_line, read_lines
 
 
@@ -39,7 +40,7 @@ def test_cutting_the_ledger(tmp_path_factory, steps, at, rest):
             run.append({"step": s, "value": s / 3})
         with (path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 0, "half' + rest.replace("\n", "").replace("\r", ""))
-        run.truncate_to(at)
+        run.truncate_to(Position(at, at))
         assert run.read() == [{"step": s, "value": s / 3} for s in sorted(steps) if s < at]
         run.append({"step": at})
         assert run.read()[-1] == {"step": at}

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from anypolicy import control, diffusion, reward_models, training
 from anypolicy.errors import InputError
-from anypolicy.runs.checkpoint import save_checkpoint
+from anypolicy.runs.checkpoint import Position, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import (
     checkpoint_of,
-    comparable,
     differences,
+    keep,
     made_checkpoint,
     recipe_of,
     rewind,
@@ -34,7 +36,7 @@ GIVEN = Settings("lock", out=Path("here"), method_file=(Path("mine.py"),))
 
 
 def save(run: RunDirectory, step: int, written: dict) -> None:
-    save_checkpoint(run.path, step, {"x": {"a": torch.zeros(1)}}, {"recipe": comparable(written)})
+    keep(run, Position(step, step), {"x": {"a": torch.zeros(1)}}, {"steps": step}, written)
 
 
 def test_what_is_written_gives_the_settings_again():
@@ -84,7 +86,109 @@ def test_the_ledger_is_cut_and_the_recipe_renewed(tmp_path):
         with pytest.raises(InputError, match="4 steps already"):
             rewind(run, saved, written | {"steps": 3}, 3)
         assert len(run.read()) == 6 and run.recipe() == written
-        assert rewind(run, saved, written | {"steps": 20}, 20) == 4
+        assert rewind(run, saved, written | {"steps": 20}, 20) == Position(4, 4)
         assert [row["step"] for row in run.read()] == [0, 1, 2, 3] and run.recipe()["steps"] == 20
-        assert rewind(run, None, written, 10) == 0
+        assert rewind(run, None, written, 10) == Position(0, 0)
         assert run.read() == []
+
+
+def saved_run(folder: Path, rows: int = 6, at: int = 4) -> RunDirectory:
+    """A run with a ledger and a checkpoint."""
+    run = RunDirectory.create(folder, recipe_of("grpo", {}, GIVEN))
+    for step in range(at):
+        run.append({"step": step, "x": step / 3})
+    save(run, at, run.recipe())
+    for step in range(at, rows):
+        run.append({"step": step, "x": step / 3})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [(lambda rows: None, None), (lambda rows: rows[1:], [1, 2, 3]), (lambda rows: rows[:2], [0, 1]),
+     (lambda rows: [rows[0].replace("0.0", "9.0"), *rows[1:]], [0, 1, 2, 3])],
+    ids=["deleted", "its head lost", "its tail lost", "a number changed"],
+)  # fmt: skip
+def test_rows_lost_before_the_checkpoint_are_reported_and_entered(tmp_path, capsys, damage, left):
+    with saved_run(tmp_path / "run") as run:
+        ledger = run.path / "metrics.jsonl"
+        rows = damage(ledger.read_text().splitlines(keepends=True))
+        ledger.unlink() if rows is None else ledger.write_text("".join(rows))
+        rewind(run, made_checkpoint(run, run.recipe()), run.recipe(), 10)
+        assert "metrics.jsonl had 4 rows before step 4" in capsys.readouterr().err
+        *kept, event = run.read()
+        assert [row["step"] for row in kept] == (left or []) and event["event"] == "lost"
+
+
+def test_a_ledger_as_it_was_is_no_news(tmp_path, capsys):
+    with saved_run(tmp_path / "run") as run:
+        rewind(run, made_checkpoint(run, run.recipe()), run.recipe(), 10)
+        assert capsys.readouterr().err == "" and [row["step"] for row in run.read()] == [0, 1, 2, 3]
+
+
+def test_a_row_that_was_open_at_the_checkpoint_is_written_once(tmp_path):
+    """Its row and the evaluation before it have the same step: neither is lost or doubled, however often it resumes."""
+    written = recipe_of("grpo", {}, GIVEN)
+    with RunDirectory.create(tmp_path / "run", written) as run:
+        before = [{"step": 0}, {"step": 2, "event": "eval"}]
+        for row in before:
+            run.append(row)
+        keep(run, Position(3, 2), {}, {}, written)
+        for _ in range(2):
+            run.append({"step": 2, "x": 1.0})
+            assert rewind(run, made_checkpoint(run, written), written, 10) == Position(3, 2)
+            assert run.read() == before
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"recipe": {}}, {"loop": {}}, {"recipe": {}, "loop": []}, {"recipe": 1, "loop": {}},
+     {"recipe": {}, "loop": {}, "ledger": {"metrics.jsonl": 3}}, {"recipe": {}, "loop": {}, "began": "x"}],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_that_holds_no_run_is_refused(tmp_path, state):
+    written = recipe_of("grpo", {}, GIVEN)
+    with RunDirectory.create(tmp_path / "run", written) as run:
+        save_checkpoint(run.path, 4, {}, state)
+        with pytest.raises(InputError, match="holds no run"):
+            checkpoint_of(run, written)
+
+
+def test_a_checkpoint_without_the_state_of_its_method_is_refused(tmp_path):
+    run = training.train("grpo", task="tabular-lock", steps=2, out=tmp_path / "run", trackers=(), quiet=True).path
+    saved = load_checkpoint(run / "checkpoints" / "000002")
+    for broken in ({}, {"steps": 2}, {**saved.state["loop"], "order": 3}):
+        save_checkpoint(run, 2, saved.tensors, saved.state | {"loop": broken})
+        with pytest.raises(InputError, match=r"checkpoint: .*the state of this run"):
+            training.resume(run, quiet=True)
+
+
+FAMILIES = {
+    "language": training.Settings("tabular-lock"),
+    "control": control.ControlSettings("gym/Pendulum-v1"),
+    "diffusion": diffusion.DiffusionSettings("ring8"),
+    "reward model": reward_models.RewardSettings("pairs.jsonl"),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [("steps", "16", "a whole number"), ("seed", True, "a whole number"), ("trackers", "tensorboard", "a list"),
+     ("trackers", [1], "a list"), ("checkpoint_minutes", float("nan"), "finite"), ("threads", 1.5, "a whole number")],
+)  # fmt: skip
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_recipe_with_a_value_of_another_type_is_refused(family, field, value, says):
+    settings = FAMILIES[family]
+    if not hasattr(settings, field):
+        pytest.skip("a reward model has epochs")
+    with pytest.raises(InputError, match=rf"recipe\.yaml: {field}: .*{says}"):
+        settings_from(type(settings), recipe_of("m", {}, settings) | {field: value})
+
+
+def test_knobs_of_a_recipe_are_checked_too(tmp_path):
+    run = training.train("ngrpo", task="tabular-lock", steps=1, out=tmp_path / "run", trackers=(), quiet=True).path
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    for knobs, says in (({"ngrpo": {"group_size": "4"}}, "a whole number"), ({"ngrpo": 4}, "by name"), (3, "by name")):
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"knobs": knobs}))
+        with pytest.raises(InputError, match=says):
+            training.resume(run, steps=2, quiet=True)

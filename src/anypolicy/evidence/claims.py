@@ -18,10 +18,8 @@ import importlib.util
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -35,6 +33,7 @@ from anypolicy.evidence.stats import Interval, mean_interval
 from anypolicy.progress import counting
 from anypolicy.runs.files import write_text
 from anypolicy.runs.strict_json import json_text, json_value
+from anypolicy.runs.workers import in_workers
 from anypolicy.version import __version__
 
 Outcome = Literal["confirmed", "refuted", "undecided"]
@@ -128,12 +127,10 @@ def run_claim(path: Path, *, seeds: int | None = None, workers: int = 1, out: Pa
     out.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(path.read_bytes() + __version__.encode()).hexdigest()
     cache = out / f".{slug}.runs.json"
-    known: dict[str, Any] = json_value(cache.read_text()) if cache.exists() else {}
-    if known.get("key") != key:
-        known = {"key": key, "runs": {}}
+    known = kept_runs(cache, key)
     jobs = [(path, arm, seed) for seed in range(n) for arm in module.ARMS if f"{arm}/{seed}" not in known["runs"]]
     with counting(len(jobs), slug, quiet=quiet) as tick:
-        for arm, seed, result in finished(jobs, workers):
+        for arm, seed, result in in_workers(one, jobs, workers):
             known["runs"][f"{arm}/{seed}"] = result
             write_text(cache, json_text(known, exact=True))
             tick(f"{arm} seed {seed}")
@@ -143,20 +140,21 @@ def run_claim(path: Path, *, seeds: int | None = None, workers: int = 1, out: Pa
     return verdict
 
 
-def finished(jobs: list[tuple[Path, str, int]], workers: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Results as they come, from this process or from several."""
-    if workers <= 1:
-        yield from (one(*job) for job in jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        failed: BaseException | None = None
-        for done in as_completed([pool.submit(one, *job) for job in jobs]):
-            if failed is None and (failed := done.exception()):
-                pool.shutdown(wait=False, cancel_futures=True)
-            elif not done.cancelled() and done.exception() is None:
-                yield done.result()
-        if failed is not None:
-            raise failed
+def kept_runs(cache: Path, key: str) -> dict[str, Any]:
+    """The runs that were finished before, of the claim with this digest."""
+    if not cache.exists():
+        return {"key": key, "runs": {}}
+    try:
+        known: dict[str, Any] = json_value(cache.read_text())
+        if known["key"] != key:
+            return {"key": key, "runs": {}}
+        for run, result in known["runs"].items():
+            arm, _, seed = run.rpartition("/")
+            if not (arm and seed.isdecimal() and isinstance(result, dict)):
+                raise ValueError(run)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError("claim", str(cache), "this file is damaged: delete it, and its runs are made again") from error
+    return known
 
 
 def judge(slug: str, module: ModuleType, by_seed: list[Results], seconds: float) -> Verdict:

@@ -26,6 +26,7 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments, Stepped
 from anypolicy.errors import InputError, check_numbers
 from anypolicy.runs.seeds import generator
+from anypolicy.runs.stop import Pause, go_on
 from anypolicy.tasks.environments import EnvironmentTask, Space
 
 
@@ -142,6 +143,11 @@ def check_given(recipe: OffPolicyRecipe | OnPolicyRecipe, offline: Replay | None
         raise InputError("demos", None, "this loop learns from demonstrations too: give it some before it runs")
 
 
+def logged(state: Mapping[str, Any]) -> defaultdict[str, list[float]]:
+    """What was logged for the row that was open when a loop was saved."""
+    return defaultdict(list, {k: list(v) for k, v in state.get("logs", {}).items()})
+
+
 def averages(logs: Mapping[str, list[float]]) -> dict[str, float]:
     """The mean of what was logged under each name."""
     return {k: sum(v) / len(v) for k, v in logs.items()}
@@ -161,16 +167,18 @@ class OffPolicyLoop:
         self.windows = NStep(recipe.n_step, recipe.discount, len(environments))
         self.offline: Replay | None = None
         self.warmup, self.steps, self.updates, self.beyond = warmup_of(recipe, horizon), 0, 0, 0
+        self.logs = defaultdict[str, list[float]](list)
 
-    def run(self, steps: int) -> dict[str, float]:
+    def run(self, steps: int, pause: Pause = go_on) -> dict[str, float]:
         """At least `steps` environment steps, less what chunks went beyond the last call's; means of what was seen."""
         check_given(self.recipe, self.offline)
-        logs, target = defaultdict[str, list[float]](list), self.steps + steps - self.beyond
-        self.beyond = 0
+        target, self.beyond = self.steps + steps - self.beyond, 0
         while self.steps < target:
-            self.step(logs)
+            self.step(self.logs)
+            if self.steps < target:
+                pause(steps + self.steps - target)
         self.beyond = self.steps - target if self.recipe.chunk > 1 else 0
-        out = averages(logs)
+        out, self.logs = averages(self.logs), defaultdict(list)
         return out | self.environments.take().means() | {"replay/size": float(len(self.replay)),
                                                          "updates": float(self.updates)}  # fmt: skip
 
@@ -209,13 +217,14 @@ class OffPolicyLoop:
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps, "updates": self.updates, "beyond": self.beyond, "waiting": self.windows.state(),
-                "environments": self.environments.state()}  # fmt: skip
+                "logs": dict(self.logs), "environments": self.environments.state()}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
         """Go on from a checkpoint; False if the environments could not be put back and their episodes begin anew."""
         load_tensors(self.learner, tensors["learner"])
         self.replay.restore(tensors["replay"])
         self.steps, self.updates, self.beyond = state["steps"], state["updates"], state["beyond"]
+        self.logs = logged(state)
         if not self.environments.restore(state["environments"]):
             return False
         self.windows.restore(state["waiting"], self.replay.observations, self.replay.actions)
@@ -237,18 +246,20 @@ class OnPolicyLoop:
         self.horizon = recipe.horizon
         self.offline: Replay | None = None
         self.steps, self.asked, self.updates = 0, 0, 0
+        self.logs = defaultdict[str, list[float]](list)
 
-    def run(self, steps: int) -> dict[str, float]:
+    def run(self, steps: int, pause: Pause = go_on) -> dict[str, float]:
         check_given(self.recipe, self.offline)
-        logs = defaultdict[str, list[float]](list)
         self.asked += steps
         while self.steps < self.asked:
             begin = self.steps
             rollout = self.collect() if self.recipe.episodes is None else self.collect_episodes(self.recipe.episodes)
             for name, value in self.learner.update([rollout], generator(self.seed, "update", begin)).items():
-                logs[name].append(value)
+                self.logs[name].append(value)
             self.updates += 1
-        out = averages(logs)
+            if self.steps < self.asked:
+                pause(steps + self.steps - self.asked)
+        out, self.logs = averages(self.logs), defaultdict(list)
         return out | self.environments.take().means() | {"updates": float(self.updates)}
 
     def collect(self) -> Transitions:
@@ -289,12 +300,13 @@ class OnPolicyLoop:
         return {"learner": tensors_of(self.learner)}
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "asked": self.asked, "updates": self.updates,
-                "environments": self.environments.state()}  # fmt: skip
+        return {"steps": self.steps, "asked": min(self.asked, self.steps), "updates": self.updates,
+                "logs": dict(self.logs), "environments": self.environments.state()}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
         load_tensors(self.learner, tensors["learner"])
         self.steps, self.asked, self.updates = state["steps"], state["asked"], state["updates"]
+        self.logs = logged(state)
         return self.environments.restore(state["environments"])
 
 
@@ -323,27 +335,30 @@ class OfflineLoop:
     def __init__(self, recipe: OfflineRecipe, learner: Learner, seed: int):
         self.recipe, self.learner, self.seed, self.steps = recipe, learner, seed, 0
         self.offline: Replay | None = None
+        self.logs = defaultdict[str, list[float]](list)
 
-    def run(self, steps: int) -> dict[str, float]:
+    def run(self, steps: int, pause: Pause = go_on) -> dict[str, float]:
         if not self.offline:
             raise InputError("demos", None, "this method learns from demonstrations alone: give a data set")
-        logs = defaultdict[str, list[float]](list)
-        for _ in range(steps):
+        for made in range(1, steps + 1):
             rng = generator(self.seed, "update", self.steps)
             self.steps += 1
             for name, value in self.learner.update([self.offline.sample(self.recipe.batch, rng)], rng).items():
-                logs[name].append(value)
-        return averages(logs) | {"updates": float(self.steps)}
+                self.logs[name].append(value)
+            if made < steps:
+                pause(made)
+        out, self.logs = averages(self.logs), defaultdict(list)
+        return out | {"updates": float(self.steps)}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"learner": tensors_of(self.learner)}
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps}
+        return {"steps": self.steps, "logs": dict(self.logs)}
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
         load_tensors(self.learner, tensors["learner"])
-        self.steps = state["steps"]
+        self.steps, self.logs = state["steps"], logged(state)
         return True
 
 

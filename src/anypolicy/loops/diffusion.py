@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Trained, averages, load_tensors, tensors_of
+from anypolicy.loops.control import Trained, averages, load_tensors, logged, tensors_of
 from anypolicy.policies.denoisers import DiffusionModel, Weights, copied
 from anypolicy.runs.seeds import generator
+from anypolicy.runs.stop import Pause, go_on
 from anypolicy.tasks.pictures import Examples
 
 
@@ -99,6 +100,7 @@ class DiffusionLoop:
             raise InputError("task", "no winners", "a method learns from at least one sample that somebody preferred")
         self.recipe, self.model, self.winners, self.losers, self.seed = recipe, model, winners, losers, seed
         self.learner, self.steps = recipe.learner(model, seed), 0
+        self.logs = defaultdict[str, list[float]](list)
 
     def batch(self, step: int) -> Batch:
         rows = torch.randint(len(self.winners), (self.recipe.batch,), generator=generator(self.seed, "batch", step))
@@ -110,28 +112,30 @@ class DiffusionLoop:
         condition = torch.cat([self.model.condition(labels[p]) for p in pieces(len(labels), self.model.micro)])
         return Batch(encoded(self.model, winner), condition, loser)
 
-    def run(self, steps: int) -> dict[str, float]:
+    def run(self, steps: int, pause: Pause = go_on) -> dict[str, float]:
         """The means of what the updates logged."""
-        logs = defaultdict[str, list[float]](list)
-        for _ in range(steps):
+        for made in range(1, steps + 1):
             rng = generator(self.seed, "update", self.steps)
             for name, value in self.learner.update(self.batch(self.steps), self.steps, rng).items():
-                logs[name].append(value)
+                self.logs[name].append(value)
             self.steps += 1
-        return averages(logs) | {"updates": float(self.steps)}
+            if made < steps:
+                pause(made)
+        out, self.logs = averages(self.logs), defaultdict(list)
+        return out | {"updates": float(self.steps)}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         pools = {f"pool-{name}": pool.tensors() for name, pool in self.learner.pools.items()}
         return {"learner": tensors_of(self.learner), **pools}
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps}
+        return {"steps": self.steps, "logs": dict(self.logs)}
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
         load_tensors(self.learner, tensors["learner"])
         for name, pool in self.learner.pools.items():
             pool.restore(tensors[f"pool-{name}"])
-        self.steps = state["steps"]
+        self.steps, self.logs = state["steps"], logged(state)
 
 
 def pieces(n: int, size: int) -> Iterator[slice]:

@@ -25,6 +25,7 @@ from anypolicy.loops.control import (
     OffPolicyRecipe,
     averages,
     load_tensors,
+    logged,
     pixels_of,
     tensors_of,
     transitions,
@@ -32,6 +33,7 @@ from anypolicy.loops.control import (
     warmup_of,
 )
 from anypolicy.runs.seeds import generator
+from anypolicy.runs.stop import Pause, go_on
 from anypolicy.tasks.environments import Space
 
 
@@ -103,6 +105,7 @@ class ResetFreeLoop:
         self.offline = None
         self.warmup = warmup_of(recipe, horizon)
         self.steps, self.updates, self.own = 0, 0, [0] * space.tasks
+        self.logs = defaultdict[str, list[float]](list)
 
     @property
     def offline(self) -> Replay | None:
@@ -113,11 +116,13 @@ class ResetFreeLoop:
     def offline(self, value: Replay | None) -> None:
         self.given, self.parts = value, by_task(value, self.space.tasks)
 
-    def run(self, steps: int) -> dict[str, float]:
-        logs, target = defaultdict[str, list[float]](list), self.steps + steps
+    def run(self, steps: int, pause: Pause = go_on) -> dict[str, float]:
+        target = self.steps + steps
         while self.steps < target:
-            self.step(logs)
-        out = averages(logs)
+            self.step(self.logs)
+            if self.steps < target:
+                pause(steps + self.steps - target)
+        out, self.logs = averages(self.logs), defaultdict(list)
         sizes = {"replay/size": float(sum(map(len, self.replays))), "updates": float(self.updates)}
         return out | self.environments.take().means() | sizes | {"resets/forced": self.forced()}
 
@@ -156,7 +161,7 @@ class ResetFreeLoop:
         return {"learner": tensors_of(self.learner), **{f"replay-{t}": r.tensors() for t, r in enumerate(self.replays)}}
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "updates": self.updates, "own": self.own,
+        return {"steps": self.steps, "updates": self.updates, "own": self.own, "logs": dict(self.logs),
                 "environments": self.environments.state()}  # fmt: skip
 
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> bool:
@@ -164,4 +169,5 @@ class ResetFreeLoop:
         for t, replay in enumerate(self.replays):
             replay.restore(tensors[f"replay-{t}"])
         self.steps, self.updates, self.own = state["steps"], state["updates"], state["own"]
+        self.logs = logged(state)
         return self.environments.restore(state["environments"])

@@ -34,6 +34,14 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a run is: the steps it has made, and with which of them the open row of the ledger began."""
+
+    step: int
+    began: int
+
+
 def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
     """Write checkpoints/<step> whole, then remove the older ones."""
     folder = run / "checkpoints" / f"{step:06d}"
@@ -54,7 +62,7 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
 
 def numbered(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first; other things that lie there are left alone."""
-    folders = [f for f in (run / "checkpoints").glob("*") if f.is_dir() and f.name.isdigit()]
+    folders = [f for f in (run / "checkpoints").glob("*") if f.is_dir() and f.name.isascii() and f.name.isdecimal()]
     return sorted(folders, key=lambda f: int(f.name))
 
 
@@ -86,7 +94,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         state = json_value((folder / "state.json").read_text())
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError("checkpoint", str(folder), remedy) from error
-    return Checkpoint(step, tensors, state)
+    if not isinstance(state, dict):
+        raise InputError("checkpoint", str(folder / "state.json"), remedy)
+    return Checkpoint(step, tensors, state)  # type: ignore[reportUnknownArgumentType]
 
 
 def digest(path: Path) -> str:

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
 from anypolicy.errors import InputError
-from anypolicy.runs.files import disk_errors, new_folder, sweep, sync, write_text
+from anypolicy.runs.checkpoint import Position, latest_checkpoint
+from anypolicy.runs.files import disk_errors, new_folder, sweep, sync, write_bytes, write_text
+from anypolicy.runs.stop import Stopped
 from anypolicy.runs.strict_json import json_text
+
+LOGGED = ("metrics.jsonl", "groups.jsonl")
+"""What a checkpoint counts on: the ledger, and the groups of every step where the run keeps them."""
+
+
+class Fingerprint(TypedDict):
+    """Lines of a file."""
+
+    rows: int
+    sha256: str
 
 
 class RunDirectory:
     """An open run directory; one process at a time. The ledger holds only numbers that a resumed run repeats bit for
     bit; times stand apart in timing.jsonl."""
 
-    def __init__(self, path: Path, *, lock: bool = True):
-        self.path = path
+    def __init__(self, path: Path, *, lock: bool = True, new: bool = False):
+        self.path, self.new = path, new
         self._lock: int | None = None
         if not lock:
             return
@@ -34,7 +48,8 @@ class RunDirectory:
         except BlockingIOError as error:
             os.close(self._lock)
             raise InputError("run", str(path), "another process is training here: wait for it or stop it") from error
-        sweep(path)
+        for folder in (path, path / "checkpoints", path / "samples"):
+            sweep(folder)
 
     @classmethod
     def create(cls, path: Path, recipe: dict[str, Any]) -> RunDirectory:
@@ -43,7 +58,7 @@ class RunDirectory:
         path = path.resolve()
         with new_folder(path, fresh=True) as work:
             (work / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-        return cls(path)
+        return cls(path, new=True)
 
     @staticmethod
     def check_free(path: Path) -> None:
@@ -70,8 +85,17 @@ class RunDirectory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        if self._lock is not None:
-            os.close(self._lock)
+        if self._lock is None:
+            return
+        os.close(self._lock)
+        if isinstance(error, KeyboardInterrupt) and not getattr(error, "told", ""):
+            raise Stopped(getattr(error, "number", signal.SIGINT), self.goes_on()) from error
+
+    def goes_on(self) -> str:
+        """What resumes the run, and where it then goes on."""
+        last = latest_checkpoint(self.path)
+        where = f"goes on from step {int(last.name)}" if last else "begins at step 0 (there is no checkpoint yet)"
+        return f"stopped; `anypolicy resume {self.path}` {where}"
 
     def recipe(self) -> dict[str, Any]:
         """What the run was started with."""
@@ -111,13 +135,37 @@ class RunDirectory:
         """All whole lines of the ledger. A name whose number was not finite is missing in its row."""
         return [{k: v for k, v in row.items() if not missing(v)} for row in read_lines(self.path / "metrics.jsonl")]
 
-    def truncate_to(self, step: int) -> None:
-        """Drop what was logged at or after `step`, and a half-written last line."""
-        for name in ("metrics.jsonl", "timing.jsonl", "groups.jsonl"):
-            path = self.path / name
-            if path.exists():
-                kept = [row for row in read_lines(path) if row["step"] < step]
-                write_text(path, "".join(json_text(row) + "\n" for row in kept))
+    def fingerprints(self, step: int) -> dict[str, Fingerprint]:
+        """Of what was logged before `step`, how many lines of each file and their digest."""
+        found = {name: [x for x, row in self.lines(name) if row["step"] < step] for name in LOGGED}
+        return {name: fingerprint(lines) for name, lines in found.items() if lines}
+
+    def lines(self, name: str) -> list[tuple[bytes, dict[str, Any]]]:
+        """Every whole line of a file of the ledger, and what it says."""
+        path = self.path / name
+        rows = read_lines(path)
+        for n, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or type(row.get("step")) is not int:  # type: ignore[reportUnnecessaryIsInstance]
+                raise InputError(str(path), f"line {n}", "it is no row of a run (no step): mend or remove it")
+        return list(zip(path.read_bytes().split(b"\n"), rows, strict=False)) if rows else []
+
+    def truncate_to(self, at: Position, known: Mapping[str, Fingerprint] | None = None) -> list[str]:
+        """Drop what was logged after a checkpoint, and a half-written last line. `known` are the checkpoint's
+        `fingerprints`; what is no longer as it was then is what comes back, in words."""
+        lost = list[str]()
+        for name in (*LOGGED, "timing.jsonl"):
+            lines = self.lines(name)
+            want = None if known is None or name not in LOGGED else known.get(name, EMPTY)
+            kept = [x for x, row in lines if row["step"] < (at.step if name in LOGGED else at.began)]
+            if want is not None:
+                first = [x for x, _ in lines[: want["rows"]]]
+                if fingerprint(first) == want:
+                    kept = first
+                else:
+                    lost.append(f"{name} had {want['rows']} rows before step {at.step} and has {len(kept)} or others")
+            if (self.path / name).exists():
+                write_bytes(self.path / name, b"".join(x + b"\n" for x in kept))
+        return lost
 
     # --- products ----------------------------------------------------------------------------------------------------
     def write_samples(self, name: str, samples: list[dict[str, Any]]) -> None:
@@ -141,6 +189,14 @@ class RunDirectory:
 def missing(value: object) -> bool:
     """Whether a ledger's value says that there was no finite number (older versions wrote NaN and Infinity)."""
     return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def fingerprint(lines: Sequence[bytes]) -> Fingerprint:
+    """How many lines, and the digest of all."""
+    return {"rows": len(lines), "sha256": hashlib.sha256(b"\n".join(lines)).hexdigest()}
+
+
+EMPTY = fingerprint([])
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

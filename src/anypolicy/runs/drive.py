@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from anypolicy.progress import Progress
+from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.stop import Pause, Stopped, first_signal
 from anypolicy.runs.trackers import make_trackers
 
 Row = dict[str, Any]
@@ -18,13 +20,15 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Schedule:
     """A run of `steps`, a row of the ledger every `stride`; evaluations and checkpoints where they are due (0: only
-    where they must be). All are rounded up to whole `unit`s."""
+    where they must be), checkpoints also when `minutes` have passed since the last one (0: never for that). All but
+    the latter are rounded up to whole `unit`s."""
 
     steps: int
     eval_every: int
     checkpoint_every: int
     stride: int = 1
     unit: int = 1
+    minutes: float = 0.0
 
     def after(self, step: int) -> int:
         """The next step at which there is something to do."""
@@ -39,35 +43,59 @@ class Schedule:
 
 
 def drive(
-    run: RunDirectory, schedule: Schedule, first: int, *, title: str, trackers: tuple[str, ...], written: Row,
-    quiet: bool, learn: Callable[[int], Row], evaluate: Callable[[int], Row], save: Callable[[int], None],
+    run: RunDirectory, schedule: Schedule, first: Position, *, title: str, trackers: tuple[str, ...], written: Row,
+    quiet: bool, learn: Callable[[int, Pause], Row], evaluate: Callable[[int], Row], save: Callable[[Position], None],
 ) -> None:  # fmt: skip
-    """From step `first` to the end. `learn(n)` makes n more steps and gives their row, `evaluate(step)` the row of an
-    evaluation, `save(step)` writes a checkpoint. An exception in the middle leaves the last checkpoint as it is."""
+    """From the position `first` to the end. `learn(n, pause)` makes n more steps and gives the row that they end; where
+    there are several it calls `pause(made)` between them, and what `save` writes there must go on to the same bits.
+    `evaluate(step)` gives the row of an evaluation, `save(position)` writes a checkpoint. An exception in the middle
+    leaves the last checkpoint as it is; a signal raises Stopped after the step in hand and a checkpoint."""
     s = schedule
     with ExitStack() as ending:
-        bar = ending.enter_context(Progress(s.steps, first, title, quiet=quiet))
-        copies = make_trackers(trackers, run.path, written, first, ending)
+        bar = ending.enter_context(Progress(s.steps, first.step, title, quiet=quiet))
+        if not run.new:
+            bar.say(f"goes on from step {first.step} of {s.steps}" if first.step else "begins at step 0: no checkpoint")
+        copies = make_trackers(trackers, run.path, written, first.step, ending)
+        wish, kept, saved = ending.enter_context(first_signal()), first.step, time.monotonic()
 
         def log(row: Row) -> None:
             run.append(row)
             for tracker in copies:
                 tracker.log(row, row["step"])
 
-        step = first
-        while True:
-            last = step >= s.steps
-            if step > first and (last or s.due(step, s.checkpoint_every)):
+        def keep(at: Position) -> None:
+            nonlocal kept, saved
+            if at.step > kept:
                 run.sync()
-                save(step)
-            if step == 0 or last or s.due(step, s.eval_every):
-                bar.note("evaluating")
-                log(row := {"step": step, "event": "eval", **evaluate(step)})
-                bar.evaluated(row)
-            if last:
-                return
-            tick, before = time.monotonic(), step
-            step = s.after(step)
-            log(row := {"step": before, **learn(step - before)})
-            run.append_timing({"step": before, "seconds": time.monotonic() - tick})
-            bar.stepped(row, step)
+                save(at)
+            kept, saved = at.step, time.monotonic()
+
+        def pause(at: Position) -> None:
+            if wish.number or (s.minutes and time.monotonic() - saved >= 60 * s.minutes):
+                keep(at)
+            if wish.number:
+                raise Stopped(wish.number, run.goes_on())
+
+        def evaluated(step: int) -> None:
+            bar.note("evaluating")
+            log(row := {"step": step, "event": "eval", **evaluate(step)})
+            bar.evaluated(row)
+
+        at = first
+        while True:
+            if at.step == at.began:
+                last = at.step >= s.steps
+                if at.step > first.step and (last or s.due(at.step, s.checkpoint_every)):
+                    keep(at)
+                pause(at)
+                if at.step == 0 or last or s.due(at.step, s.eval_every):
+                    evaluated(at.step)
+                if last:
+                    return
+                pause(at)
+            tick, before, end = time.monotonic(), at, max(s.after(at.began), at.step)
+            row = learn(end - before.step, lambda made, b=before: pause(Position(b.step + made, b.began)))
+            log(row := {"step": before.began, **row})
+            run.append_timing({"step": before.began, "seconds": time.monotonic() - tick})
+            at = Position(end, end)
+            bar.stepped(row, end)

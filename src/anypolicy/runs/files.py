@@ -6,8 +6,9 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from anypolicy.errors import InputError
 
 PREFIX = ".writing-"
 OLD = ".old-"
+DAY = 24 * 3600.0
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
             errno.EBUSY, errno.ELOOP, errno.EISDIR)  # fmt: skip
 
@@ -56,11 +58,17 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file atomically."""
     with disk_errors(path):
+        sweep_old(path.parent)
         handle, name = tempfile.mkstemp(prefix=PREFIX, dir=path.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o644)
@@ -80,6 +88,7 @@ def new_folder(path: Path, *, fresh: bool = False) -> Generator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_old(path.parent)
         work = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
         old = path.with_name(OLD + path.name)
         try:
@@ -109,4 +118,17 @@ def sweep(folder: Path) -> None:
         else:
             os.replace(old, target)
     for leftover in folder.glob(PREFIX + "*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        remove(leftover)
+
+
+def sweep_old(folder: Path) -> None:
+    """Remove what killed writers left in a folder that others may be writing into now: what is older than a day."""
+    for leftover in folder.glob(PREFIX + "*"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > DAY:
+                remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 NAMES: dict[str, str] = {
     "step": "rollout batches finished when the row was written",
-    "event": '"eval" marks a row of a held-out evaluation',
+    "event": '"eval" marks a row of a held-out evaluation, "restarted" where episodes began anew on resuming, "lost" '
+    "where rows that a checkpoint counted on were gone",
     "epoch": "passes over the training prompts so far",
     "coverage": "share of training prompts drawn at least once",
     "reward/mean": "mean reward of the responses sampled in this step, dropped groups included",

@@ -16,6 +16,8 @@ import torch
 
 from anypolicy.runs.files import cache_folder
 
+STARTED = torch.get_num_threads()
+"""Threads that torch began with: the cores this process may use, or OMP_NUM_THREADS."""
 Products = Literal["default", "onednn"]
 
 FASTER = 1.3
@@ -72,6 +74,28 @@ def use_products(library: Products) -> None:
 def better(seconds: dict[str, float], error: dict[str, float]) -> bool:
     """Whether "medium" is FASTER and its largest error not above three times that of the default."""
     return seconds["highest"] >= FASTER * seconds["medium"] and error["medium"] <= 3 * error["highest"]
+
+
+def choose_threads() -> int:
+    """Threads of a run that is not told: those torch began with, at most the processors that a container is granted.
+    How busy the machine is decides nothing, because another number of threads sums in another order."""
+    granted = quota()
+    return STARTED if granted is None else max(min(STARTED, int(granted)), 1)
+
+
+def quota(root: Path = Path("/")) -> float | None:
+    """Processors that the control groups of this process grant it; None where they set no limit."""
+    groups = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError, ValueError):
+        own = (root / "proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+        limits = [(path / "cpu.max").read_text().split() for path in (groups / own, *(groups / own).parents)
+                  if path.is_relative_to(groups) and (path / "cpu.max").is_file()]  # fmt: skip
+        given = [int(most) / int(period) for most, period in limits if most != "max"]
+        if limits:
+            return min(given, default=None)
+        used, period = (int((groups / "cpu" / f"cpu.cfs_{x}_us").read_text()) for x in ("quota", "period"))
+        return used / period if used > 0 else None
+    return None
 
 
 def processor() -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anypolicy.errors import InputError
-from anypolicy.runs.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from torch import Tensor
+
+from anypolicy.errors import InputError, check_settings, check_values
+from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.strict_json import json_text, json_value
 
-MAY_CHANGE = ("steps", "trackers", "eval_every", "eval_episodes", "eval_samples", "checkpoint_every")
+MAY_CHANGE = ("steps", "trackers", "eval_every", "eval_episodes", "eval_samples", "checkpoint_every",
+              "checkpoint_minutes")  # fmt: skip
 """Settings that may be others when a run goes on."""
 S = TypeVar("S")
 
@@ -30,13 +36,16 @@ def settings_from(kind: type[S], written: dict[str, Any]) -> tuple[str, dict[str
     """The inverse of `recipe_of`."""
     values = dict(written)
     try:
-        method, knobs = values.pop("method"), values.pop("knobs")
-        values["trackers"] = tuple(values["trackers"])
-        if "method_file" in {f.name for f in fields(kind)}:  # type: ignore[arg-type]
-            values["method_file"] = tuple(Path(x) for x in values["method_file"])
-        return method, knobs, kind(**values)
+        method, knobs, settings = values.pop("method"), values.pop("knobs"), kind(**values)
     except (KeyError, TypeError) as error:
         raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
+    check_values({"method": str}, {"method": method}, "recipe.yaml: ")
+    if not isinstance(knobs, dict):
+        raise InputError("recipe.yaml: knobs", knobs, "use settings by name")
+    check_settings(settings, "recipe.yaml: ")
+    given = {k: tuple(v) for k, v in vars(settings).items() if isinstance(v, list)}
+    files = tuple(Path(x) for x in given.get("method_file", ()))
+    return method, knobs, replace(settings, **given | ({"method_file": files} if files else {}))  # type: ignore[type-var]
 
 
 def comparable(written: dict[str, Any]) -> dict[str, Any]:
@@ -56,11 +65,23 @@ def checkpoint_of(run: RunDirectory, written: dict[str, Any]) -> Checkpoint | No
     if folder is None:
         return None
     saved = load_checkpoint(folder)
+    if not sound(saved):
+        raise InputError("checkpoint", str(folder), "its state.json holds no run: delete this folder, or put it back")
     if changed := differences(saved.state["recipe"], comparable(written)):
         raise InputError(
             "recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back"
         )
     return saved
+
+
+def sound(saved: Checkpoint) -> bool:
+    """Whether a checkpoint holds what `keep` writes; what the loop remembers is for the loop to see."""
+    state = saved.state
+    if not all(isinstance(state.get(name, {}), dict) for name in ("recipe", "loop", "ledger")):
+        return False
+    known, began = state.get("ledger", {}).values(), state.get("began", saved.step)
+    prints = all(isinstance(x, dict) and type(x.get("rows")) is int and "sha256" in x for x in known)  # type: ignore
+    return {"recipe", "loop"} <= state.keys() and prints and type(began) is int and 0 <= began <= saved.step
 
 
 def made_checkpoint(run: RunDirectory, written: dict[str, Any]) -> Checkpoint:
@@ -71,13 +92,37 @@ def made_checkpoint(run: RunDirectory, written: dict[str, Any]) -> Checkpoint:
     return saved
 
 
-def rewind(run: RunDirectory, saved: Checkpoint | None, written: dict[str, Any], steps: int) -> int:
-    """Cut the ledger to a checkpoint (or to nothing), for a run of `steps` steps by this recipe; the step to begin
-    with."""
-    step = 0 if saved is None else saved.step
-    if steps < step:
-        raise InputError("steps", steps, f"the run has {step} steps already: use at least as many")
-    run.truncate_to(step)
+def keep(
+    run: RunDirectory, at: Position, tensors: dict[str, dict[str, Tensor]], loop: dict[str, Any],
+    written: dict[str, Any], **more: Any,
+) -> None:  # fmt: skip
+    """Write a checkpoint of a run: tensors and state of its loop, its recipe, and what the ledger holds."""
+    state = {"loop": loop, "recipe": comparable(written), "began": at.began, "ledger": run.fingerprints(at.step)}
+    save_checkpoint(run.path, at.step, tensors, state | more)
+
+
+@contextmanager
+def put_back(saved: Checkpoint) -> Generator[tuple[dict[str, Any], dict[str, dict[str, Tensor]]]]:
+    """State and tensors of the loop in a checkpoint. Raises InputError where the block finds that they do not fit."""
+    try:
+        yield saved.state["loop"], saved.tensors
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        told = f"it does not hold the state of this run ({type(error).__name__}: {error}): delete it, or put it back"
+        raise InputError("checkpoint", f"step {saved.step}", told) from error
+
+
+def rewind(run: RunDirectory, saved: Checkpoint | None, written: dict[str, Any], steps: int) -> Position:
+    """Cut the ledger to a checkpoint (or to nothing), for a run of `steps` steps by this recipe; where to begin. Rows
+    that were lost or changed since are reported, and entered as an event."""
+    at = Position(0, 0) if saved is None else Position(saved.step, saved.state.get("began", saved.step))
+    if steps < at.step:
+        raise InputError("steps", steps, f"the run has {at.step} steps already: use at least as many")
+    lost = run.truncate_to(at, None if saved is None else saved.state.get("ledger"))
+    for why in lost:
+        print(f"warning: {why}: the run goes on without them", file=sys.stderr)
+        run.append({"step": at.step, "event": "lost", "why": why})
     if run.recipe() != written:
         run.rewrite_recipe(written)
-    return step
+    return at
