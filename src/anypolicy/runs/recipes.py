@@ -10,6 +10,7 @@ from anypolicy.errors import InputError
 from anypolicy.runs.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.strict_json import json_text, json_value
+from anypolicy.runs.trust import allow, check
 
 MAY_CHANGE = ("steps", "trackers", "eval_every", "eval_episodes", "eval_samples", "checkpoint_every")
 """Settings that may be others when a run goes on."""
@@ -26,17 +27,20 @@ def recipe_of(method: str, knobs: dict[str, Any], settings: Any) -> dict[str, An
     }
 
 
-def settings_from(kind: type[S], written: dict[str, Any]) -> tuple[str, dict[str, Any], S]:
-    """The inverse of `recipe_of`."""
+def settings_from(kind: type[S], written: dict[str, Any], *, trust: bool = False) -> tuple[str, dict[str, Any], S]:
+    """The inverse of `recipe_of`. Code that the recipe names is refused where the user has not run it before, or
+    allowed with `trust`."""
     values = dict(written)
     try:
         method, knobs = values.pop("method"), values.pop("knobs")
         values["trackers"] = tuple(values["trackers"])
         if "method_file" in {f.name for f in fields(kind)}:  # type: ignore[arg-type]
             values["method_file"] = tuple(Path(x) for x in values["method_file"])
-        return method, knobs, kind(**values)
+        settings = kind(**values)
     except (KeyError, TypeError) as error:
         raise InputError("recipe.yaml", str(error), "it does not describe a run of this version") from error
+    (allow if trust else check)(vars(settings))
+    return method, knobs, settings
 
 
 def comparable(written: dict[str, Any]) -> dict[str, Any]:

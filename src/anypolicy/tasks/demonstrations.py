@@ -3,6 +3,7 @@ folder), or `scripted` where the task has a demonstrator of its own."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,28 @@ def fault(e: Episode, space: Space) -> str | None:
 def minari(spec: str, space: Space) -> list[Episode]:
     """Episodes of a Minari data set, actions scaled to [−1, 1]; what lay beyond the box is what the box made of it."""
     try:
-        import minari as library
         from minari import MinariDataset
+        from minari.storage import get_dataset_path
     except ImportError as error:
         raise InputError("demos", spec, "install Minari: pip install 'anypolicy[control]'") from error
+    folder = Path(spec) if (Path(spec) / "data").is_dir() else get_dataset_path(spec)
     try:
-        data = MinariDataset(Path(spec) / "data") if (Path(spec) / "data").is_dir() else library.load_dataset(spec)
+        check_spaces(spec, folder / "data" / "metadata.json")
+        data = MinariDataset(folder / "data")
+    except InputError:
+        raise
     except Exception as error:
         raise InputError("demos", spec, f"it is no file of episodes and no Minari data set here ({error})") from error
     return [episode(x, space) for x in data.iterate_episodes()]
+
+
+def check_spaces(spec: str, metadata: Path) -> None:
+    """Refuse a data set that does not say its spaces: Minari would import and make whatever its metadata call the
+    environment, to ask it for them."""
+    known: dict[str, Any] = json.loads(metadata.read_text())
+    if missing := [name for name in ("observation_space", "action_space") if not isinstance(known.get(name), str)]:
+        allowed = f"its metadata.json has no {' and no '.join(missing)}: write it again with them (`anypolicy record`)"
+        raise InputError("demos", spec, allowed)
 
 
 def export_minari(name: str, episodes: list[Episode], task: EnvironmentTask) -> None:
