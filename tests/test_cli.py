@@ -85,10 +85,13 @@ def test_bad_input_is_one_clear_error(here, capsys, args, field, says):
     assert not [f for f in left if "policy" in f or ".writing-" in f]
 
 
-def test_a_run_that_failed_on_a_reward_goes_on_when_it_is_mended(here, capsys):
+def test_a_run_that_failed_on_a_reward_goes_on_when_it_is_mended(here, capsys, monkeypatch):
+    monkeypatch.setenv("ANYPOLICY_HOME", str(here / "home"))
     assert main(["train", "grpo", *LOCK, "--reward", "rewards.py:raises", "--out", "r"]) == 2
     (here / "rewards.py").write_text("def raises(prompt, responses): return [float(len(r) % 2) for r in responses]\n")
-    assert main(["resume", "r", "--quiet"]) == 0
+    assert main(["resume", "r", "--quiet"]) == 2
+    assert "it has changed since" in capsys.readouterr().err
+    assert main(["resume", "r", "--quiet", "--trust"]) == 0
     rows = [json.loads(line) for line in (here / "r" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2
 
@@ -128,7 +131,7 @@ def test_reproduce_prints_the_verdict(here, capsys):
         "def run(arm, seed): return {'x': 1.0}\n"
         "CHECKS = [Check('x', '> 0', lambda r: r['a']['x'], above=0.0)]\n"
     )
-    assert main(["reproduce", "thing"]) == 0
+    assert main(["reproduce", "thing", "--trust"]) == 0
     assert "confirmed over 2 seeds" in capsys.readouterr().out
     assert (here / "docs" / "evidence" / "thing.json").exists()
 

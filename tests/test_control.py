@@ -279,7 +279,7 @@ def other(lr: float = 1e-4, hidden: tuple[int, ...] = (16, 16), warmup: int = 20
 ''')
     from anypolicy import catalogue, studies
 
-    catalogue.load_file(file)
+    catalogue.load_file(file, trust=True)
     try:
         small = {"hidden": (16, 16), "warmup": 20, "batch": 8}
         study = studies.compare(["sac", "other-sac"], task="gym/Pendulum-v1:max_steps=30", seeds=2, out=tmp_path / "study",

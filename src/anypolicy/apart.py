@@ -78,7 +78,7 @@ def act(written: str, address: tuple[str, int], secret: str, pace: Pace) -> None
 
 def act_on(written: str, address: tuple[str, int], secret: str, pace: Pace) -> None:
     """Act for ever."""
-    p = plan_from(json_value(written))
+    p = plan_from(json_value(written), trust=True)  # the parent's own plan, with the user's word
     world, end = World(p), ActorEnd(address, p.written(), Path(secret))
     assert isinstance(world.loop, OffPolicyLoop)
     loop, steps, pause = world.loop, 0, threading.Event()

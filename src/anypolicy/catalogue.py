@@ -6,16 +6,16 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from anypolicy.errors import InputError
+from anypolicy.runs.trust import allow, load_module
 
 Trains = Literal["policy", "reward-model", "controller", "problem", "diffusion-model"]
 
@@ -106,24 +106,22 @@ def load_all() -> None:
             ) from error
 
 
-def load_file(path: str | Path) -> None:
-    """Import a method file by path (`--method-file`)."""
+def load_file(path: str | Path, *, trust: bool = False) -> None:
+    """Import a method file by path (`--method-file`). One that the user has not run before is refused without
+    `trust`."""
     path = Path(path).resolve()
     if path.suffix != ".py" or not path.is_file():
         raise InputError("method-file", str(path), "give the path of an existing .py file with an @method function")
     name = f"anypolicy_method_file_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except InputError:
-        del sys.modules[name]
-        raise
-    except Exception as error:
-        del sys.modules[name]
-        raise InputError("method-file", str(path), f"it cannot be imported: {type(error).__name__}: {error}") from error
+    if trust:
+        allow({"method_file": path})
+    load_module("method-file", path, name)
+
+
+def load_files(paths: Iterable[str | Path]) -> None:
+    """The method files that the user names on a command."""
+    for path in paths:
+        load_file(path, trust=True)
 
 
 def methods(trains: Trains | None = "policy") -> dict[str, Method]:

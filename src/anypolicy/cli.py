@@ -47,8 +47,7 @@ def trained_by(specs: list[str], files: list[str], command: str) -> str:
     """What the named methods train: a policy, a reward model, a controller or a diffusion model."""
     from anypolicy import catalogue
 
-    for path in files:
-        catalogue.load_file(path)
+    catalogue.load_files(files)
     own = {"reward-model": "reward-model", "solve": "problem", "make-datasets": "controller"}
     if command in own:
         return own[command]
@@ -199,7 +198,7 @@ def finish_with(family: Any, run: Any, quiet: bool) -> None:
         print(family.summary(run, where))
 
 
-def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False) -> None:
+def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False, trust: bool = False) -> None:
     """Go on with a run that stopped, to the same numbers as if it had not.
 
       anypolicy resume runs/ngrpo-tiny-add-0
@@ -209,24 +208,25 @@ def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False)
         run: the run directory
         steps: make the run this long in all
         quiet: no progress
+        trust: run code that the run's recipe names, though you have not run it before
     """
     from anypolicy import control, diffusion, reward_models, training
 
     if control.is_control_run(run):
-        finish_with(control, control.resume(run, steps=steps, quiet=quiet), quiet)
+        finish_with(control, control.resume(run, steps=steps, quiet=quiet, trust=trust), quiet)
     elif diffusion.is_diffusion_run(run):
-        finish_with(diffusion, diffusion.resume(run, steps=steps, quiet=quiet), quiet)
+        finish_with(diffusion, diffusion.resume(run, steps=steps, quiet=quiet, trust=trust), quiet)
     elif not reward_models.is_reward_run(run):
-        finish(training.resume(run, steps=steps, quiet=quiet), quiet)
+        finish(training.resume(run, steps=steps, quiet=quiet, trust=trust), quiet)
     elif steps is not None:
         raise InputError("steps", steps, "a reward model is trained for the epochs it was started with")
     else:
-        print(reward_models.resume(run, quiet=quiet))
+        print(reward_models.resume(run, quiet=quiet, trust=trust))
 
 
 def evaluate(
     run: Positional[Path], prompts: int | None = None, temperature: float = 0.0, episodes: int | None = None,
-    video: Path | None = None, samples: int | None = None,
+    video: Path | None = None, samples: int | None = None, trust: bool = False,
 ) -> None:  # fmt: skip
     """Evaluate a run's newest checkpoint: on held-out prompts, in fresh episodes, or by samples.
 
@@ -241,30 +241,31 @@ def evaluate(
         episodes: of a controller: how many episodes
         video: of a controller: film the first episode into this .mp4 or .gif file
         samples: of a diffusion model: how many
+        trust: run code that the run's recipe names, though you have not run it before
     """
     from anypolicy import control, diffusion, reward_models, studies
 
     if diffusion.is_diffusion_run(run):
         if prompts is not None or temperature or episodes is not None or video is not None:
             raise InputError("eval", str(run), "a diffusion model is evaluated by --samples alone")
-        print(json_text(diffusion.evaluate_run(run, samples=samples), indent=2))
+        print(json_text(diffusion.evaluate_run(run, samples=samples, trust=trust), indent=2))
         return
     if samples is not None:
         raise InputError("samples", samples, "only diffusion models are evaluated by samples")
     if control.is_control_run(run):
         if prompts is not None or temperature:
             raise InputError("prompts", prompts or temperature, "a controller is evaluated in --episodes")
-        print(json_text(control.evaluate_run(run, episodes=episodes, video=video), indent=2))
+        print(json_text(control.evaluate_run(run, episodes=episodes, video=video, trust=trust), indent=2))
         return
     if episodes is not None or video is not None:
         raise InputError("episodes", episodes or video, "only controllers act in episodes")
     if reward_models.is_reward_run(run):
-        print(json_text(reward_models.evaluate(run), indent=2))
+        print(json_text(reward_models.evaluate(run, trust=trust), indent=2))
         return
-    print(json_text(studies.evaluate(run, prompts=prompts, temperature=temperature), indent=2))
+    print(json_text(studies.evaluate(run, prompts=prompts, temperature=temperature, trust=trust), indent=2))
 
 
-def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = False) -> None:
+def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = False, trust: bool = False) -> None:
     """Write what a trained controller does as demonstrations for other methods (--demos).
 
       anypolicy record runs/sac-gym-Pendulum-v1-0 --episodes 40 --out pendulum.safetensors
@@ -275,10 +276,11 @@ def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = 
         out: a .safetensors file, or minari:NAME for a Minari data set
         episodes: how many
         explore: act as while learning instead of as evaluated
+        trust: run code that the run's recipe names, though you have not run it before
     """
     from anypolicy import control
 
-    print(f"{control.record(run, episodes=episodes, out=out, explore=explore)} steps in {out}")
+    print(f"{control.record(run, episodes=episodes, out=out, explore=explore, trust=trust)} steps in {out}")
 
 
 def make_datasets_command(Knobs: type, Settings: type) -> Callable[..., None]:
@@ -311,7 +313,7 @@ def inspect(
     data: Positional[tuple[str, ...]], task: str | None = None, reference: str | None = None,
     g_min: float | None = None, g_max: float | None = None, gamma: float = 1.0, bins: int | None = None,
     exact: bool = False, seed: int = 0, figure: Path = Path("plane.svg"),
-    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False, quiet: bool = False,
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False, quiet: bool = False, trust: bool = False,
 ) -> None:  # fmt: skip
     """Say what offline data sets are good for: TQ, SACo, further measures, and which learners do well there.
 
@@ -333,6 +335,7 @@ def inspect(
         figure: .svg or .png file for the plane
         json_output: all numbers and recommendations as JSON
         quiet: no progress
+        trust: run code that the recipe of a run names, though you have not run it before
     """
     from anypolicy import inspection
 
@@ -343,7 +346,7 @@ def inspect(
     edges = None if exact else 100 if bins is None else bins
     made = inspection.inspect(
         data, task=task, reference=reference, g_min=g_min, g_max=g_max, gamma=gamma, bins=edges,
-        seed=seed, figure=figure, quiet=quiet or json_output,
+        seed=seed, figure=figure, quiet=quiet or json_output, trust=trust,
     )  # fmt: skip
     if json_output:
         found = {
@@ -532,7 +535,9 @@ def revise(
         print("next: fill in every line's report: sentence, score (1 to 4), error, rewrite")
 
 
-def reproduce(method: Positional[str], seeds: int | None = None, workers: int = 1, claims: Path | None = None) -> None:
+def reproduce(
+    method: Positional[str], seeds: int | None = None, workers: int = 1, claims: Path | None = None, trust: bool = False
+) -> None:
     """Check a paper's central claim at small scale: expected against measured, with intervals and a verdict.
 
       anypolicy reproduce ngrpo
@@ -543,10 +548,11 @@ def reproduce(method: Positional[str], seeds: int | None = None, workers: int = 
         seeds: runs of each arm; default as the claim says
         workers: processes
         claims: folder of claim files, if not that of the checkout
+        trust: run a claim of the working directory, though you have not run it before
     """
     from anypolicy import studies
 
-    print(studies.reproduce(method, seeds=seeds, workers=workers, claims=claims))
+    print(studies.reproduce(method, seeds=seeds, workers=workers, claims=claims, trust=trust))
 
 
 def methods(
@@ -566,8 +572,7 @@ def methods(
 
     from anypolicy import catalogue, studies
 
-    for path in method_file:
-        catalogue.load_file(path)
+    catalogue.load_files(method_file)
     entries = studies.listing()
     if json_output:
         print(json_text(entries, indent=2, ensure_ascii=False))
@@ -592,8 +597,7 @@ def show(method: Positional[str], method_file: tuple[Path, ...] = ()) -> None:
     """
     from anypolicy import catalogue, studies
 
-    for path in method_file:
-        catalogue.load_file(path)
+    catalogue.load_files(method_file)
     print(studies.show(method))
 
 

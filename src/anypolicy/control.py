@@ -50,6 +50,7 @@ from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.stop import Pause
 from anypolicy.runs.strict_json import json_text
 from anypolicy.runs.trackers import check_trackers
+from anypolicy.runs.trust import allow
 from anypolicy.tasks.chunks import in_chunks
 from anypolicy.tasks.demonstrations import export_minari, load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
@@ -150,6 +151,7 @@ class ControlPlan:
 def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
     check_settings(settings)
+    allow(vars(settings))
     for path in settings.method_file:
         catalogue.load_file(path)
     given = dict(knobs or {})
@@ -284,21 +286,23 @@ def is_control_run(path: str | Path) -> bool:
         return "eval_episodes" in run.recipe()
 
 
-def plan_from(written: dict[str, Any]) -> ControlPlan:
+def plan_from(written: dict[str, Any], *, trust: bool = False) -> ControlPlan:
     """The plan that a recipe.yaml describes."""
-    method, knobs, settings = settings_from(ControlSettings, {k: v for k, v in written.items() if k != "apart"})
+    alone = {k: v for k, v in written.items() if k != "apart"}
+    method, knobs, settings = settings_from(ControlSettings, alone, trust=trust)
     return plan(method, settings, knobs)
 
 
-def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -> ControlRun:
-    """Go on with a run as if it had never stopped; `steps` makes it longer."""
+def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> ControlRun:
+    """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
+    and the user has not run before (here, and where a run is evaluated or recorded)."""
     with RunDirectory.open(path) as run:
         written = dict(run.recipe())
         if "apart" in written:
             raise InputError("run", str(path), "actor and learner stood apart: such a run cannot be resumed")
         if steps is not None:
             written["steps"] = steps
-        p = plan_from(written)
+        p = plan_from(written, trust=trust)
         return go(p, run, World(p), quiet=quiet)
 
 
@@ -361,13 +365,15 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> Position:
     return at
 
 
-def evaluate_run(path: str | Path, *, episodes: int | None = None, video: Path | None = None) -> dict[str, float]:
+def evaluate_run(
+    path: str | Path, *, episodes: int | None = None, video: Path | None = None, trust: bool = False
+) -> dict[str, float]:  # fmt: skip
     """Mean return of a run's newest checkpoint over fresh episodes. Writes samples/eval.jsonl, and the first episode
     as a film if asked for."""
     if episodes is not None and episodes < 1:
         raise InputError("episodes", episodes, "use at least 1")
     with RunDirectory.open(path, lock=False) as run:
-        p, learner = trained(run)
+        p, learner = trained(run, trust=trust)
         if video is not None:
             film(learner, p.task, video, number(p.settings.seed, "evaluation") % 2**31)
         log, returns = evaluated(p, learner, -1, episodes)
@@ -375,7 +381,7 @@ def evaluate_run(path: str | Path, *, episodes: int | None = None, video: Path |
         return log
 
 
-def record(path: str | Path, *, episodes: int, out: str, explore: bool = False) -> int:
+def record(path: str | Path, *, episodes: int, out: str, explore: bool = False, trust: bool = False) -> int:
     """Act in `episodes` fresh episodes and write them as demonstrations: to a .safetensors file, or as a Minari data
     set if `out` is minari:NAME. The number of steps."""
     if episodes < 1:
@@ -383,7 +389,7 @@ def record(path: str | Path, *, episodes: int, out: str, explore: bool = False) 
     if not out.startswith("minari:") and not out.endswith(".safetensors"):
         raise InputError("out", out, "name a .safetensors file, or minari:NAME")
     with RunDirectory.open(path, lock=False) as run:
-        p, learner = trained(run)
+        p, learner = trained(run, trust=trust)
         task, seed = p.task.one_by_one(), p.settings.seed
         environments = Environments(task.vector(1), number(seed, "recording") % 2**31)
         rngs = [generator(seed, "recording", i) for i in range(episodes)]
@@ -415,9 +421,9 @@ def recorded(
     return Episode(torch.stack(seen), torch.stack(acted), *flags)
 
 
-def trained(run: RunDirectory) -> tuple[ControlPlan, Learner]:
+def trained(run: RunDirectory, *, trust: bool = False) -> tuple[ControlPlan, Learner]:
     """The plan of a run, and its learner at the newest checkpoint, or as it was last saved where there are none."""
-    p = plan_from(run.recipe())
+    p = plan_from(run.recipe(), trust=trust)
     folder, saved = latest_checkpoint(run.path), run.path / "policy" / "controller.safetensors"
     if folder is None and not saved.exists():
         raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")

@@ -29,6 +29,7 @@ from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import choose_threads
 from anypolicy.runs.recipes import checkpoint_of, keep, made_checkpoint, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.trackers import check_trackers
+from anypolicy.runs.trust import allow
 from anypolicy.tasks.load_pictures import load_pictures
 from anypolicy.tasks.pictures import PictureTask
 
@@ -106,6 +107,7 @@ class DiffusionPlan:
 def plan(method: str, settings: DiffusionSettings, knobs: dict[str, Any] | None = None) -> DiffusionPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
     check_settings(settings)
+    allow(vars(settings))
     for path in settings.method_file:
         catalogue.load_file(path)
     check_numbers(settings, positive=("steps", "eval_samples", "threads", "micro", "sampler_steps"),
@@ -202,16 +204,17 @@ def is_diffusion_run(path: str | Path) -> bool:
         return "eval_samples" in run.recipe()
 
 
-def plan_from(written: dict[str, Any]) -> DiffusionPlan:
+def plan_from(written: dict[str, Any], *, trust: bool = False) -> DiffusionPlan:
     """The plan that a recipe.yaml describes."""
-    method, knobs, settings = settings_from(DiffusionSettings, written)
+    method, knobs, settings = settings_from(DiffusionSettings, written, trust=trust)
     return plan(method, settings, knobs)
 
 
-def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -> DiffusionRun:
-    """Go on with a run as if it had never stopped; `steps` makes it longer."""
+def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> DiffusionRun:
+    """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
+    and the user has not run before (here, and where a run is evaluated)."""
     with RunDirectory.open(path) as run:
-        p = plan_from(run.recipe() | ({} if steps is None else {"steps": steps}))
+        p = plan_from(run.recipe() | ({} if steps is None else {"steps": steps}), trust=trust)
         return go(p, run, model_of(p), quiet=quiet)
 
 
@@ -247,12 +250,12 @@ def restore(p: DiffusionPlan, run: RunDirectory, loop: DiffusionLoop) -> Positio
     return rewind(run, saved, p.written(), p.settings.steps)
 
 
-def evaluate_run(path: str | Path, *, samples: int | None = None) -> dict[str, float]:
+def evaluate_run(path: str | Path, *, samples: int | None = None, trust: bool = False) -> dict[str, float]:
     """Evaluate a run's newest checkpoint. Writes samples/eval.png."""
     if samples is not None and samples < 2:
         raise InputError("samples", samples, "use at least 2")
     with RunDirectory.open(path, lock=False) as run:
-        p = plan_from(run.recipe())
+        p = plan_from(run.recipe(), trust=trust)
         saved, model = made_checkpoint(run, p.written()), model_of(p)
         loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, p.settings.seed)
         load_modules(loop.learner, saved.tensors["learner"])

@@ -173,17 +173,17 @@ def spread(specs: Sequence[str]) -> list[str]:
     return out
 
 
-def load_dataset(spec: str, task: EnvironmentTask) -> list[Episode]:
+def load_dataset(spec: str, task: EnvironmentTask, *, trust: bool = False) -> list[Episode]:
     """Episodes of a .safetensors or .npz file, of minari:NAME (or a Minari folder), or of the replay of a run."""
     if (Path(spec) / "recipe.yaml").is_file():
-        return replay_of(Path(spec))
+        return replay_of(Path(spec), trust=trust)
     return load_demonstrations(spec.removeprefix("minari:"), task)
 
 
-def replay_of(path: Path) -> list[Episode]:
+def replay_of(path: Path, *, trust: bool = False) -> list[Episode]:
     """What the newest checkpoint of a run holds in its replay."""
     with RunDirectory.open(path, lock=False) as run:
-        p, folder = plan_from(run.recipe()), latest_checkpoint(run.path)
+        p, folder = plan_from(run.recipe(), trust=trust), latest_checkpoint(run.path)
     saved = {} if folder is None else load_checkpoint(folder).tensors
     if "replay" not in saved:
         raise InputError("data", str(path), "this run has no replay in a checkpoint")
@@ -230,9 +230,10 @@ class Inspection:
 def inspect(
     data: Sequence[str], *, task: str | None = None, reference: str | None = None, g_min: float | None = None,
     g_max: float | None = None, gamma: float = 1.0, bins: int | None = 100, seed: int = 0,
-    figure: Path = Path("plane.svg"), quiet: bool = False,
+    figure: Path = Path("plane.svg"), quiet: bool = False, trust: bool = False,
 ) -> Inspection:  # fmt: skip
-    """Measure data sets and draw them on the plane."""
+    """Measure data sets and draw them on the plane; `trust` runs code that the recipe of a run names and the user has
+    not run before."""
     if figure.suffix not in (".svg", ".png"):
         raise InputError("figure", str(figure), "name a .svg or .png file")
     known = known_of(data[0])
@@ -246,8 +247,8 @@ def inspect(
         raise InputError("g_max", None, "TQ needs the best mean return known in this task: give it")
     environment = load_environment(name)
     space = environment.space
-    loaded = {spec: load_dataset(spec, environment) for spec in spread(data)}
-    known_data = loaded.get(ref) or load_dataset(ref, environment)
+    loaded = {spec: load_dataset(spec, environment, trust=trust) for spec in spread(data)}
+    known_data = loaded.get(ref) or load_dataset(ref, environment, trust=trust)
     low = known.g_min if g_min is None else g_min
     low = random_return(environment, seed=seed) if low is None else low
     reports = dict[str, DatasetReport]()

@@ -17,6 +17,7 @@ from anypolicy.policies.load import load_policy
 from anypolicy.progress import counting
 from anypolicy.runs.files import disk_errors, new_folder, write_text
 from anypolicy.runs.strict_json import json_text
+from anypolicy.runs.trust import allow
 from anypolicy.tasks.base import MakesPolicy, Revises
 from anypolicy.tasks.load import load_task
 from anypolicy.tasks.revisions import to_row, write_images
@@ -55,6 +56,7 @@ def world_of(s: Settings) -> World:
     for path in (s.out, images_of(s.out)):
         if path.exists():
             raise InputError("out", str(path), "it exists: choose another file")
+    allow(vars(s))
     task = load_task(s.task, seed=s.seed)
     if s.expert and not isinstance(task, Revises):
         raise InputError("task", s.task, "it cannot play the expert: give --no-expert and fill in the reports yourself")

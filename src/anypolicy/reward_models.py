@@ -25,6 +25,7 @@ from anypolicy.runs.files import new_folder
 from anypolicy.runs.processor import choose_threads
 from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.trackers import check_trackers
+from anypolicy.runs.trust import allow
 from anypolicy.tasks.preferences import load_pairs
 from anypolicy.training import suggestions
 
@@ -107,6 +108,7 @@ class RewardPlan:
 def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = None) -> RewardPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
     check_settings(settings)
+    allow(vars(settings))
     m, given = catalogue.get(method, "reward-model"), dict(knobs or {})
     check_numbers(settings, positive=("epochs", "lr", "micro_tokens", "threads"),
                   natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes"))  # fmt: skip
@@ -168,23 +170,24 @@ def is_reward_run(path: str | Path) -> bool:
         return "pairs" in run.recipe()
 
 
-def plan_from(written: dict[str, Any]) -> RewardPlan:
+def plan_from(written: dict[str, Any], *, trust: bool = False) -> RewardPlan:
     """The plan that a recipe.yaml describes."""
-    method, knobs, settings = settings_from(RewardSettings, written)
+    method, knobs, settings = settings_from(RewardSettings, written, trust=trust)
     return plan(method, settings, knobs)
 
 
-def resume(path: str | Path, *, quiet: bool = False) -> RewardRun:
-    """Go on with a run as if it had never stopped."""
+def resume(path: str | Path, *, quiet: bool = False, trust: bool = False) -> RewardRun:
+    """Go on with a run as if it had never stopped; `trust` runs code that its recipe names and the user has not run
+    before (here, and where a run is evaluated)."""
     with RunDirectory.open(path) as run:
-        p = plan_from(run.recipe())
+        p = plan_from(run.recipe(), trust=trust)
         return go(p, run, loop_of(p), quiet=quiet)
 
 
-def evaluate(path: str | Path) -> dict[str, float]:
+def evaluate(path: str | Path, *, trust: bool = False) -> dict[str, float]:
     """Held-out accuracy of a finished run's model."""
     with RunDirectory.open(path, lock=False) as run:
-        p = plan_from(run.recipe())
+        p = plan_from(run.recipe(), trust=trust)
         if not (run.path / FOLDER).is_dir():
             raise InputError("run", str(path), "it has no reward model yet: go on with `anypolicy resume`")
         return evaluate_pairs(RewardModel.load(run.path, dtype=p.settings.dtype or "float32"), p.heldout)

@@ -19,6 +19,9 @@ from anypolicy.runs.notes import notes
 from anypolicy.runs.recipes import comparable, differences, made_checkpoint
 from anypolicy.runs.workers import in_workers
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Where this package comes from, if it is installed from a checkout."""
+
 
 def listing() -> list[dict[str, Any]]:
     """The catalogue as plain values: one object a method."""
@@ -66,11 +69,14 @@ def explain(method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None =
     return "\n".join(lines)
 
 
-def evaluate(path: str | Path, *, prompts: int | None = None, temperature: float = 0.0) -> dict[str, float]:
-    """Held-out accuracy of a run's newest checkpoint, with its interval. Writes samples/eval.jsonl."""
+def evaluate(
+    path: str | Path, *, prompts: int | None = None, temperature: float = 0.0, trust: bool = False
+) -> dict[str, float]:
+    """Held-out accuracy of a run's newest checkpoint, with its interval; `trust` runs code that its recipe names and
+    the user has not run before. Writes samples/eval.jsonl."""
     check_values({"temperature": float, "prompts": int | None}, {"temperature": temperature, "prompts": prompts})
     with RunDirectory.open(path, lock=False) as run:
-        p = training.plan_from(run.recipe())
+        p = training.plan_from(run.recipe(), trust=trust)
         world = training.world_of(p)
         loop = training.group_loop(p, world)
         saved = made_checkpoint(run, p.written())
@@ -213,7 +219,7 @@ def one_run(
             raise InputError(
                 "out", str(out), f"a run with other settings is there ({', '.join(changed)}): choose another"
             )
-        rows = family_of(arm).resume(out, steps=p.settings.steps, quiet=True).rows
+        rows = family_of(arm).resume(out, steps=p.settings.steps, quiet=True, trust=True).rows  # the user's settings
     else:
         rows = family_of(arm).start(p, quiet=True).rows
     return arm, seed, rows
@@ -318,19 +324,24 @@ def summarise(
 
 
 # --- reproduce -------------------------------------------------------------------------------------------------------
-def reproduce(slug: str, *, seeds: int | None = None, workers: int = 1, claims: str | Path | None = None) -> Verdict:
-    """Run a method's claim at laptop scale and judge it. Evidence goes to docs/evidence beside the claims folder."""
+def reproduce(
+    slug: str, *, seeds: int | None = None, workers: int = 1, claims: str | Path | None = None, trust: bool = False
+) -> Verdict:
+    """Run a method's claim at laptop scale and judge it. Evidence goes to docs/evidence beside the claims folder. A
+    claim that merely lies in the working directory needs `trust`, unless the user has run it before."""
     folder = Path(claims) if claims else find_claims()
     path = folder / f"{slug.replace('-', '_')}.py"
     known = sorted(f.stem.replace("_", "-") for f in folder.glob("*.py"))
     if not path.exists():
         raise InputError("method", slug, f"there are claims for {', '.join(known)}", choices=known)
-    return run_claim(path, seeds=seeds, workers=workers, out=folder.parent / "docs" / "evidence")
+    own = claims is not None or folder.resolve() == CHECKOUT / "claims"
+    evidence = folder.parent / "docs" / "evidence"
+    return run_claim(path, seeds=seeds, workers=workers, out=evidence, trust=trust or own)
 
 
 def find_claims() -> Path:
     """The claims folder of the working directory or of the checkout this package is installed from."""
-    for base in (Path.cwd(), Path(__file__).resolve().parents[2]):
+    for base in (Path.cwd(), CHECKOUT):
         if (base / "claims").is_dir():
             return base / "claims"
     raise InputError("claims", str(Path.cwd()), "run this in a checkout of anypolicy, or give --claims FOLDER")

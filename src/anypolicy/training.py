@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from anypolicy.runs.processor import Products, choose_products, choose_threads, 
 from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.stop import Pause
 from anypolicy.runs.trackers import check_trackers
+from anypolicy.runs.trust import allow, load_module
 from anypolicy.tasks.base import MakesPolicy, Task
 from anypolicy.tasks.load import load_task
 
@@ -149,8 +149,10 @@ class Plan:
 
 
 def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | None = None) -> Plan:
-    """Resolve names, defaults and suggestions; every error that can be known now is raised now."""
+    """Resolve names, defaults and suggestions; every error that can be known now is raised now. Code that the settings
+    name is the user's word: it may run from now on."""
     check_settings(settings)
+    allow(vars(settings))
     for path in settings.method_file:
         catalogue.load_file(path)
     if settings.reward and settings.reward_model:
@@ -222,10 +224,7 @@ def load_reward(spec: str) -> RewardFunction:
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
         raise InputError("reward", spec, "give FILE.py:FUNCTION with an existing file")
-    module_spec = importlib.util.spec_from_file_location("anypolicy_reward_file", path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = load_module("reward", Path(path), "anypolicy_reward_file")
     if not hasattr(module, name):
         raise InputError("reward", name, f"{path} has no such function", choices=dir(module))
     function: RewardFunction = getattr(module, name)
@@ -309,19 +308,20 @@ def start(p: Plan, *, quiet: bool = False) -> Run:
         return go(p, run, loop, quiet=quiet)
 
 
-def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False) -> Run:
-    """Go on with a run as if it had never stopped; `steps` makes it longer."""
+def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> Run:
+    """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
+    and the user has not run before."""
     with RunDirectory.open(path) as run:
         written = dict(run.recipe())
         if steps is not None:
             written["steps"] = steps
-        p = plan_from(written)
+        p = plan_from(written, trust=trust)
         return go(p, run, group_loop(p, world_of(p)), quiet=quiet)
 
 
-def plan_from(written: dict[str, Any]) -> Plan:
+def plan_from(written: dict[str, Any], *, trust: bool = False) -> Plan:
     """The plan that a recipe.yaml describes."""
-    method, knobs, settings = settings_from(Settings, written)
+    method, knobs, settings = settings_from(Settings, written, trust=trust)
     return plan(method, settings, knobs)
 
 

@@ -223,7 +223,7 @@ def test_classes_in_a_folder_of_their_own(own_code, tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="own-code=true"):
         load_policy(f"masked-diffusion:{folder}")
-    policy = load_policy(f"masked-diffusion:{folder},own-code=true")
+    policy = load_policy(f"masked-diffusion:{folder},own-code=true", trust=True)
     assert not policy.pads and policy.context_length == 20
     batch = ragged()
     assert torch.equal(policy.score(batch, 1.0).logp, MaskedDiffusionLM(model, None).score(batch, 1.0).logp)

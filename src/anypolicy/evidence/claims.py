@@ -14,9 +14,7 @@ all of it lies on the other, undecided otherwise.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,6 +31,7 @@ from anypolicy.evidence.stats import Interval, mean_interval
 from anypolicy.progress import counting
 from anypolicy.runs.files import write_text
 from anypolicy.runs.strict_json import json_text, json_value
+from anypolicy.runs.trust import allow, load_module
 from anypolicy.runs.workers import in_workers
 from anypolicy.version import __version__
 
@@ -99,12 +98,9 @@ class Verdict:
 
 def load(path: Path) -> ModuleType:
     """A claim file as a module."""
-    spec = importlib.util.spec_from_file_location(f"anypolicy_claim_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if path.suffix != ".py" or not path.is_file():
         raise InputError("claim", str(path), "give an existing .py file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = load_module("claim", path, f"anypolicy_claim_{path.stem}")
     for name in ("CLAIM", "SEEDS", "ARMS", "CHECKS", "run"):
         if not hasattr(module, name):
             raise InputError("claim", str(path), f"it has no {name}")
@@ -117,9 +113,14 @@ def one(path: Path, arm: str, seed: int) -> tuple[str, int, dict[str, Any]]:
     return arm, seed, load(path).run(arm, seed)
 
 
-def run_claim(path: Path, *, seeds: int | None = None, workers: int = 1, out: Path, quiet: bool = False) -> Verdict:
+def run_claim(
+    path: Path, *, seeds: int | None = None, workers: int = 1, out: Path, quiet: bool = False, trust: bool = False
+) -> Verdict:
     """Run what is missing, judge, and write <slug>.json and <slug>.svg into `out`. Finished runs are kept there in a
-    hidden file, so a claim that was killed goes on where it was; a changed claim file starts anew."""
+    hidden file, so a claim that was killed goes on where it was; a changed claim file starts anew. A file that the user
+    has not run before is refused without `trust`."""
+    if trust:
+        allow({"claim": path})
     module, slug, began = load(path), path.stem.replace("_", "-"), time.monotonic()
     n = module.SEEDS if seeds is None else seeds
     if n < 2:

@@ -166,7 +166,7 @@ class PipelineModel:
         try:
             pipeline = library().StableDiffusionPipeline.from_pretrained(
                 str(folder), torch_dtype=torch.float32, use_safetensors=True, safety_checker=None,
-                requires_safety_checker=False,
+                requires_safety_checker=False, trust_remote_code=False,
             )  # fmt: skip
         except (OSError, ValueError, TypeError) as error:
             told = str(error).strip().splitlines()[0]

@@ -33,14 +33,16 @@ from anypolicy.policies.table import TablePolicy
 from anypolicy.policies.text import quiet_transformers
 from anypolicy.policies.transformer import small_transformer
 from anypolicy.policies.vision_lm import VisionLM
+from anypolicy.runs.trust import allow, enter_model
 
 ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def load_policy(
-    spec: str, *, dtype: Literal["float32", "bfloat16", "float64"] = "float32", lora_rank: int = 0, seed: int = 0
-) -> Policy:
+    spec: str, *, dtype: Literal["float32", "bfloat16", "float64"] = "float32", lora_rank: int = 0, seed: int = 0,
+    trust: bool = False,
+) -> Policy:  # fmt: skip
     """Load a policy.
 
     `spec`: a Hugging Face id, a folder with config.json and weights (a run's own `policy/` is one), a .gguf file, an
@@ -48,8 +50,11 @@ def load_policy(
     `transformer:layers=2,width=64,heads=4` (bytes as tokens, weights from `seed`). `lora_rank` above 0 trains low-rank
     adapters through peft and freezes the rest. `masked-diffusion:SOURCE` takes an id or a folder of a bidirectional
     model, `masked-diffusion:layers=2,width=64,heads=4` makes one. A folder of a vision-language model is known by its
-    config; of an id write `vlm:OWNER/NAME`; `vlm:layers=2,width=64,heads=4,image=32,patch=8` makes one.
+    config; of an id write `vlm:OWNER/NAME`; `vlm:layers=2,width=64,heads=4,image=32,patch=8` makes one. Classes of a
+    model's own (`,own-code=true`) that the user has not run before are refused without `trust`.
     """
+    if trust:
+        allow({"policy": spec})
     quiet_transformers()
     name, _, arguments = spec.partition(":")
     if name == "masked-diffusion" or holds(Path(spec), "ForMaskedLM"):
@@ -100,10 +105,11 @@ def from_pretrained(source: str, dtype: str) -> CausalLM:
             raise InputError("policy", source, "the folder has no weights (model.safetensors): save the model there")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+            source, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
         model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(source) if has_tokenizer(folder) or not local else None
+        known = has_tokenizer(folder) or not local
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False) if known else None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         remedy = "check the folder" if local else "without a network, give a local folder or an alias"
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -126,9 +132,9 @@ def vision_from_pretrained(source: str, dtype: str) -> VisionLM:
     """A vision-language model with its processor: a folder, or an id of the Hugging Face hub."""
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+            source, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
-        processor: Any = AutoProcessor.from_pretrained(source)
+        processor: Any = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -160,16 +166,19 @@ def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM
         return policy
     if option not in ("", "own-code=true"):
         raise InputError("policy", option, "behind a masked-diffusion model stands nothing or own-code=true")
+    own_code = bool(option)
+    if own_code:
+        enter_model("policy", source)
     try:
-        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=bool(option))
+        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=own_code)
         own = getattr(config, "auto_map", None) or {}
         kinds: dict[str, Any] = {"AutoModelForMaskedLM": AutoModelForMaskedLM, "AutoModel": AutoModel}
-        kind = next((kinds[k] for k in kinds if k in own), AutoModelForMaskedLM) if option else AutoModelForMaskedLM
+        kind = next((kinds[k] for k in kinds if k in own), AutoModelForMaskedLM) if own_code else AutoModelForMaskedLM
         model = kind.from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=bool(option)
+            source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=own_code
         )
         local = Path(source).exists()
-        tokenizer = tokenizer_of(source) if has_tokenizer(Path(source)) or not local else None
+        tokenizer = tokenizer_of(source, own_code) if has_tokenizer(Path(source)) or not local else None
     except (OSError, ValueError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -182,12 +191,14 @@ def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM
     return policy
 
 
-def tokenizer_of(source: str) -> Any:
+def tokenizer_of(source: str, own_code: bool) -> Any:
     """The tokenizer of an id or a folder. transformers pairs some families of models with one class whatever the folder
     says, so that of our own small models is made by its name."""
     file = Path(source) / "tokenizer_config.json"
     named = json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
-    return (ByT5Tokenizer if named == "ByT5Tokenizer" else AutoTokenizer).from_pretrained(source)
+    if named == "ByT5Tokenizer":
+        return ByT5Tokenizer.from_pretrained(source)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=own_code)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -202,9 +213,9 @@ def from_gguf(path: Path, dtype: str) -> CausalLM:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=name, dtype=getattr(torch, dtype),
-            quantization_config=GgufConfig(gguf_file=name, dequantize=True),
+            quantization_config=GgufConfig(gguf_file=name, dequantize=True), trust_remote_code=False,
         )  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError("policy", str(path), f"it cannot be read as GGUF ({error})") from error
     unmark(model)

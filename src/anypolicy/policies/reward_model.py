@@ -149,15 +149,17 @@ class RewardModel:
         where = str(folder) if local else str(source)
         try:
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                where, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
-            )
+                where, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True,
+                trust_remote_code=False,
+            )  # fmt: skip
             model, report = loaded
-            tokenizer = AutoTokenizer.from_pretrained(where) if has_tokenizer(folder) or not local else None
+            known = has_tokenizer(folder) or not local
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False) if known else None
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError("reward_model", str(source), f"it cannot be loaded ({first})") from error
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])[:3]
             raise InputError("reward_model", str(source), f"it lacks {missing}: is it a reward model?")
-        known = json.loads((folder / FILE).read_text()) if (folder / FILE).is_file() else {}
-        return cls(model, tokenizer, Calibration(**known), scale)
+        facts = json.loads((folder / FILE).read_text()) if (folder / FILE).is_file() else {}
+        return cls(model, tokenizer, Calibration(**facts), scale)

@@ -15,6 +15,7 @@ from anypolicy.errors import InputError, check_settings, check_values
 from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.strict_json import json_text, json_value
+from anypolicy.runs.trust import allow, check
 
 MAY_CHANGE = ("steps", "trackers", "eval_every", "eval_episodes", "eval_samples", "checkpoint_every",
               "checkpoint_minutes")  # fmt: skip
@@ -32,8 +33,9 @@ def recipe_of(method: str, knobs: dict[str, Any], settings: Any) -> dict[str, An
     }
 
 
-def settings_from(kind: type[S], written: dict[str, Any]) -> tuple[str, dict[str, Any], S]:
-    """The inverse of `recipe_of`."""
+def settings_from(kind: type[S], written: dict[str, Any], *, trust: bool = False) -> tuple[str, dict[str, Any], S]:
+    """The inverse of `recipe_of`. Code that the recipe names is refused where the user has not run it before, or
+    allowed with `trust`."""
     values = dict(written)
     try:
         method, knobs, settings = values.pop("method"), values.pop("knobs"), kind(**values)
@@ -45,7 +47,9 @@ def settings_from(kind: type[S], written: dict[str, Any]) -> tuple[str, dict[str
     check_settings(settings, "recipe.yaml: ")
     given = {k: tuple(v) for k, v in vars(settings).items() if isinstance(v, list)}
     files = tuple(Path(x) for x in given.get("method_file", ()))
-    return method, knobs, replace(settings, **given | ({"method_file": files} if files else {}))  # type: ignore[type-var]
+    read = replace(settings, **given | ({"method_file": files} if files else {}))  # type: ignore[type-var]
+    (allow if trust else check)(vars(read))
+    return method, knobs, read
 
 
 def comparable(written: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from anypolicy.errors import InputError
 from anypolicy.runs.stop import Stopped
+from anypolicy.runs.trust import ALLOWED, inherit
 
 PR_SET_PDEATHSIG = 1
 
@@ -57,7 +58,7 @@ class Worker:
     def __init__(self, function: Callable[..., Any]):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, function))
+        self.process = context.Process(target=work, args=(theirs, function, tuple(ALLOWED)))
         with deaf_to_the_keyboard():
             self.process.start()
         theirs.close()
@@ -105,9 +106,11 @@ def deaf_to_the_keyboard() -> Generator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def work(pipe: Connection, function: Callable[..., Any]) -> None:
-    """The process of a worker: jobs come by the pipe and results go back, until it is closed."""
+def work(pipe: Connection, function: Callable[..., Any], allowed: tuple[str, ...]) -> None:
+    """The process of a worker: jobs come by the pipe and results go back, until it is closed. It may run the code that
+    the process that started it may run."""
     die_with_parent()
+    inherit(allowed)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError, OSError, Stopped):
         while True:

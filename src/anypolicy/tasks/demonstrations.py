@@ -3,6 +3,7 @@ folder), or `scripted` where the task has a demonstrator of its own."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,16 @@ def minari(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes of a Minari data set: observations as those of the task's environment become vectors (or as vectors,
     where they were recorded so), actions scaled to [−1, 1]; what lay beyond the box is what the box made of it."""
     try:
-        import minari as library
         from minari import MinariDataset
+        from minari.storage import get_dataset_path
     except ImportError as error:
         raise InputError("demos", spec, "install Minari: pip install 'anypolicy[control]'") from error
+    folder = Path(spec) if (Path(spec) / "data").is_dir() else get_dataset_path(spec)
     try:
-        data = MinariDataset(Path(spec) / "data") if (Path(spec) / "data").is_dir() else library.load_dataset(spec)
+        check_spaces(spec, folder / "data" / "metadata.json")
+        data = MinariDataset(folder / "data")
+    except InputError:
+        raise
     except Exception as error:
         raise InputError("demos", spec, f"it is no file of episodes and no Minari data set here ({error})") from error
     seen, layout, first = data.observation_space, layout_of(task), first_choice(spec, data.action_space, task.space)
@@ -124,6 +129,15 @@ def first_choice(spec: str, acts: Any, space: Space) -> int:
         raise InputError("demos", spec, f"its actions are {acts}, the task's are {space.actions} numbers from "
                          f"{space.low} to {space.high}")  # fmt: skip
     return 0
+
+
+def check_spaces(spec: str, metadata: Path) -> None:
+    """Refuse a data set that does not say its spaces: Minari would import and make whatever its metadata call the
+    environment, to ask it for them."""
+    known: dict[str, Any] = json.loads(metadata.read_text())
+    if missing := [name for name in ("observation_space", "action_space") if not isinstance(known.get(name), str)]:
+        allowed = f"its metadata.json has no {' and no '.join(missing)}: write it again with them (`anypolicy record`)"
+        raise InputError("demos", spec, allowed)
 
 
 def export_minari(name: str, episodes: list[Episode], task: EnvironmentTask) -> None:

@@ -1,0 +1,198 @@
+"""The one door for code that a file names: a recipe's method file, reward or model classes, a claim in a folder.
+
+What the user writes on a command, or passes to a function, is the user's word: its content is remembered (`allow`) and
+runs. What a file names must have been remembered before (`check`), unless the user says `--trust`. Nothing goes through
+the door (`load_module`, `enter_model`) whose content, as it is at that moment, is not remembered, whoever named it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.abc import SourceLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from anypolicy.errors import InputError
+from anypolicy.runs.files import cache_folder
+from anypolicy.runs.strict_json import json_text, json_value
+
+ALLOWED = set[str]()
+"""What this process was told may run: all of what the cache remembers of it, and what cannot be remembered."""
+HOW = "read it, then allow it with --trust (in Python: trust=True)"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Code as a setting names it. `key` is the SHA-256 of its content; `fixed` is false where the content is not at
+    hand (a model of the Hub), so that no later command can know it again."""
+
+    field: str
+    name: str
+    key: str
+    fixed: bool = True
+
+    def allowed(self) -> bool:
+        """Whether the user let this content run, now or (where it is known again) before."""
+        return self.key in ALLOWED or (self.fixed and remembered(self.key))
+
+    def refused(self) -> InputError:
+        """The error where it is not allowed."""
+        why = "have not run before (or it has changed since)"
+        if not self.fixed:
+            why = "cannot know again, since some of it is kept elsewhere: it is asked for every time"
+        return InputError(self.field, self.name, f"it is code that you did not name on this command and {why}; {HOW}")
+
+
+def allow(settings: Mapping[str, Any]) -> None:
+    """The user's word: what these settings name may run, now and when a file names the same content."""
+    for code in named(settings):
+        ALLOWED.add(code.key)
+        if code.fixed:
+            remember(code)
+
+
+def inherit(keys: Iterable[str]) -> None:
+    """What the process that started this one was told may run."""
+    ALLOWED.update(keys)
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """A file's word. Raises InputError where it names code that the user has not allowed."""
+    for code in named(settings):
+        if not code.allowed():
+            raise code.refused()
+
+
+def named(settings: Mapping[str, Any]) -> Iterable[Code]:
+    """The code that settings name. What is not there is left out: nothing is known of it that the door would let in."""
+    for field, read in FIELDS.items():
+        if settings.get(field) is not None:
+            yield from read(field, settings[field])
+
+
+# --- the door --------------------------------------------------------------------------------------------------------
+class Content(SourceLoader):
+    """Runs the bytes that were looked at, not what lies there or in `__pycache__` by then."""
+
+    def __init__(self, path: Path, source: bytes):
+        self.path, self.source = path, source
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self.path)
+
+    def get_data(self, path: bytes | str) -> bytes:
+        return self.source
+
+
+def load_module(field: str, path: Path, name: str) -> ModuleType:
+    """A .py file as the module `name`. Raises InputError where its content is not allowed or cannot be imported."""
+    code, source = file_code(field, path)
+    if not code.allowed():
+        raise code.refused()
+    spec = importlib.util.spec_from_file_location(name, path, loader=Content(path, source))
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, InputError) or not isinstance(error, Exception):
+            raise
+        raise InputError(field, str(path), f"it cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def enter_model(field: str, source: str) -> None:
+    """Before a model folder or an id of the Hub is loaded by classes of its own. Raises InputError where they are not
+    allowed."""
+    code = model_code(field, source)
+    if not code.allowed():
+        raise code.refused()
+
+
+# --- which settings can name code, and how ---------------------------------------------------------------------------
+def files(field: str, value: Any) -> Iterable[Code]:
+    """One path, or several."""
+    for path in [value] if isinstance(value, str | Path) else value:
+        if Path(path).is_file():
+            yield file_code(field, Path(path))[0]
+
+
+def function(field: str, value: Any) -> Iterable[Code]:
+    """FILE.py:FUNCTION."""
+    return files(field, str(value).rpartition(":")[0])
+
+
+def model(field: str, value: Any) -> Iterable[Code]:
+    """A policy as text: [masked-diffusion:]SOURCE,own-code=true."""
+    source, _, option = str(value).partition(",")
+    if option == "own-code=true":
+        yield model_code(field, source.removeprefix("masked-diffusion:"))
+
+
+FIELDS: dict[str, Callable[[str, Any], Iterable[Code]]] = {
+    "method_file": files, "reward": function, "policy": model, "reference": model, "claim": files,
+}  # fmt: skip
+"""Setting → the code that a value of it names. No other setting of any recipe may name code."""
+
+
+def file_code(field: str, path: Path) -> tuple[Code, bytes]:
+    """A file as code, and its content."""
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise InputError(field, str(path), f"it cannot be read ({error})") from error
+    return Code(field, str(path), hashlib.sha256(source).hexdigest()), source
+
+
+def model_code(field: str, source: str) -> Code:
+    """The classes of a model: all .py and .json files of its folder. Those of the Hub, or of a folder that points
+    there, are known by name alone."""
+    folder = Path(source)
+    found = sorted(p for kind in ("*.py", "*.json") for p in folder.rglob(kind) if p.is_file())
+    if not folder.is_dir() or any(points_elsewhere(p) for p in found if p.suffix == ".json"):
+        return Code(field, source, f"elsewhere: {source}", fixed=False)
+    parts = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+    return Code(field, source, hashlib.sha256(json_text(parts).encode()).hexdigest())
+
+
+def points_elsewhere(path: Path) -> bool:
+    """Whether a config may take classes from another place (OWNER/NAME--module.Class, the base of an adapter), or
+    cannot be read."""
+    try:
+        config = json_text(json_value(path.read_text()))
+    except (OSError, ValueError):
+        return True
+    return path.name == "adapter_config.json" or ("auto_map" in config and "--" in config)
+
+
+# --- what is remembered ----------------------------------------------------------------------------------------------
+def memory() -> Path:
+    """A file for each content that was allowed; it says what that was called."""
+    return cache_folder() / "trusted"
+
+
+def remembered(key: str) -> bool:
+    """Whether the cache has it, and nobody but the user can have put it there."""
+    with contextlib.suppress(OSError):
+        folder = memory().stat()
+        own = folder.st_uid == os.getuid() and not folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return own and (memory() / key).is_file()
+    return False
+
+
+def remember(code: Code) -> None:
+    """Put it there. A cache that cannot be written is asked again another time."""
+    with contextlib.suppress(OSError):
+        memory().mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(memory() / code.key, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.write(f"{code.field}: {Path(code.name).absolute()}\n")
