@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from anypolicy.errors import InputError
 from anypolicy.runs.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from anypolicy.runs.digests import check_digests, digests_of
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.strict_json import json_text, json_value
 
@@ -18,17 +19,20 @@ S = TypeVar("S")
 
 def recipe_of(method: str, knobs: dict[str, Any], settings: Any) -> dict[str, Any]:
     """A method, its settings and those of the run as the plain values of recipe.yaml, enough to run again: all but
-    `out`, paths as text."""
-    return {"method": method, "knobs": knobs} | {
+    `out`, paths as text; with the digests of the files that the data are in."""
+    plain = {
         k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
         for k, v in asdict(settings).items()
         if k != "out"
     }
+    digests = digests_of(plain)
+    return {"method": method, "knobs": knobs} | plain | ({"digests": digests} if digests else {})
 
 
 def settings_from(kind: type[S], written: dict[str, Any]) -> tuple[str, dict[str, Any], S]:
-    """The inverse of `recipe_of`."""
+    """The inverse of `recipe_of`. Raises InputError where a file is not what its digest says."""
     values = dict(written)
+    check_digests(values.pop("digests", {}), values)
     try:
         method, knobs = values.pop("method"), values.pop("knobs")
         values["trackers"] = tuple(values["trackers"])
@@ -40,8 +44,8 @@ def settings_from(kind: type[S], written: dict[str, Any]) -> tuple[str, dict[str
 
 
 def comparable(written: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that must not change between stop and resume."""
-    return json_value(json_text({k: v for k, v in written.items() if k not in MAY_CHANGE}, exact=True))
+    """The part of a recipe that must not change between stop and resume; digests are compared when it is read."""
+    return json_value(json_text({k: v for k, v in written.items() if k not in (*MAY_CHANGE, "digests")}, exact=True))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -51,12 +55,14 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def checkpoint_of(run: RunDirectory, written: dict[str, Any]) -> Checkpoint | None:
-    """The newest checkpoint of a run, if it has one. Raises InputError where it was made with other settings."""
+    """The newest checkpoint of a run, if it has one. Raises InputError where it was made with other settings; one of
+    an older version may lack some, which are then as they were before there was a choice."""
     folder = latest_checkpoint(run.path)
     if folder is None:
         return None
     saved = load_checkpoint(folder)
-    if changed := differences(saved.state["recipe"], comparable(written)):
+    old = saved.state["recipe"]
+    if changed := differences(old, {k: v for k, v in comparable(written).items() if k in old}):
         raise InputError(
             "recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anypolicy.errors import InputError
+from anypolicy.runs.strict_json import json_text
 
 
 def json_lines(path: str, wanted: str, field: str = "task") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -37,7 +38,7 @@ def json_lines(path: str, wanted: str, field: str = "task") -> Iterator[tuple[st
 def half(row: dict[str, Any]) -> bool:
     """Whether a text in it cannot be written as UTF-8."""
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        json_text(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return True
     return False
