@@ -263,7 +263,7 @@ def test_other_media_and_several_messages_without_a_template_are_refused(small):
     with pytest.raises(InputError, match="images alone"):
         small.encode(Prompt("p", ({"role": "user", "content": "a"},), media={"sound": 1}))
     with pytest.raises(InputError, match="no chat template"):
-        small.encode(Prompt("p", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})))
+        small.encode(Prompt("p", ({"role": "user", "content": "a"}, {"role": "user", "content": "b"})))
 
 
 def test_prompts_of_ids_show_images_too(small):
