@@ -33,6 +33,7 @@ def settings_from(kind: type[S], written: dict[str, Any]) -> tuple[str, dict[str
     """The inverse of `recipe_of`. Raises InputError where a file is not what its digest says."""
     values = dict(written)
     check_digests(values.pop("digests", {}), values)
+    values.pop("prompts_changed", None)
     try:
         method, knobs = values.pop("method"), values.pop("knobs")
         values["trackers"] = tuple(values["trackers"])
