@@ -12,7 +12,7 @@ from anypolicy.errors import InputError
 from anypolicy.reward_models import RewardSettings
 from anypolicy.reward_models import plan as reward_plan
 from anypolicy.runs.digests import digests_of
-from anypolicy.runs.recipes import settings_from
+from anypolicy.runs.recipes import recipe_of, settings_from
 
 SMALL = {"policy": "transformer:layers=1,width=16,heads=2,context=64", "prompts": 2, "trackers": (), "quiet": True}
 
@@ -108,3 +108,13 @@ def test_pairs_of_a_reward_model(tmp_path):
         settings_from(RewardSettings, written)
     with pytest.raises(InputError, match="a digest for every file"):
         settings_from(RewardSettings, written | {"digests": 3})
+
+
+def test_a_mended_reward_goes_on_and_says_so(tmp_path, capsys):
+    file = tmp_path / "reward.py"
+    file.write_text("a = 1\n")
+    written = recipe_of("grpo", {}, training.Settings("tabular-lock", reward=f"{file}:mine"))
+    assert settings_from(training.Settings, written) and not capsys.readouterr().err
+    file.write_text("a = 2\n")
+    assert settings_from(training.Settings, written)[2].reward == f"{file}:mine"
+    assert "has changed since the run began" in capsys.readouterr().err

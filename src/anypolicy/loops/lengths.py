@@ -88,8 +88,8 @@ def fit_prompts(
             "held out do not fit")  # fmt: skip
     if long == "refuse":
         name = "train" if over["train"] else "heldout"
-        raise refused(sides[name][1], over[name], f"; {told}: use --long-prompts drop or truncate-left (the last "
-                      "tokens are kept), or a smaller max_tokens")  # fmt: skip
+        raise refused(sides[name][1], over[name], f"; {told}: shorten them, use --long-prompts drop or "
+                      "truncate-left (the last tokens are kept), or a smaller max_tokens")  # fmt: skip
     fitted: Any = copy.copy(task)
     for name, (measure, own) in sides.items():
         setattr(fitted, name, shortened(own, over[name], measure) if long == "truncate-left" else left(own, over[name]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -14,7 +15,7 @@ from typing import Any
 from anypolicy.errors import InputError
 
 FIELDS = ("task", "pairs", "demos", "reward")
-"""Settings that can name data, or the code of a reward."""
+"""Settings that can name data, or a reward of the user's own."""
 
 
 def digests_of(settings: dict[str, Any]) -> dict[str, str]:
@@ -30,11 +31,17 @@ def digests_of(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def check_digests(kept: Any, settings: dict[str, Any]) -> None:
-    """Refuse data whose digests are others than those `kept`."""
+    """Refuse data whose digests are others than those `kept`. A reward may be mended; a note says that it was."""
     if not isinstance(kept, dict):
         raise InputError("recipe.yaml", kept, "'digests' must hold a digest for every file")
+    mendable = digests_of({"reward": settings.get("reward")})
     for name, now in digests_of(settings).items():
-        if kept.get(name, now) != now:
+        if kept.get(name, now) == now:
+            continue
+        if name in mendable:
+            print(f"note: {name} has changed since the run began: from here on its rewards are the new ones",
+                  file=sys.stderr)  # fmt: skip
+        else:
             raise InputError(
                 name, f"SHA-256 {now[:12]}…", f"it, or a picture it shows, was {str(kept[name])[:12]}… when the run "
                 "began: put it back as it was, or start a new run",
