@@ -135,6 +135,18 @@ def test_a_prompt_that_cannot_be_said_is_refused_whatever_is_done_with_long_ones
             fit("grpo", task, long)
 
 
+def test_prompts_that_show_images_are_dropped_but_not_cut(tmp_path):
+    policy = load_policy("vlm:layers=1,width=16,heads=2,context=64,image=16,patch=8")
+    task = load_task(questions(tmp_path / "x.jsonl", range(10)))
+    picture = {"images": (np.zeros((16, 16, 3), np.uint8),)}
+    first, second, *_ = task.train
+    task.train = [replace(first, media=picture), replace(second, messages=({"role": "user", "content": "a"},))]
+    task.heldout = []
+    assert fit("grpo", task, "drop", world=world_of(task, policy))[0].task.train == [task.train[1]]
+    with pytest.raises(InputError, match="it shows images"):
+        fit("grpo", task, "truncate-left", world=world_of(task, policy))
+
+
 def test_nothing_left_and_streams_are_refused(tmp_path):
     with pytest.raises(InputError, match="nothing is left to train on"):
         fit("grpo", load_task(questions(tmp_path / "x.jsonl", range(10))), "drop")
