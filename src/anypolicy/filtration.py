@@ -142,8 +142,9 @@ def collect_scores(
         raise InputError("prompts", p.settings.prompts, f"the task has {len(p.task.train)} training prompts")
     world = training.world_of(p)
     rows: list[dict[str, Any]] = []
-    for group in training.group_loop(p, world).sample(0):
-        prompt = p.task.train[group.position]
+    loop = training.group_loop(p, world)
+    for group in loop.sample(0):
+        prompt = loop.world.task.train[group.position]
         given = [(prompt, t.response, world.policy.decode(t.response)) for t in group.trajectories]
         for t, score in zip(group.trajectories, verify(p.task, given), strict=True):
             reward = t.reward if math.isfinite(t.reward) else None

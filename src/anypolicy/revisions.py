@@ -11,6 +11,7 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.choose import engine_for
 from anypolicy.errors import InputError, check_numbers, check_settings
+from anypolicy.loops.lengths import check_lengths
 from anypolicy.loops.recipe import World
 from anypolicy.loops.revised import generated_items
 from anypolicy.policies.load import load_policy
@@ -65,7 +66,9 @@ def world_of(s: Settings) -> World:
     if s.policy is None and not isinstance(task, MakesPolicy):
         raise InputError("policy", None, "the task brings none: name the policy whose answers are to be corrected")
     policy = load_policy(s.policy, dtype=s.dtype, seed=s.seed) if s.policy else task.make_policy(s.seed)  # type: ignore
-    return World(policy, engine_for(policy), task, Sampling(s.max_tokens or task.max_tokens), s.seed)
+    world = World(policy, engine_for(policy), task, Sampling(s.max_tokens or task.max_tokens), s.seed)
+    check_lengths(world, list(task.train)[: s.prompts])
+    return world
 
 
 def images_of(out: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,8 @@ from anypolicy import catalogue
 from anypolicy.compose import build
 from anypolicy.data.preferences import Preference
 from anypolicy.errors import InputError, check_names, check_numbers, check_settings
-from anypolicy.loops.preference import PreferenceLoop, PreferenceRecipe, calibrate, evaluate_pairs
+from anypolicy.loops.lengths import Long
+from anypolicy.loops.preference import PreferenceLoop, PreferenceRecipe, calibrate, evaluate_pairs, fit_pairs
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel
@@ -50,6 +51,8 @@ class RewardSettings:
     """learning rate"""
     heldout: float = 0.1
     """share of the prompts whose pairs are held out"""
+    long_prompts: Long = "refuse"
+    """pairs that the model does not hold: refuse, drop, truncate-left (the last tokens are kept)"""
     dtype: Literal["float32", "bfloat16"] | None = None
     """of the model; the optimiser keeps float32 master weights"""
     micro_tokens: int = 8192
@@ -95,14 +98,16 @@ class RewardPlan:
     recipe: PreferenceRecipe
     train: list[Preference]
     heldout: list[Preference]
+    changed: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
     def steps(self) -> int:
         return math.ceil(self.settings.epochs * len(self.train) / self.recipe.pairs)
 
     def written(self) -> dict[str, Any]:
-        """The recipe as plain values, enough to run again."""
-        return recipe_of(self.method, self.knobs, self.settings)
+        """The recipe as plain values, enough to run again; with the counts of `changed` pairs."""
+        changed = {"prompts_changed": self.changed} if self.changed else {}
+        return recipe_of(self.method, self.knobs, self.settings) | changed
 
 
 def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = None) -> RewardPlan:
@@ -128,8 +133,8 @@ def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = N
     return replace(p, settings=replace(s, **every))
 
 
-def loop_of(p: RewardPlan) -> PreferenceLoop:
-    """The loop at step 0; every pair is encoded, so that one that is too long is known now."""
+def loop_of(p: RewardPlan) -> tuple[RewardPlan, PreferenceLoop]:
+    """The loop at step 0, and the plan with the pairs that it holds: all are encoded now."""
     s = p.settings
     assert s.policy is not None and s.dtype is not None and s.threads is not None
     torch.set_num_threads(s.threads)
@@ -138,13 +143,14 @@ def loop_of(p: RewardPlan) -> PreferenceLoop:
         raise InputError("policy", s.policy, "a reward model needs a transformer to start from")
     model = RewardModel.from_policy(policy, s.seed)
     model.micro_tokens = s.micro_tokens
-    loop = PreferenceLoop(p.recipe, model, p.train, s.seed)
-    longest = max(len(ids) for i in range(len(p.train)) for ids in loop.tokens(i))
-    if longest > model.context_length:
-        raise InputError(
-            "pairs", f"{longest} tokens", f"{s.policy} holds {model.context_length}: shorten or drop pairs"
-        )
-    return loop
+    p = fitted(p, model)
+    return p, PreferenceLoop(p.recipe, model, p.train, s.seed)
+
+
+def fitted(p: RewardPlan, model: RewardModel) -> RewardPlan:
+    """The plan with pairs that the model holds."""
+    train, heldout, changed = fit_pairs(model, p.train, p.heldout, p.settings.long_prompts)
+    return replace(p, train=train, heldout=heldout, changed=changed)
 
 
 def train_reward_model(
@@ -159,7 +165,7 @@ def start(p: RewardPlan, *, quiet: bool = False) -> RewardRun:
     """Run a plan from step 0 in a new directory."""
     out = Path(p.settings.out or Path("runs") / f"{p.method}-{Path(p.settings.pairs).stem}-{p.settings.seed}")
     RunDirectory.check_free(out)
-    loop = loop_of(p)
+    p, loop = loop_of(p)
     with RunDirectory.create(out, p.written()) as run:
         return go(p, run, loop, quiet=quiet)
 
@@ -180,8 +186,8 @@ def resume(path: str | Path, *, quiet: bool = False, trust: bool = False) -> Rew
     """Go on with a run as if it had never stopped; `trust` runs code that its recipe names and the user has not run
     before (here, and where a run is evaluated)."""
     with RunDirectory.open(path) as run:
-        p = plan_from(run.recipe(), trust=trust)
-        return go(p, run, loop_of(p), quiet=quiet)
+        p, loop = loop_of(plan_from(run.recipe(), trust=trust))
+        return go(p, run, loop, quiet=quiet)
 
 
 def evaluate(path: str | Path, *, trust: bool = False) -> dict[str, float]:
@@ -190,7 +196,8 @@ def evaluate(path: str | Path, *, trust: bool = False) -> dict[str, float]:
         p = plan_from(run.recipe(), trust=trust)
         if not (run.path / FOLDER).is_dir():
             raise InputError("run", str(path), "it has no reward model yet: go on with `anypolicy resume`")
-        return evaluate_pairs(RewardModel.load(run.path, dtype=p.settings.dtype or "float32"), p.heldout)
+        model = RewardModel.load(run.path, dtype=p.settings.dtype or "float32")
+        return evaluate_pairs(model, fitted(p, model).heldout)
 
 
 def go(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop, *, quiet: bool) -> RewardRun:

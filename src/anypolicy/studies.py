@@ -214,7 +214,7 @@ def one_run(
     if (out / "recipe.yaml").exists():
         with RunDirectory.open(out, lock=False) as known:
             mine, theirs = comparable(p.written()), known.recipe()
-        changed = differences({k: theirs.get(k) for k in mine}, mine)
+        changed = differences({k: theirs.get(k, v) for k, v in mine.items()}, mine)
         if changed:
             raise InputError(
                 "out", str(out), f"a run with other settings is there ({', '.join(changed)}): choose another"

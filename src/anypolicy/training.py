@@ -22,8 +22,10 @@ from anypolicy.engines.denoising import schedule
 from anypolicy.errors import InputError, check_names, check_numbers, check_settings
 from anypolicy.loops.beside import beside_reference
 from anypolicy.loops.checks import check, stages
+from anypolicy.loops.describe import outlined
 from anypolicy.loops.evaluate import evaluate
 from anypolicy.loops.group import GroupLoop
+from anypolicy.loops.lengths import Long, fit_prompts
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.loops.recorded import stream_rows
 from anypolicy.policies.base import Denoises, Policy
@@ -41,10 +43,6 @@ from anypolicy.tasks.base import MakesPolicy, Task
 from anypolicy.tasks.load import load_task
 
 RewardFunction = Callable[[Prompt, list[str]], Sequence[float]]
-
-
-OUTLINES = 8
-"""Searches of a step that are kept to look at."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,8 @@ class Settings:
     """sample among the k likeliest tokens; 0 for all"""
     max_tokens: int | None = None
     """response limit"""
+    long_prompts: Long = "refuse"
+    """prompts that do not fit beside their response: refuse, drop, truncate-left (their last tokens are kept)"""
     block_length: int | None = None
     """of a masked-diffusion policy: tokens filled in together, left to right; default 32"""
     denoising_steps: int | None = None
@@ -142,10 +142,12 @@ class Plan:
     recipe: GroupRecipe
     task: Task
     suggested: dict[str, str] = field(default_factory=dict[str, str])
+    changed: dict[str, int] = field(default_factory=dict[str, int])
 
     def written(self) -> dict[str, Any]:
-        """The complete recipe as plain values, enough to run again."""
-        return recipe_of(self.composition.spec, self.composition.knobs, self.settings)
+        """The complete recipe as plain values, enough to run again; with the counts of `changed` prompts."""
+        changed = {"prompts_changed": self.changed} if self.changed else {}
+        return recipe_of(self.composition.spec, self.composition.knobs, self.settings) | changed
 
 
 def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | None = None) -> Plan:
@@ -277,12 +279,13 @@ def reference_of(recipe: GroupRecipe, policy: Policy, given: str | None = None, 
 
 
 def group_loop(p: Plan, world: World) -> GroupLoop:
-    """The loop at step 0."""
-    reference = reference_of(p.recipe, world.policy, p.settings.reference, p.settings.dtype)
-    assert p.settings.prompts is not None
+    """The loop at step 0, whose prompts all fit."""
+    s = p.settings
+    assert s.prompts is not None
+    reference = reference_of(p.recipe, world.policy, s.reference, s.dtype)
+    world, p.changed = fit_prompts(p.recipe, world, s.prompts, reference, s.long_prompts)
     return GroupLoop(
-        p.recipe, world, prompts=p.settings.prompts, micro_tokens=p.settings.micro_tokens, reference=reference,
-        total_steps=p.settings.steps,
+        p.recipe, world, prompts=s.prompts, micro_tokens=s.micro_tokens, reference=reference, total_steps=s.steps
     )  # fmt: skip
 
 
@@ -342,7 +345,7 @@ def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
     def evaluated(step: int) -> dict[str, Any]:
         log, samples = held_out(p, loop)
         run.write_samples(f"step-{step:06d}", samples)
-        if outlines := outlined(loop):
+        if outlines := outlined(loop.seen):
             run.write_samples(f"trees-step-{step:06d}", outlines)
         return log
 
@@ -356,17 +359,11 @@ def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
     return Run(run.path, run.read(), loop.world.policy, time.monotonic() - began)
 
 
-def outlined(loop: GroupLoop) -> list[dict[str, Any]]:
-    """How the responses of the last step were found, where a rollout says so."""
-    found = [(g, t) for g in loop.seen for t in g.trajectories if "outline" in t.info]
-    return [{"id": g.prompt.id, "correct": t.correct, "outline": t.info["outline"]} for g, t in found[:OUTLINES]]
-
-
 def held_out(
     p: Plan, loop: GroupLoop, prompts: int | None = None, temperature: float = 0.0
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The held-out evaluation of a run's policy, beside its reference if it has one; and the responses."""
-    chosen = p.task.heldout[: prompts or p.settings.eval_prompts]
+    chosen = loop.world.task.heldout[: prompts or p.settings.eval_prompts]
     log, samples = evaluate(loop.world, chosen, temperature, loop.recipe.reward)
     if loop.reference is not None:
         log |= beside_reference(loop.world, loop.reference.start, chosen)

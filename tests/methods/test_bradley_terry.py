@@ -121,7 +121,7 @@ def test_micro_batches_do_not_change_a_step(pairs):
     p = reward_models.plan("bradley-terry", reward_models.RewardSettings(str(pairs), **SMALL), {"centre_coef": 0.01})
     after = []
     for micro_tokens in (8192, 60, 1):
-        loop = reward_models.loop_of(replace(p, settings=replace(p.settings, micro_tokens=micro_tokens)))
+        _, loop = reward_models.loop_of(replace(p, settings=replace(p.settings, micro_tokens=micro_tokens)))
         log = loop.step()
         after.append((log["grad_norm"], log["loss/preference"], log["loss/centre"], log["pairs/margin"]))
     assert after[1] == pytest.approx(after[0], rel=1e-4)
@@ -213,7 +213,7 @@ def test_bad_settings_are_named(pairs, tmp_path):
 
     fails("epochs", epochs=0)
     fails("did you mean 'epochs'", epoch=2)
-    fails("shorten or drop", policy="transformer:context=8")
+    fails("55 of 55 training pairs", policy="transformer:context=8")
     fails("did you mean 'pairs'", knobs={"pair": 2})
     none = write(tmp_path / "n.jsonl", [{"prompt": f"{i}", "chosen": "a", "rejected": "b"} for i in range(4)])
     with pytest.raises(InputError, match="margin"):

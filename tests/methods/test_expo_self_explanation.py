@@ -283,6 +283,9 @@ def test_what_the_verifier_would_not_accept_is_refused_before_any_work(tmp_path)
     world, _ = text_world(tmp_path, verifier="exact")
     with pytest.raises(InputError, match="conclusion"):
         SelfExplanation().check(world)
+    world, _ = text_world(tmp_path)
+    with pytest.raises(InputError, match="shorten these"):
+        SelfExplanation().check(replace(world, sampling=Sampling(350)))
     add = lock_loop(grpo()).world
     tokens = SimpleNamespace(name="ids", train=[Prompt("q", tokens=(0,), answer=3)])
     with pytest.raises(InputError, match="answer_shown"):

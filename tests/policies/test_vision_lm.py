@@ -263,7 +263,7 @@ def test_other_media_and_several_messages_without_a_template_are_refused(small):
     with pytest.raises(InputError, match="images alone"):
         small.encode(Prompt("p", ({"role": "user", "content": "a"},), media={"sound": 1}))
     with pytest.raises(InputError, match="no chat template"):
-        small.encode(Prompt("p", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})))
+        small.encode(Prompt("p", ({"role": "user", "content": "a"}, {"role": "user", "content": "b"})))
 
 
 def test_prompts_of_ids_show_images_too(small):
@@ -336,3 +336,18 @@ def test_seeds_make_the_weights():
         a["model.vision_tower.embeddings.patch_embedding.weight"],
         c["model.vision_tower.embeddings.patch_embedding.weight"],
     )
+
+
+def test_a_template_that_leaves_words_out_is_refused():
+    policy = FAMILIES["idefics3"]()
+    asked = {"role": "user", "content": "a"}
+    heard = Prompt("p", ({"role": "system", "content": "b"}, asked))
+    assert len(policy.encode(heard))
+    policy.processor.chat_template = "{% for m in messages if m.role == 'user' %}{% for c in m.content if c.type == 'text' %}" \
+        "{{ c.text }}{% endfor %}{% endfor %}"  # fmt: skip
+    policy.heard.clear()
+    assert len(policy.encode(Prompt("p", (asked,))))
+    with pytest.raises(InputError, match="leaves out the words of its message of the system"):
+        policy.encode(Prompt("q", heard.messages))
+    with pytest.raises(InputError, match="its last message is the assistant's"):
+        policy.encode(Prompt("r", (asked, {"role": "assistant", "content": "b"})))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from anypolicy.runs.checkpoint import load_checkpoint, save_checkpoint
+from anypolicy.runs.checkpoint import Position, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.strict_json import json_text, json_value
 
@@ -53,5 +53,5 @@ def test_a_ledger_says_that_a_number_is_missing(tmp_path):
         assert run.read_samples("eval") == [{"reward": None, "answer": None}]
         path.write_text('{"step": 0, "loss": NaN, "reward": 1.0}\n{"step": 1, "loss": -Infinity}\n{"step": 2}\n')
         assert run.read() == [{"step": 0, "reward": 1.0}, {"step": 1}, {"step": 2}]
-        run.truncate_to(2)
+        run.truncate_to(Position(2, 2))
         assert [strict(line)["loss"] for line in path.read_text().splitlines()] == [None, None]

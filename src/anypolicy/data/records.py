@@ -23,7 +23,8 @@ Stop = Literal["eos", "stop", "length", "error"]
 class Prompt:
     """One problem. `messages` (chat) or `tokens` (already ids) say what the policy sees; `answer` is the label and
     `reference` a response to imitate or to compare with, as text or as response ids. `media` holds what is shown beside
-    the text: `images`, a sequence of uint8 arrays (height, width, 3)."""
+    the text: `images`, a sequence of uint8 arrays (height, width, 3). A policy reads the last `keep` tokens of the
+    text (None: all)."""
 
     id: str
     messages: tuple[dict[str, Any], ...] = ()
@@ -32,6 +33,7 @@ class Prompt:
     answer: Any = None
     info: dict[str, Any] = field(default_factory=dict)
     reference: str | tuple[int, ...] | None = None
+    keep: int | None = None
 
     def without_label(self) -> Prompt:
         """The prompt as a label-free method may see it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,3 +78,13 @@ def describe_targets(groups: list[Group]) -> dict[str, float]:
     }
     logp = [float(x) for t in targets for s in t.segments for x in s.logp[s.mask & (s.version >= 0)]]
     return out | ({"target/logp_sampled": sum(logp) / len(logp), "target/sampled": float(len(logp))} if logp else {})
+
+
+OUTLINES = 8
+"""Searches of a step that are kept to look at."""
+
+
+def outlined(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """How the responses of a step were found, where a rollout says so."""
+    found = [(g, t) for g in groups for t in g.trajectories if "outline" in t.info]
+    return [{"id": g.prompt.id, "correct": t.correct, "outline": t.info["outline"]} for g, t in found[:OUTLINES]]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from anypolicy.data.preferences import Preference
 from anypolicy.errors import InputError
+from anypolicy.loops.lengths import Long
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.recipe import Optimiser
 from anypolicy.loops.stages import EpochOrder
 from anypolicy.policies.reward_model import Calibration, RewardModel
+from anypolicy.policies.text import beginning
 from anypolicy.runs.metrics import wilson
 
 
@@ -85,8 +88,41 @@ class PreferenceLoop:
 
 
 def encode(model: RewardModel, pair: Preference) -> tuple[list[int], list[int]]:
-    """Ids of prompt + chosen and of prompt + rejected."""
-    return model.encode(pair.prompt, pair.chosen), model.encode(pair.prompt, pair.rejected)
+    """Ids of prompt + chosen and of prompt + rejected; of a prompt that may be cut the last `keep` of them."""
+    first = -pair.prompt.keep if pair.prompt.keep else None
+    return model.encode(pair.prompt, pair.chosen)[first:], model.encode(pair.prompt, pair.rejected)[first:]
+
+
+def fit_pairs(
+    model: RewardModel, train: Sequence[Preference], heldout: Sequence[Preference], long: Long
+) -> tuple[list[Preference], list[Preference], dict[str, int]]:
+    """Pairs that the model holds, and how many of each split were dropped or cut for it. All are encoded; one that
+    cannot be is an InputError."""
+    room = model.context_length
+    lengths = {id(p): max(map(len, encode(model, p))) for p in (*train, *heldout)}
+    over = [p for p in (*train, *heldout) if lengths[id(p)] > room]
+    if not over:
+        return list(train), list(heldout), {}
+    counts = {"train": sum(lengths[id(p)] > room for p in train)}
+    counts["heldout"] = len(over) - counts["train"]
+    told = (f"{counts['train']} of {len(train)} training pairs and {counts['heldout']} of {len(heldout)} held out "
+            f"have more tokens than the model holds ({room})")  # fmt: skip
+    if long == "refuse":
+        raise InputError(
+            "pairs", f"{lengths[id(over[0])]} tokens: {beginning(over[0].prompt)}", f"{told}: shorten them, or use "
+            "--long-prompts drop or truncate-left (the last tokens are kept)",
+        )  # fmt: skip
+    if long == "drop" and counts["train"] == len(train):
+        raise InputError("long_prompts", long, f"{told}: nothing is left to train on")
+    print(f"note: {told}: {'dropped' if long == 'drop' else 'cut to their last tokens'}", file=sys.stderr)
+
+    def fitting(pairs: Sequence[Preference]) -> list[Preference]:
+        if long == "drop":
+            return [p for p in pairs if lengths[id(p)] <= room]
+        cut = [replace(p, prompt=replace(p.prompt, keep=room)) for p in pairs]
+        return [c if lengths[id(p)] > room else p for p, c in zip(pairs, cut, strict=True)]
+
+    return fitting(train), fitting(heldout), counts
 
 
 def pair_scores(model: RewardModel, pairs: Sequence[Preference]) -> Float[Tensor, "pairs 2"]:

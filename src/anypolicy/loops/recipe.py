@@ -60,7 +60,8 @@ class Rollout(Protocol):
     def group_size(self) -> int:
         """Responses of a prompt; 0 if there are only targets. A rollout that gives targets says so with a
         `gives_targets` class attribute, one whose responses nobody knows the likelihood of with `unknown_behaviour`,
-        one that tells the answers of a group apart (`info["kind"]`) with `gives_kinds`."""
+        one that tells the answers of a group apart (`info["kind"]`) with `gives_kinds`. `reaches_limit` says whether
+        responses may be as long as the response limit; by default, whether there are any."""
         ...
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:

@@ -66,6 +66,7 @@ class RecordedRollout:
     """Up to `group_size` recorded responses of every prompt, drawn anew without repetition at each visit."""
 
     unknown_behaviour = True
+    reaches_limit = False
     group_size: int = 8
     least: int = 2
 

@@ -155,6 +155,7 @@ class RevisedRollout:
     sentence's score, those of the masked revision by its kind of error."""
 
     unknown_behaviour = gives_kinds = True
+    reaches_limit = False
     language: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     image: float = 1.0
     mask_ratio: float = 0.3

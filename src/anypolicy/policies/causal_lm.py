@@ -23,7 +23,15 @@ from anypolicy.policies.base import Scores
 from anypolicy.policies.decoder import Decoder, DecoderState, Unsupported
 from anypolicy.policies.logits import Logits
 from anypolicy.policies.packed import NAME, Packing, pack
-from anypolicy.policies.text import prompt_ids, quiet_transformers, response_ids, single_token, stop_tokens, text_of
+from anypolicy.policies.text import (
+    chat_end,
+    prompt_ids,
+    quiet_transformers,
+    response_ids,
+    single_token,
+    stop_tokens,
+    text_of,
+)
 
 TRIED = 8
 """Tokens that trying the fast passes takes at least."""
@@ -133,7 +141,8 @@ class CausalLM(HasHead):
         self.family = str(config.model_type)
         self.hidden_size = int(config.hidden_size)
         self.context_length = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
-        self.stop_ids = stop_tokens(model, tokenizer) if stop_ids is None else stop_ids
+        self.turn_end = chat_end(tokenizer)
+        self.stop_ids = stop_tokens(model, tokenizer, self.turn_end) if stop_ids is None else stop_ids
         self.check_head()
         self.configs = list(
             {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values()
@@ -235,7 +244,7 @@ class CausalLM(HasHead):
 
     def encode_reference(self, prompt: Prompt) -> Tokens:
         """The ids themselves, or the text's ids; the end-of-sequence token follows unless a stop token ends them."""
-        return response_ids(prompt, self.tokenizer, self.stop_ids)
+        return response_ids(prompt, self.tokenizer, self.stop_ids, self.turn_end)
 
     def decode(self, tokens: Tokens) -> str:
         return text_of(tokens, self.tokenizer)

@@ -20,7 +20,15 @@ from anypolicy.errors import InputError
 from anypolicy.parts.token_logp import at_least_float32
 from anypolicy.policies.base import Scores
 from anypolicy.policies.logits import Logits
-from anypolicy.policies.text import prompt_ids, quiet_transformers, response_ids, single_token, stop_tokens, text_of
+from anypolicy.policies.text import (
+    chat_end,
+    prompt_ids,
+    quiet_transformers,
+    response_ids,
+    single_token,
+    stop_tokens,
+    text_of,
+)
 from anypolicy.policies.transformer import initialise
 
 NEVER = -1e4
@@ -45,7 +53,8 @@ class MaskedDiffusionLM:
         self.vocabulary, self.hidden_size = (int(n) for n in embedding.weight.shape)
         longest = [getattr(self.config, name, None) for name in ("max_position_embeddings", "max_sequence_length")]
         self.context_length = int(next((n for n in longest if n), 1 << 20))
-        self.stop_ids = stop_tokens(model, tokenizer) if stop_ids is None else stop_ids
+        self.turn_end = chat_end(tokenizer)
+        self.stop_ids = stop_tokens(model, tokenizer, self.turn_end) if stop_ids is None else stop_ids
         self.mask_id = mask_token(self.config, tokenizer, self.vocabulary)
         self.pads = True
         self.pads = self.sees_both_sides()
@@ -78,7 +87,7 @@ class MaskedDiffusionLM:
         return prompt_ids(prompt, self.tokenizer, self.family)
 
     def encode_reference(self, prompt: Prompt) -> Tokens:
-        return response_ids(prompt, self.tokenizer, self.stop_ids)
+        return response_ids(prompt, self.tokenizer, self.stop_ids, self.turn_end)
 
     def decode(self, tokens: Tokens) -> str:
         return text_of(tokens, self.tokenizer)

@@ -20,7 +20,7 @@ from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import has_tokenizer
-from anypolicy.policies.text import quiet_transformers
+from anypolicy.policies.text import beginning, left_out, quiet_transformers, readable
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.strict_json import json_text
 
@@ -91,7 +91,12 @@ class RewardModel:
             return [*(prompt.tokens or ()), *map(int, response.split())]
         if prompt.tokens is None and t.chat_template is not None:
             whole = [*prompt.messages, {"role": "assistant", "content": response}]
-            return list(t.apply_chat_template(whole, return_dict=False))
+            with readable("prompt", prompt, "the reward model"):
+                ids = list(t.apply_chat_template(whole, return_dict=False))
+            if role := left_out(t, str(t.chat_template), tuple(str(m["role"]) for m in whole)):
+                raise InputError("prompt", beginning(prompt), "the chat template of the reward model leaves out the "
+                                 f"words of its message of the {role}")  # fmt: skip
+            return ids
         end = [] if t.eos_token_id is None else [t.eos_token_id]
         if prompt.tokens is not None:
             begin: list[int] = list(prompt.tokens)

@@ -28,7 +28,18 @@ from anypolicy.errors import InputError
 from anypolicy.policies.base import Scores
 from anypolicy.policies.causal_lm import HasHead, gather_cache, read_scores, save_merged
 from anypolicy.policies.logits import Logits
-from anypolicy.policies.text import response_ids, single_token, stop_tokens, text_of
+from anypolicy.policies.text import (
+    REFUSALS,
+    beginning,
+    check_turns,
+    end_of_turn,
+    kept,
+    response_ids,
+    silenced,
+    single_token,
+    stop_tokens,
+    text_of,
+)
 
 OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Outputs of a processor that belong to the ids; all others belong to the images."""
@@ -61,10 +72,12 @@ class VisionLM(HasHead):
         self.family = str(config.model_type)
         self.hidden_size = int(self.config.hidden_size)
         self.context_length = int(getattr(self.config, "max_position_embeddings", None) or 1 << 20)
-        self.stop_ids = stop_tokens(model, self.tokenizer) if stop_ids is None else stop_ids
+        self.turn_end = end_of_turn(self.rendered, self.tokenizer) if self.template else None
+        self.stop_ids = stop_tokens(model, self.tokenizer, self.turn_end) if stop_ids is None else stop_ids
         self.image_id = image_token(config, processor)
         accepted = inspect.signature(type(self.model.base_model).forward).parameters
         self.types = [name for name in ("token_type_ids", "mm_token_type_ids") if name in accepted]
+        self.heard: set[tuple[str, ...]] = set()
         self.last: tuple[Prompt, Tokens, Media] | None = None
         self.check_family()
 
@@ -108,23 +121,37 @@ class VisionLM(HasHead):
         if prompt.tokens is not None:
             ids = np.array(prompt.tokens, np.int64)
             if not images:
-                return ids, {}
+                return kept(ids, prompt), {}
             alone = replace(prompt, tokens=None, messages=({"role": "user", "content": MARKER * len(images)},))
             return ids, self.process(alone)[1]
+        check_turns(prompt)
+        roles = tuple(str(m["role"]) for m in prompt.messages)
+        if self.template and roles not in self.heard and (role := silenced(self.rendered, roles)):
+            raise InputError("prompt", beginning(prompt), f"the chat template of {self.family} leaves out the words of "
+                             f"its message of the {role}: put them into the user's")  # fmt: skip
+        self.heard.add(roles)
         messages = placed(prompt, len(images))
         try:
             out = self.templated(messages, images) if self.template else self.plain(prompt, messages, images)
-        except (ValueError, TypeError, IndexError, KeyError) as error:
+        except InputError:
+            raise
+        except REFUSALS as error:
             raise InputError(
-                "prompt", prompt.id, f"the processor of {self.family} refuses it ({str(error).splitlines()[0]})"
+                "prompt", beginning(prompt), f"the processor of {self.family} refuses it ({str(error).splitlines()[0]})"
             ) from error
         media = {k: x for k, x in out.items() if k not in OF_TEXT and isinstance(x, Tensor)}
-        return out["input_ids"][0].numpy().astype(np.int64), media if images else {}
+        ids = out["input_ids"][0].numpy().astype(np.int64)
+        return (ids, media) if images else (kept(ids, prompt), {})
 
     @property
     def template(self) -> str | None:
         """The chat template of the processor or the tokenizer."""
         return getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+
+    def rendered(self, messages: list[dict[str, Any]]) -> Any:
+        """Messages of text through the chat template, as text."""
+        parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        return self.processor.apply_chat_template(parts, tokenize=False)
 
     def templated(self, messages: list[dict[str, Any]], images: list[Any]) -> Any:
         """Through the chat template, with the assistant's turn opened."""
@@ -147,7 +174,7 @@ class VisionLM(HasHead):
 
     def encode_reference(self, prompt: Prompt) -> Tokens:
         """The ids themselves, or the text's ids; the end-of-sequence token follows unless a stop token ends them."""
-        return response_ids(prompt, self.tokenizer, self.stop_ids)
+        return response_ids(prompt, self.tokenizer, self.stop_ids, self.turn_end)
 
     def decode(self, tokens: Tokens) -> str:
         return text_of(tokens, self.tokenizer)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anypolicy.errors import InputError, check_settings, check_values
 from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint, load_checkpoint, save_checkpoint
+from anypolicy.runs.digests import check_digests, digests_of
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, check
@@ -25,18 +26,23 @@ S = TypeVar("S")
 
 def recipe_of(method: str, knobs: dict[str, Any], settings: Any) -> dict[str, Any]:
     """A method, its settings and those of the run as the plain values of recipe.yaml, enough to run again: all but
-    `out`, paths as text."""
-    return {"method": method, "knobs": knobs} | {
+    `out`, paths as text; with the digests of the files that the data are in."""
+    plain = {
         k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
         for k, v in asdict(settings).items()
         if k != "out"
     }
+    digests = digests_of(plain)
+    return {"method": method, "knobs": knobs} | plain | ({"digests": digests} if digests else {})
 
 
 def settings_from(kind: type[S], written: dict[str, Any], *, trust: bool = False) -> tuple[str, dict[str, Any], S]:
     """The inverse of `recipe_of`. Code that the recipe names is refused where the user has not run it before, or
-    allowed with `trust`."""
+    allowed with `trust`. Raises InputError also where a data file is not what its digest says."""
     values = dict(written)
+    digests = values.pop("digests", {})
+    values.pop("prompts_changed", None)
+    plain = dict(values)
     try:
         method, knobs, settings = values.pop("method"), values.pop("knobs"), kind(**values)
     except (KeyError, TypeError) as error:
@@ -45,6 +51,7 @@ def settings_from(kind: type[S], written: dict[str, Any], *, trust: bool = False
     if not isinstance(knobs, dict):
         raise InputError("recipe.yaml: knobs", knobs, "use settings by name")
     check_settings(settings, "recipe.yaml: ")
+    check_digests(digests, plain)
     given = {k: tuple(v) for k, v in vars(settings).items() if isinstance(v, list)}
     files = tuple(Path(x) for x in given.get("method_file", ()))
     read = replace(settings, **given | ({"method_file": files} if files else {}))  # type: ignore[type-var]
@@ -53,8 +60,8 @@ def settings_from(kind: type[S], written: dict[str, Any], *, trust: bool = False
 
 
 def comparable(written: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that must not change between stop and resume."""
-    return json_value(json_text({k: v for k, v in written.items() if k not in MAY_CHANGE}, exact=True))
+    """The part of a recipe that must not change between stop and resume; digests are compared when it is read."""
+    return json_value(json_text({k: v for k, v in written.items() if k not in (*MAY_CHANGE, "digests")}, exact=True))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -64,14 +71,16 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def checkpoint_of(run: RunDirectory, written: dict[str, Any]) -> Checkpoint | None:
-    """The newest checkpoint of a run, if it has one. Raises InputError where it was made with other settings."""
+    """The newest checkpoint of a run, if it has one. Raises InputError where it was made with other settings; one of
+    an older version may lack some, which are then as they were before there was a choice."""
     folder = latest_checkpoint(run.path)
     if folder is None:
         return None
     saved = load_checkpoint(folder)
     if not sound(saved):
         raise InputError("checkpoint", str(folder), "its state.json holds no run: delete this folder, or put it back")
-    if changed := differences(saved.state["recipe"], comparable(written)):
+    old = saved.state["recipe"]
+    if changed := differences(old, {k: v for k, v in comparable(written).items() if k in old}):
         raise InputError(
             "recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back"
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.tasks.lines import json_lines
-from anypolicy.tasks.preferences import message, prompt
+from anypolicy.tasks.preferences import message, name_of
 from anypolicy.tasks.recorded import RecordedTask, parted, record
 from anypolicy.tasks.shown import FIELDS
 
@@ -68,7 +68,7 @@ def items(path: str, where: str, given: Turns, pairs: bool) -> Iterator[Prompt]:
     for i, m in enumerate(given):
         if m.get("satisfied") is not False:
             continue
-        name = prompt(path, where, {"prompt": plain[:1]}).id
+        name = name_of(plain[:1])
         own = Prompt(name, tuple(plain[: i - 1]))
         rejected, place, more = plain[i - 1]["content"], f"{where}, message {i - 1}", {"feedback": plain[i]["content"]}
         if not pairs:

@@ -5,7 +5,6 @@ Every line has `text` and `file_name` (a preferred image), or `text`, `chosen` a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from anypolicy.errors import InputError
 from anypolicy.policies.denoisers import Label
+from anypolicy.tasks.lines import json_lines
 from anypolicy.tasks.pictures import PictureTask
 
 Record = dict[str, str]
@@ -54,22 +54,18 @@ def records(folder: Path) -> list[Record]:
     if not path.is_file():
         raise InputError("task", str(folder), "put a metadata.jsonl there, one image (or pair of images) a line")
     out = list[Record]()
-    for n, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(str(path), f"line {n}", f"it is not JSON ({error})") from error
-        fields = ("text", "chosen", "rejected") if isinstance(row, dict) and "chosen" in row else ("text", "file_name")
+    for where, row in json_lines(str(path), "text and file_name, or text, chosen and rejected"):
+        fields = ("text", "chosen", "rejected") if "chosen" in row else ("text", "file_name")
         for name in fields:
-            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
-                raise InputError(str(path), f"line {n}", f"it needs the text field {name!r}")
+            if not isinstance(row.get(name), str) or not row[name].strip():
+                raise InputError(str(path), where, f"it needs the text field {name!r}")
         for name in fields[1:]:
             if not (folder / row[name]).is_file():
-                raise InputError(str(path), f"line {n}", f"{name} names {row[name]!r}, which is not in the folder")
+                raise InputError(str(path), where, f"{name} names {row[name]!r}, which is not in the folder")
         if "chosen" in fields and row["chosen"] == row["rejected"]:
-            raise InputError(str(path), f"line {n}", "chosen and rejected are the same image: remove the pair")
+            raise InputError(str(path), where, "chosen and rejected are the same image: remove the pair")
         if out and ("chosen" in out[0]) != ("chosen" in fields):
-            raise InputError(str(path), f"line {n}", "all lines have file_name, or all have chosen and rejected")
+            raise InputError(str(path), where, "all lines have file_name, or all have chosen and rejected")
         out.append({name: row[name] for name in fields})
     if len(out) < 2:
         raise InputError("task", str(path), "it has less than 2 lines: one is held out")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anypolicy.errors import InputError
+from anypolicy.runs.strict_json import json_text
 
 
 def json_lines(path: str, wanted: str, field: str = "task") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -28,4 +29,16 @@ def json_lines(path: str, wanted: str, field: str = "task") -> Iterator[tuple[st
             raise InputError(path, f"line {n}", f"it is not JSON ({error}): mend or remove it") from error
         if not isinstance(row, dict):
             raise InputError(path, f"line {n}", f"it must be an object with {wanted}")
+        if b"\\u" in line and half(row):
+            raise InputError(path, f"line {n}", "it has half a surrogate pair (\\ud800 … \\udfff alone), which is no "
+                             "character: mend or remove it")  # fmt: skip
         yield f"line {n}", row
+
+
+def half(row: dict[str, Any]) -> bool:
+    """Whether a text in it cannot be written as UTF-8."""
+    try:
+        json_text(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -32,37 +32,77 @@ def load_pairs(path: str, *, heldout: float = 0.1) -> tuple[list[Preference], li
 
 def read(path: str, where: str, row: dict[str, Any]) -> Preference:
     """One checked line."""
+    asked = prompt(path, where, row, "chosen", "rejected")
     chosen, rejected = (response(path, where, name, row) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise InputError(path, where, "chosen and rejected are the same: remove the line")
     margin = row.get("margin")
     if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float) or not finite(margin)):
         raise InputError(path, where, f"'margin' is {margin!r}: write a finite number or leave it out")
-    return Preference(prompt(path, where, row), chosen, rejected, None if margin is None else float(margin))
+    return Preference(asked, chosen, rejected, None if margin is None else float(margin))
 
 
-def prompt(path: str, where: str, row: dict[str, Any]) -> Prompt:
-    """The prompt and what it shows (`image` or `images`, paths relative to the file), named after its own content;
-    messages may also stand before the response in `chosen`."""
+def prompt(path: str, where: str, row: dict[str, Any], *responses: str) -> Prompt:
+    """The prompt and what it shows (`image` or `images`, paths relative to the file), named after its own content.
+    Where the fields `responses` hold conversations, what stands before their last message is the prompt; beside a
+    `prompt` of its own they repeat it or leave it out."""
     given = row.get("prompt")
-    if given is None and isinstance(row.get("chosen"), list):
-        given = row["chosen"][:-1]
+    before = {name: history(path, where, name, row[name]) for name in responses if isinstance(row.get(name), list)}
+    if given is None and before:
+        given = next(iter(before.values()))
+        if len(before) < len(responses):
+            raise InputError(path, where, f"only {', '.join(before)} is a conversation, and there is no 'prompt': "
+                             "write all responses as conversations, or give the prompt")  # fmt: skip
+    else:
+        before = {name: own for name, own in before.items() if own}
+    asked: Any = [{"role": "user", "content": given}] if isinstance(given, str) and given else given
     media, digests = of_row(path, where, row, Path(path).parent)
-    named = [given, digests] if digests else given
-    name = hashlib.sha256(json_text(named, sort_keys=True).encode()).hexdigest()[:16]
-    if isinstance(given, str) and given:
-        return Prompt(name, ({"role": "user", "content": given},), media=media)
-    if isinstance(given, list) and given and all(type(i) is int and i >= 0 for i in given):
-        return Prompt(name, tokens=tuple(given), media=media)
-    if isinstance(given, list) and given and all(message(m) for m in given):
-        return Prompt(name, tuple(dict(m) for m in given), media=media)
-    raise InputError(path, where, f"'prompt' is {given!r}: write text, messages with role and content, or token ids")
+    name = name_of([given, digests] if digests else given)
+    if isinstance(asked, list) and asked and all(type(i) is int and i >= 0 for i in asked):
+        made = Prompt(name, tokens=tuple(asked), media=media)
+    elif isinstance(asked, list) and asked and all(message(m) for m in asked):
+        check_turn(path, where, asked)
+        made = Prompt(name, tuple(dict(m) for m in asked), media=media)
+    else:
+        raise InputError(
+            path, where, f"'prompt' is {given!r}: write text, messages with role and content, or token ids"
+        )
+    for field, own in before.items():
+        if own != asked:
+            i = next((i for i, (a, b) in enumerate(zip(own, asked, strict=False)) if a != b), min(len(own), len(asked)))
+            raise InputError(path, where, f"what stands before the response in {field!r} is not the prompt (they part "
+                             f"at message {i}): all responses of a line answer one prompt")  # fmt: skip
+    return made
+
+
+def name_of(content: Any) -> str:
+    """A name that follows from the content."""
+    return hashlib.sha256(json_text(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def history(path: str, where: str, name: str, given: list[Any]) -> list[Any]:
+    """What stands before the response in a conversation, which must end with the assistant's message."""
+    if not given or not all(message(m) for m in given):
+        raise InputError(path, where, f"{name!r} is {given!r}: write the text of a response, or messages with role and "
+                         "content")  # fmt: skip
+    if given[-1]["role"] != "assistant":
+        raise InputError(path, where, f"{name!r} ends with a message of the {given[-1]['role']}: its last message is "
+                         "the response, so it must be the assistant's")  # fmt: skip
+    return given[:-1]
+
+
+def check_turn(path: str, where: str, asked: list[dict[str, Any]]) -> None:
+    """Refuse a prompt that ends with the assistant's words: a chat template would close them and open a new turn."""
+    if asked[-1]["role"] == "assistant":
+        raise InputError(path, where, "the prompt ends with the assistant's message: a response begins a new turn and "
+                         "cannot go on with one, so end the prompt with the user's message")  # fmt: skip
 
 
 def response(path: str, where: str, name: str, row: dict[str, Any]) -> str:
     """The text of a response, or of the last message of a conversation."""
     given = row.get(name)
-    if isinstance(given, list) and given and message(given[-1]):
+    if isinstance(given, list):
+        history(path, where, name, given)
         given = given[-1]["content"]
     if not isinstance(given, str) or not given:
         raise InputError(path, where, f"{name!r} is {given!r}: write the text of a response", choices=row)

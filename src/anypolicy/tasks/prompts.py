@@ -16,6 +16,7 @@ from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.base import Score
 from anypolicy.tasks.lines import json_lines
+from anypolicy.tasks.preferences import check_turn
 from anypolicy.tasks.shown import FIELDS, of_row
 from anypolicy.tasks.split import split
 from anypolicy.tasks.verifiers import check_golds, check_verifier, verify
@@ -47,7 +48,7 @@ class PromptTask:
         self.reference = reference or "response"
         self.name, self.max_tokens, self.folder = name, max_tokens, folder
         self.verifier = check_verifier("exact" if verifier_name == "none" else verifier_name)
-        read = [(where, conversation(row, prompt, self.reference)) for where, row in rows]
+        read = [(where, conversation(name, where, row, prompt, self.reference)) for where, row in rows]
         refers = bool(read) and has(read[0][1], self.reference)
         self.verifies = verifier_name != "none" and (not read or has(read[0][1], answer) or not refers)
         self.needed = (prompt, answer if self.verifies else self.reference if refers else "responses")
@@ -126,13 +127,19 @@ class PromptTask:
     def messages(self, where: str, field: str, given: Any) -> list[dict[str, Any]]:
         """Text as one message of the user; messages as copies."""
         given = [{"role": "user", "content": given}] if isinstance(given, str) else given
-        fit = isinstance(given, list) and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in given
+        fit = (
+            isinstance(given, list)
+            and bool(given)
+            and all(
+                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+                for m in given
+            )
         )
         if not fit:
             raise InputError(
                 self.name, where, f"{field!r} must be text or a list of messages whose role and content are text"
             )
+        check_turn(self.name, where, given)
         return [dict(m) for m in given]
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:
@@ -151,7 +158,7 @@ def has(row: dict[str, Any], field: str) -> bool:
     return row.get(field) not in (None, "", [])
 
 
-def conversation(row: dict[str, Any], prompt: str, reference: str) -> dict[str, Any]:
+def conversation(name: str, where: str, row: dict[str, Any], prompt: str, reference: str) -> dict[str, Any]:
     """A row of messages of which the last is the assistant's, as prompt and reference; other rows as they are."""
     messages = row.get("messages")
     if has(row, prompt) or not isinstance(messages, list) or not messages:
@@ -159,6 +166,8 @@ def conversation(row: dict[str, Any], prompt: str, reference: str) -> dict[str, 
     last = messages[-1]
     if not isinstance(last, dict) or last.get("role") != "assistant":
         return row
+    if has(row, reference) and row[reference] != last.get("content"):
+        raise InputError(name, where, f"{reference!r} is not what 'messages' ends with: keep one of the two")
     rest = {k: v for k, v in row.items() if k != "messages"}
     return rest | {prompt: messages[:-1], reference: last.get("content")}
 

@@ -94,7 +94,7 @@ def labelled(path: str, where: str, row: dict[str, Any]) -> Prompt:
     """One response with its label."""
     if type(row.get("label")) is not bool:
         raise InputError(path, where, f"'label' is {row.get('label')!r}: write true or false", choices=row)
-    p = prompt(path, where, row)
+    p = prompt(path, where, row, "completion")
     answer = ids_of(path, where, p, response(path, where, "completion", row))
     return record(p, where, [answer], [float(row["label"])], answer if row["label"] else None)
 

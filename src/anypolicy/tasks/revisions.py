@@ -195,7 +195,7 @@ def name(p: Prompt) -> str:
 
 def item(path: str, where: str, row: dict[str, Any]) -> Prompt:
     """One checked line."""
-    asked = prompt(path, where, row)
+    asked = prompt(path, where, row, "reference", "generated")
     reference, generated = (response(path, where, field, row) for field in ("reference", "generated"))
     for given in (reference, generated):
         ids_of(path, where, asked, given)

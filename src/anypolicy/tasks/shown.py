@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from anypolicy.errors import InputError
+from anypolicy.runs.digests import file_digest
 
 FIELDS = ("image", "images")
 Source = Path | Image.Image
@@ -76,4 +77,4 @@ def source(name: str, where: str, given: Any, folder: Path | None) -> tuple[Sour
                 image.verify()
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(name, where, f"{path} is no image that can be read ({error})") from error
-    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+    return path, file_digest(path)

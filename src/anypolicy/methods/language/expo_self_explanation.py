@@ -28,6 +28,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
+from anypolicy.loops.lengths import check_lengths
 from anypolicy.loops.recipe import GroupRecipe, Loss, LossTerms, World
 from anypolicy.loops.stages import GroupRollout
 from anypolicy.loops.targets import WithImitation, resampled_target
@@ -86,15 +87,15 @@ class SelfExplanation:
         known = [p for p in world.task.train if p.answer is not None]
         if not known:
             raise InputError("task", world.task.name, "none of its prompts has an answer to explain (`answer`)")
+        if not known[0].messages and not isinstance(world.task, ShowsAnswers):
+            raise InputError("task", world.task.name, "its prompts are token ids: it must have `answer_shown`")
+        check_lengths(world, [self.shown(world, p) for p in known])
         if isinstance(world.task, ShowsAnswers):
             return
-        if not known[0].messages:
-            raise InputError("task", world.task.name, "its prompts are token ids: it must have `answer_shown`")
         response = self.ended(world, known[0], world.policy.encode_reference(Prompt("", reference="It follows.")))
         if not correct(world, known[0], response):
-            raise InputError(
-                "conclusion", self.conclusion, f"the verifier of {world.task.name} does not find the answer in it"
-            )
+            raise InputError("conclusion", self.conclusion, f"the verifier of {world.task.name} does not find "
+                             "the answer in it")  # fmt: skip
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         groups = GroupRollout(self.group_size)(world, prompts, generator)

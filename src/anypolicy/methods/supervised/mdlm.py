@@ -25,7 +25,7 @@ from anypolicy.data.records import Group, Prompt, Segment
 from anypolicy.errors import InputError
 from anypolicy.loops.elbo import denoiser, elbo_samples
 from anypolicy.loops.recipe import GroupRecipe, LossTerms, Optimiser, World
-from anypolicy.loops.targets import target_of
+from anypolicy.loops.targets import reference_target, target_of
 from anypolicy.methods.supervised.sft import ReferenceRollout, sft
 from anypolicy.parts.elbo import MaskDraw
 from anypolicy.policies.base import Policy
@@ -37,10 +37,16 @@ class FilledRollout:
     """The reference response of every prompt, filled up with the stop token to the response limit."""
 
     group_size = 0
-    gives_targets = True
+    gives_targets = reaches_limit = True
 
     def check_task(self, task: Task) -> None:
         ReferenceRollout().check_task(task)
+
+    def check(self, world: World) -> None:
+        """Every reference must fit into the response limit."""
+        for prompt in world.task.train:
+            [own] = reference_target(world.policy, prompt).segments
+            filled(own, world.sampling.max_tokens, world.policy.stop_ids, prompt)
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         groups = ReferenceRollout()(world, prompts, generator)

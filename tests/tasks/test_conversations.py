@@ -1,0 +1,104 @@
+"""Conversations in files: what is trained is what the line means, or the line is refused."""
+
+import json
+
+import pytest
+
+from anypolicy.errors import InputError
+from anypolicy.tasks.load import load_task
+from anypolicy.tasks.preferences import load_pairs
+
+
+def said(role, content):
+    return {"role": role, "content": content}
+
+
+def write(path, *rows):
+    path.write_text("\n".join(json.dumps(r) for r in rows) + "\n")
+    return str(path)
+
+
+U, V = said("user", "what is 1+1?"), said("user", "what is 1+2?")
+TWO, THREE, AND = said("assistant", "2"), said("assistant", "3"), said("user", "and now?")
+OTHER = {"prompt": "other", "chosen": "a", "rejected": "b"}
+REFUSED = [
+    ({"chosen": [U, TWO], "rejected": [V, THREE]}, "'rejected' is not the prompt"),
+    ({"chosen": [U, TWO, AND, TWO], "rejected": [U, THREE, AND, THREE]}, "part at message 1"),
+    ({"chosen": [U, TWO], "rejected": [said("system", "be kind"), U, THREE]}, "part at message 0"),
+    ({"chosen": [U, TWO], "rejected": [U, THREE, AND, THREE]}, "part at message 1"),
+    ({"chosen": [U, TWO, AND], "rejected": [U, TWO, V]}, "ends with a message of the user"),
+    ({"prompt": "what is 1+1?", "chosen": [TWO, AND, TWO], "rejected": [THREE]}, "'chosen' is not the prompt"),
+    ({"prompt": "what is 1+1?", "chosen": [U, TWO], "rejected": [V, THREE]}, "'rejected' is not the prompt"),
+    ({"prompt": [V], "chosen": [U, TWO], "rejected": [U, THREE]}, "'chosen' is not the prompt"),
+    ({"prompt": [U], "chosen": "2", "rejected": [V, THREE]}, "'rejected' is not the prompt"),
+    ({"chosen": [U, TWO], "rejected": "3"}, "only chosen is a conversation"),
+    ({"chosen": [U, TWO, THREE], "rejected": [U, TWO, TWO]}, "ends with the assistant's message"),
+    ({"prompt": [U, TWO], "chosen": "4", "rejected": "5"}, "ends with the assistant's message"),
+    ({"prompt": [1, 2], "chosen": [U, TWO], "rejected": [U, THREE]}, "'chosen' is not the prompt"),
+]
+
+
+@pytest.mark.parametrize(("row", "why"), REFUSED)
+@pytest.mark.parametrize("load", [load_pairs, load_task])
+def test_pairs_that_answer_different_prompts_are_refused_with_their_line(tmp_path, row, why, load):
+    path = write(tmp_path / "x.jsonl", OTHER, row)
+    with pytest.raises(InputError, match=why) as error:
+        load(path)
+    assert (error.value.field, error.value.value) == (path, "line 2")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": [U, TWO], "rejected": [U, THREE]},
+        {"prompt": "what is 1+1?", "chosen": [U, TWO], "rejected": [U, THREE]},
+        {"prompt": "what is 1+1?", "chosen": [TWO], "rejected": [THREE]},
+        {"prompt": [U], "chosen": [U, TWO], "rejected": "3"},
+    ],
+)
+def test_ways_to_write_one_pair(tmp_path, row):
+    train, held = load_pairs(write(tmp_path / "x.jsonl", OTHER, row))
+    [pair] = [p for p in train + held if p.chosen == "2"]
+    assert (pair.prompt.messages, pair.rejected) == ((U,), "3")
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"prompt": "what is 1+2?", "completion": [U, TWO], "label": True}, "'completion' is not the prompt"),
+        ({"prompt": "what is 1+1?", "completion": [TWO, AND], "label": True}, "ends with a message of the user"),
+        ({"prompt": [U, TWO], "completion": "3", "label": False}, "ends with the assistant's message"),
+    ],
+)
+def test_labelled_conversations(tmp_path, row, why):
+    good = {"completion": [U, TWO], "label": True}, {"prompt": "b", "completion": "c", "label": False}
+    task = load_task(write(tmp_path / "good.jsonl", *good))
+    assert ((U,), ["2"]) in [(p.messages, p.info["responses"]) for p in task.train + task.heldout]
+    with pytest.raises(InputError, match=why):
+        load_task(write(tmp_path / "x.jsonl", *good, row))
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"messages": [U, TWO], "response": "3"}, "not what 'messages' ends with"),
+        ({"prompt": [U, TWO], "response": "3"}, "ends with the assistant's message"),
+        ({"messages": [U, TWO, THREE]}, "ends with the assistant's message"),
+    ],
+)
+def test_prompts_and_references_of_messages(tmp_path, row, why):
+    good = {"messages": [U, TWO]}, {"messages": [V, THREE]}
+    task = load_task(write(tmp_path / "good.jsonl", *good))
+    found = [(p.messages, p.reference) for p in task.train + task.heldout]
+    assert sorted(found, key=str) == [((U,), "2"), ((V,), "3")]
+    with pytest.raises(InputError, match=why) as error:
+        load_task(write(tmp_path / "x.jsonl", *good, row))
+    assert error.value.value == "line 3"
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "\\ud83d\\ude00", "answer": "b"}\n{"prompt": "\\ud83d", "answer": "b"}\n')
+    with pytest.raises(InputError, match="half a surrogate pair") as error:
+        load_task(str(path))
+    assert error.value.value == "line 2"
