@@ -77,7 +77,7 @@ def check_values(
     for name, value in given.items():
         kind = kinds.get(name, Any)
         if not fits(kind, value):
-            raise InputError(f"{prefix}{name}", value, f"use {described(kind)}")
+            raise InputError(f"{prefix}{name}", value, f"use {described(kind)}", choices=choices_of(kind))
         open_above = name in unbounded or name.endswith(("clip", "clip_low", "clip_high"))
         if not finite(value) and not (open_above and value == math.inf):
             raise InputError(f"{prefix}{name}", value, "use a finite number")
@@ -112,6 +112,14 @@ ACCEPTED: dict[Any, tuple[Any, str]] = {
     bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "text"),
     Path: ((str, Path), "a path"),
 }  # fmt: skip
+
+
+def choices_of(kind: Any) -> list[str]:
+    """The words of an annotated kind, where it has some."""
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return [x for x in inner if isinstance(x, str)]
+    return [x for k in inner for x in choices_of(k)]
 
 
 def described(kind: Any) -> str:

@@ -47,7 +47,7 @@ def test_the_package_ships_all_problems(task):
 def test_every_canonical_solution_passes(task):
     assert isinstance(task, ScoresMany)
     scores = verify(task, [(p, NOTHING, p.answer) for p in everything(task)])
-    assert [p.id for p, s in zip(everything(task), scores, strict=True) if s != (1.0, True)] == []
+    assert [p.id for p, s in zip(everything(task), scores, strict=True) if s[:2] != (1.0, True)] == []
 
 
 def test_whole_functions_in_fences_pass(task):

@@ -27,9 +27,9 @@ TOKENS = 4096
 
 def verify(task: Task, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[Score]:
     """The task's scores of (prompt, ids, text), all at once where it can."""
-    if isinstance(task, ScoresMany):
-        return task.score_many(responses)
-    return [task.score(*response) for response in responses]
+    many = isinstance(task, ScoresMany)
+    given: Any = task.score_many(responses) if many else [task.score(*response) for response in responses]
+    return [s if isinstance(s, Score) else Score(s.reward, s.correct) for s in given]  # a user's own kind of score
 
 
 def evaluate(

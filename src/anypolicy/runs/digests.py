@@ -70,9 +70,11 @@ def named(field: str, spec: str) -> Iterator[tuple[str, Path]]:
 
 
 def digest(path: Path) -> str:
-    """Of a file with the pictures that a .jsonl file shows, or of all files in a folder."""
+    """Of a file with the pictures that a .jsonl file shows, or of all files in a folder but those of runs."""
     if path.is_dir():
-        parts = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        runs = [p.parent for p in path.rglob("recipe.yaml")]
+        files = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        parts = sorted(p for p in files if not any(p.is_relative_to(run) for run in runs))
     else:
         parts = shown(path, file_digest(path)) if path.suffix == ".jsonl" else ()
         if not parts:
