@@ -114,7 +114,7 @@ def test_a_mended_reward_goes_on_and_says_so(tmp_path, capsys):
     file = tmp_path / "reward.py"
     file.write_text("a = 1\n")
     written = recipe_of("grpo", {}, training.Settings("tabular-lock", reward=f"{file}:mine"))
-    assert settings_from(training.Settings, written) and not capsys.readouterr().err
+    assert settings_from(training.Settings, written, trust=True) and not capsys.readouterr().err
     file.write_text("a = 2\n")
-    assert settings_from(training.Settings, written)[2].reward == f"{file}:mine"
+    assert settings_from(training.Settings, written, trust=True)[2].reward == f"{file}:mine"
     assert "has changed since the run began" in capsys.readouterr().err

@@ -37,9 +37,9 @@ NO_CODE = {
     # names of data, looked up in tables or read as JSON, safetensors or arrays
     "task", "pairs", "demos", "reward_model", "trackers",
     # numbers, choices, places to write
-    "behaviour", "block_length", "checkpoint_every", "denoising_steps", "dtype", "envs", "epochs", "epsilon",
+    "behaviour", "block_length", "checkpoint_every", "checkpoint_minutes", "denoising_steps", "dtype", "envs", "epochs", "epsilon",
     "eval_episodes", "eval_every", "eval_prompts", "eval_samples", "evaluations", "expert", "group_size", "guidance",
-    "heldout", "lora_rank", "lr", "max_tokens", "micro", "micro_tokens", "minibatches", "mix", "optimiser", "out",
+    "heldout", "long_prompts", "lora_rank", "lr", "max_tokens", "micro", "micro_tokens", "minibatches", "mix", "optimiser", "out",
     "products", "prompts", "record", "reward_scale", "sampler_steps", "seed", "steps", "temperature", "threads",
     "top_k", "top_p", "transitions",
 }  # fmt: skip

@@ -17,7 +17,7 @@ import yaml
 
 from anypolicy.errors import InputError
 from anypolicy.runs.checkpoint import Position, latest_checkpoint
-from anypolicy.runs.files import disk_errors, new_folder, sweep, sync, write_bytes, write_text
+from anypolicy.runs.files import disk_errors, new_folder, sweep, sync, write_text
 from anypolicy.runs.stop import Stopped
 from anypolicy.runs.strict_json import json_text
 
@@ -156,15 +156,15 @@ class RunDirectory:
         for name in (*LOGGED, "timing.jsonl"):
             lines = self.lines(name)
             want = None if known is None or name not in LOGGED else known.get(name, EMPTY)
-            kept = [x for x, row in lines if row["step"] < (at.step if name in LOGGED else at.began)]
+            kept = [row for _, row in lines if row["step"] < (at.step if name in LOGGED else at.began)]
             if want is not None:
-                first = [x for x, _ in lines[: want["rows"]]]
-                if fingerprint(first) == want:
-                    kept = first
+                first = lines[: want["rows"]]
+                if fingerprint([x for x, _ in first]) == want:
+                    kept = [row for _, row in first]
                 else:
                     lost.append(f"{name} had {want['rows']} rows before step {at.step} and has {len(kept)} or others")
             if (self.path / name).exists():
-                write_bytes(self.path / name, b"".join(x + b"\n" for x in kept))
+                write_text(self.path / name, "".join(json_text(row) + "\n" for row in kept))
         return lost
 
     # --- products ----------------------------------------------------------------------------------------------------
