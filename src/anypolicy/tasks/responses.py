@@ -26,9 +26,9 @@ WORDS = (
     rf"(?:(?:{LONG})(?![A-Za-z])|(?<=[\s/])[mgshLJNWV](?![A-Za-z])|"
     rf"(?<=\s)(?!(?:{'|'.join(sorted(NAMES))}|and|or)(?![A-Za-z]))[A-Za-z]{{3,}})"
 )
-BOXED = re.compile(r"\\f?boxed\s*\{")
+BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 MARK = re.compile(r"\banswers?\b[^\n.:=]{0,40}?(?:\b(?:is|are|be)\b(?:\s*:)?|:|=)[*_\s]*|####\s*", re.IGNORECASE)
-TAG = re.compile(r"</?[A-Za-z]{3,20}>")
+TAG = re.compile(r"</?[A-Za-z]{3,20}>|</?s>|<\|[^<>|\s]{1,30}\|>")
 MATHS = re.compile(
     r"\$\$(.{1,1000}?)\$\$|\$(?=\S)([^$\n]{0,1000}?[^$\s])\$(?!\d)|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.DOTALL
 )

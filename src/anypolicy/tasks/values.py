@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -26,10 +27,12 @@ SIGNS = {
     "^{\\circ}": "\\degree ", "{,}": "", "~": " ",
 }  # fmt: skip
 SPACES = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|limits|[bB]igg?[lr]?)(?![A-Za-z])")
-RENAMED = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le", "geq": "ge", "lt": "<",
-           "geqslant": "ge", "gt": ">", "varnothing": "emptyset", "lvert": "|", "rvert": "|", "vert": "|"}  # fmt: skip
+RENAMED = {"dbinom": "binom", "tbinom": "binom", "dfrac": "frac", "tfrac": "frac", "cfrac": "frac",
+           "leq": "le", "leqslant": "le", "geq": "ge", "lt": "<", "geqslant": "ge", "gt": ">", "varnothing": "emptyset", "lvert": "|", "rvert": "|", "vert": "|"}  # fmt: skip
 TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+DOLLARS = re.compile(r"\$(?=\d)")
+REPEATING = re.compile(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\s*\{?(\d{1,20})\}?(?![\d.])")
 CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+")
 RELATION = re.compile(r"\\(?:le|ge|in)(?![A-Za-z])|[<>=]")
@@ -85,10 +88,9 @@ def gold_value(text: str) -> Value:
 def response_value(text: str) -> Value:
     """The value of the answer of a response: of the first reading that `answers` offers and that can be read."""
     for candidate in answers(text):
-        try:
-            return read(candidate)
-        except Unreadable:
-            continue
+        for written in dict.fromkeys((candidate, DOLLARS.sub("", candidate))):  # 9 × $2 = $18
+            with suppress(Unreadable):
+                return read(written)
     raise Unreadable(text[-100:])
 
 
@@ -105,6 +107,7 @@ def tidy(text: str) -> str:
     text = SPACES.sub(" ", re.sub(r"(?<!\\)\\([!,;: ])", lambda m: "" if m[1] == "!" else " ", text))
     text = re.sub(r"\\([A-Za-z]+)", lambda m: "\\" + RENAMED[m[1]] if m[1] in RENAMED else m[0], text)
     text = re.sub(r"\\([|<>])", r"\1", text)
+    text = REPEATING.sub(repeating, text)
     text = TEXT.sub(lambda m: f" {m[1].strip()} ", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
@@ -112,6 +115,13 @@ def tidy(text: str) -> str:
     if not text.replace("⦃", "").replace("⦄", "").isascii():
         raise Unreadable(text)
     return text.strip().removesuffix(".").strip()
+
+
+def repeating(found: re.Match[str]) -> str:
+    r"""0.1\overline{6} as the fraction (15/90)."""
+    before, digits = found[1] + found[2], found[3]
+    above = int(before + digits) - int(before or "0")
+    return f"({above}/{(10 ** len(digits) - 1) * 10 ** len(found[2])})"
 
 
 def read(text: str) -> Value:
