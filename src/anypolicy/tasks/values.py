@@ -27,12 +27,15 @@ SIGNS = {
     "^{\\circ}": "\\degree ", "{,}": "", "~": " ",
 }  # fmt: skip
 SPACES = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|limits|[bB]igg?[lr]?)(?![A-Za-z])")
-RENAMED = {"dbinom": "binom", "tbinom": "binom", "dfrac": "frac", "tfrac": "frac", "cfrac": "frac",
-           "leq": "le", "leqslant": "le", "geq": "ge", "lt": "<", "geqslant": "ge", "gt": ">", "varnothing": "emptyset", "lvert": "|", "rvert": "|", "vert": "|"}  # fmt: skip
+RENAMED = {
+    "dbinom": "binom", "tbinom": "binom", "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le",
+    "leqslant": "le", "geq": "ge", "geqslant": "ge", "lt": "<", "gt": ">", "varnothing": "emptyset", "lvert": "|",
+    "rvert": "|", "vert": "|",
+}  # fmt: skip
 TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 DOLLARS = re.compile(r"\$(?=\d)")
-REPEATING = re.compile(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\s*\{?(\d{1,20})\}?(?![\d.])")
+REPEATING = re.compile(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\s*\{?(\d{1,20})\}?(?!\.?\d)")
 CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+")
 RELATION = re.compile(r"\\(?:le|ge|in)(?![A-Za-z])|[<>=]")
