@@ -8,7 +8,6 @@ A folder appears under its name only when it is whole, so a kill at any moment l
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +75,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint."""
     remedy = "it is no usable checkpoint of anypolicy: delete this folder to resume from the start, or put it back"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json_value((folder / "manifest.json").read_bytes())
         kind, version = str(manifest["format"]), int(manifest["version"])
         step, files = int(manifest["step"]), {str(n): str(facts["sha256"]) for n, facts in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -91,7 +90,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise InputError("checkpoint", str(path), f"the file is missing or not what was written; {remedy}")
     try:
         tensors = {Path(n).stem: load_file(folder / n) for n in files if n.endswith(".safetensors")}
-        state = json_value((folder / "state.json").read_text())
+        state = json_value((folder / "state.json").read_bytes())
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError("checkpoint", str(folder), remedy) from error
     if not isinstance(state, dict):

@@ -3,7 +3,7 @@ folder), or `scripted` where the task has a demonstrator of its own."""
 
 from __future__ import annotations
 
-import json
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ ROUNDING = 1e-3
 
 def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes whose shapes are those of the task."""
-    kind = Path(spec).suffix if Path(spec).is_file() else spec.partition(":")[0]
+    kind = Path(spec).suffix if isfile(spec) else spec.partition(":")[0]
     read = {".safetensors": lambda: load_episodes(spec), ".npz": lambda: arrays(spec, task),
             "scripted": lambda: scripted(spec, task)}  # fmt: skip
     episodes = read.get(kind, lambda: minari(spec, task))()

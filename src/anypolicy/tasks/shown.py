@@ -9,8 +9,9 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from anypolicy.data.readers import BROKEN, check_image, read_array, read_image, rgb
 from anypolicy.errors import InputError
 from anypolicy.runs.digests import file_digest
 
@@ -39,13 +40,12 @@ class Shown(Sequence[NDArray[Any]]):
 
 def pixels(source: Source) -> NDArray[Any]:
     """(height, width, 3) in 0 … 255, turned as the camera says; the numbers of an .npy file as they are."""
+    if isinstance(source, Path) and source.suffix == ".npy":
+        return read_array(source, "image")
     try:
-        if isinstance(source, Path) and source.suffix == ".npy":
-            return np.load(source)
-        image = Image.open(source) if isinstance(source, Path) else source
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except OSError as error:
-        raise InputError("image", str(source), f"it could be read at the start and cannot now ({error})") from error
+        return np.asarray(read_image(source) if isinstance(source, Path) else rgb(source))
+    except BROKEN as error:
+        raise InputError("image", str(source), f"it was there before and cannot be unpacked now ({error})") from error
 
 
 def of_row(name: str, where: str, row: dict[str, Any], folder: Path | None) -> tuple[dict[str, Any], list[str]]:
@@ -71,10 +71,9 @@ def source(name: str, where: str, given: Any, folder: Path | None) -> tuple[Sour
         raise InputError(name, where, f"there is no image {path}: paths are relative to the file they stand in")
     try:
         if path.suffix == ".npy":
-            np.load(path)
+            read_array(path, name)
         else:
-            with Image.open(path) as image:
-                image.verify()
-    except (OSError, SyntaxError, ValueError) as error:
+            check_image(path)
+    except BROKEN as error:
         raise InputError(name, where, f"{path} is no image that can be read ({error})") from error
     return path, file_digest(path)
