@@ -114,7 +114,7 @@ def load_file(path: str | Path, *, trust: bool = False) -> None:
     """Import a method file by path (`--method-file`). One that the user has not run before is refused without
     `trust`."""
     path = Path(path).resolve()
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py" or not isfile(path):
         raise InputError("method-file", str(path), "give the path of an existing .py file with an @method function")
     name = f"anypolicy_method_file_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
     if trust:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,14 @@ class References:
 def known_of(spec: str) -> References:
     """What stands beside a data set that make-datasets wrote, or in the recipe of a run."""
     path = Path(spec)
-    folder = path if path.is_dir() else path.parent
-    if (folder / "datasets.json").is_file():
+    folder = path if isdir(path) else path.parent
+    if isfile(folder / "datasets.json"):
         facts = json_object(folder / "datasets.json", "data", "make the data sets again", ("task", "g_min", "g_max"))
         task, low, high = facts["task"], number(folder, facts["g_min"]), number(folder, facts["g_max"])
         if not isinstance(task, str):
             raise InputError("data", str(folder), f"its datasets.json says that the task is {task!r}")
         return References(task, str(folder / "replay.safetensors"), low, high)
-    if (path / "recipe.yaml").is_file():
+    if isfile(path / "recipe.yaml"):
         with RunDirectory.open(path, lock=False) as run:
             return References(run.recipe().get("task"))
     return References()
@@ -178,14 +179,14 @@ def spread(specs: Sequence[str]) -> list[str]:
     """Folders of make-datasets as the files in them."""
     out = list[str]()
     for spec in specs:
-        whole = (Path(spec) / "datasets.json").is_file()
+        whole = isfile(Path(spec) / "datasets.json")
         out += [str(Path(spec) / f"{kind}.safetensors") for kind in KINDS] if whole else [spec]
     return out
 
 
 def load_dataset(spec: str, task: EnvironmentTask, *, trust: bool = False) -> list[Episode]:
     """Episodes of a .safetensors or .npz file, of minari:NAME (or a Minari folder), or of the replay of a run."""
-    if (Path(spec) / "recipe.yaml").is_file():
+    if isfile(Path(spec) / "recipe.yaml"):
         return replay_of(Path(spec), trust=trust)
     return load_demonstrations(spec.removeprefix("minari:"), task)
 

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -224,7 +225,7 @@ def positive(s: Settings) -> None:
 def load_reward(spec: str) -> RewardFunction:
     """FILE.py:FUNCTION."""
     path, _, name = spec.rpartition(":")
-    if not path.endswith(".py") or not Path(path).is_file():
+    if not path.endswith(".py") or not isfile(path):
         raise InputError("reward", spec, "give FILE.py:FUNCTION with an existing file")
     module = load_module("reward", Path(path), "anypolicy_reward_file")
     if not hasattr(module, name):

@@ -133,7 +133,7 @@ def sampled(
 
 def recorded(plant: LinearPlant, path: str) -> tuple[Float[Tensor, "samples n"], Float[Tensor, "samples m"]]:
     """States and commands of a file of episodes."""
-    if not Path(path).is_file():
+    if not isfile(path):
         raise InputError("demos", path, "give a .safetensors file of recorded episodes")
     episodes = load_episodes(path)
     x = torch.cat([e.observation[:-1] for e in episodes]).double()

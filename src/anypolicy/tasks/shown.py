@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, overload
 
@@ -67,7 +68,7 @@ def source(name: str, where: str, given: Any, folder: Path | None) -> tuple[Sour
     if not isinstance(given, str) or folder is None:
         raise InputError(name, where, f"its image is {given!r}: write the path of a file, or a list of paths")
     path = folder / given
-    if not path.is_file():
+    if not isfile(path):
         raise InputError(name, where, f"there is no image {path}: paths are relative to the file they stand in")
     try:
         if path.suffix == ".npy":
