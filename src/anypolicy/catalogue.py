@@ -11,10 +11,14 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from os.path import isfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
-from anypolicy.errors import InputError
+from torch import Tensor
+
+from anypolicy.data.readers import json_object, read_tensors
+from anypolicy.errors import InputError, check_values, checked
 from anypolicy.runs.trust import allow, load_module
 
 Trains = Literal["policy", "reward-model", "controller", "problem", "diffusion-model"]
@@ -110,7 +114,7 @@ def load_file(path: str | Path, *, trust: bool = False) -> None:
     """Import a method file by path (`--method-file`). One that the user has not run before is refused without
     `trust`."""
     path = Path(path).resolve()
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py" or not isfile(path):
         raise InputError("method-file", str(path), "give the path of an existing .py file with an @method function")
     name = f"anypolicy_method_file_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
     if trust:
@@ -130,6 +134,7 @@ def methods(trains: Trains | None = "policy") -> dict[str, Method]:
     return {slug: m for slug, m in sorted(REGISTERED.items()) if trains in (None, m.trains)}
 
 
+@checked
 def get(slug: str, trains: Trains | None = "policy") -> Method:
     """One method; an unknown name is an error that says the nearest."""
     known = methods(trains)
@@ -142,3 +147,37 @@ def get(slug: str, trains: Trains | None = "policy") -> Method:
         all_names = sorted(REGISTERED)
         raise InputError("method", slug, f"use one of {', '.join(all_names)}", choices=all_names)
     return known[slug]
+
+
+def build(m: Method, given: dict[str, Any]) -> Any:
+    """Call the method's function with settings of its own; lists, as files have them, are tuples."""
+    for name in given:
+        if name not in m.knobs:
+            allowed = ", ".join(m.knobs) or "nothing"
+            raise InputError(f"{m.slug}.{name}", given[name], f"{m.slug} has the settings: {allowed}", choices=m.knobs)
+    check_values(get_type_hints(m.build), given, f"{m.slug}.", m.card.unbounded)
+    return m.build(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the policy/ folder of a control run says: its method, the recipe of it, and the environment; its weights."""
+
+    method: str
+    knobs: dict[str, Any]
+    recipe: Any
+    task: str
+    tensors: dict[str, Tensor]
+
+
+def saved_controller(folder: str | Path, field: str) -> Saved:
+    """Read a policy/ folder; `field` is whose value names it."""
+    path, files = Path(folder), ("controller.safetensors", "config.json")
+    if not all(isfile(path / name) for name in files):
+        raise InputError(field, str(folder), "it holds no controller: give the policy/ folder of a control run")
+    kinds: dict[str, Any] = {"method": str, "knobs": dict, "task": str}
+    config = json_object(path / "config.json", field, "give the policy/ folder of a control run", kinds)
+    method, knobs, task = (config[name] for name in kinds)
+    if not isinstance(method, str) or not isinstance(knobs, dict) or not isinstance(task, str):
+        raise InputError(field, str(folder), "its config.json must name a method, its knobs and a task")
+    return Saved(method, knobs, build(get(method, "controller"), knobs), task, read_tensors(path / files[0], field))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, get_type_hints
+from typing import Any
 
-from anypolicy.catalogue import Method, get
-from anypolicy.errors import InputError, check_values
+from anypolicy.catalogue import Method, build, get
+from anypolicy.errors import InputError, checked
 from anypolicy.loops.recipe import GroupRecipe
 
 STAGES = tuple(f.name for f in fields(GroupRecipe))
@@ -36,6 +36,7 @@ def parse(spec: str) -> list[tuple[Method, str | None]]:
     return parts
 
 
+@checked
 def compose(spec: str, knobs: dict[str, dict[str, Any]] | None = None) -> Composition:
     """Build the recipe of a composition. `knobs` maps a method's slug to settings of its own.
 
@@ -49,8 +50,6 @@ def compose(spec: str, knobs: dict[str, dict[str, Any]] | None = None) -> Compos
     for slug in knobs:
         if slug not in names:
             raise InputError("settings", slug, f"{spec!r} has only the methods {', '.join(names)}", choices=names)
-        if not isinstance(knobs[slug], dict):  # type: ignore[reportUnnecessaryIsInstance]
-            raise InputError(slug, knobs[slug], "use settings by name")
     base, first = parts[0]
     if first is not None:
         raise InputError("method", spec, f"begin with a whole method, e.g. {base.slug} or grpo+{base.slug}.{first}")
@@ -82,16 +81,6 @@ def compose(spec: str, knobs: dict[str, dict[str, Any]] | None = None) -> Compos
     contradictions([m for m, _ in parts], origin)
     unused({m.slug: m for m, _ in parts}, built, knobs, origin)
     return Composition(spec, recipe, origin, {slug: k for slug, k in knobs.items() if k})
-
-
-def build(m: Method, given: dict[str, Any]) -> Any:
-    """Call the method's function with settings of its own; lists, as files have them, are tuples."""
-    for name in given:
-        if name not in m.knobs:
-            allowed = ", ".join(m.knobs) or "nothing"
-            raise InputError(f"{m.slug}.{name}", given[name], f"{m.slug} has the settings: {allowed}", choices=m.knobs)
-    check_values(get_type_hints(m.build), given, f"{m.slug}.", m.card.unbounded)
-    return m.build(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
 def unused(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from anypolicy import catalogue
 from anypolicy.compose import build
 from anypolicy.data.demonstrations import Episode, save_episodes
+from anypolicy.data.readers import read_tensors
 from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import EnvironmentFailed, Environments, Stepped
-from anypolicy.errors import InputError, check_names, check_numbers, check_settings
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings, checked
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Text, write_report
@@ -39,13 +39,13 @@ from anypolicy.loops.control import (
     weights_of,
 )
 from anypolicy.loops.seeds import SeedsLoop
-from anypolicy.runs.checkpoint import Position, latest_checkpoint, load_checkpoint
+from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import disk_errors
 from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import Products, choose_products, use_products
-from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
+from anypolicy.runs.recipes import checkpoint_of, keep, made_checkpoint, put_back, recipe_of, rewind, settings_from
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.stop import Pause
 from anypolicy.runs.strict_json import json_text
@@ -254,6 +254,7 @@ def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor],
     return replay
 
 
+@checked
 def train_controller(
     method: str, *, task: str, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
 ) -> ControlRun:
@@ -280,6 +281,7 @@ def start(p: ControlPlan, *, quiet: bool = False) -> ControlRun:
         return go(p, run, world, quiet=quiet)
 
 
+@checked
 def is_control_run(path: str | Path) -> bool:
     """Whether a run directory is that of a controller."""
     with RunDirectory.open(path, lock=False) as run:
@@ -293,6 +295,7 @@ def plan_from(written: dict[str, Any], *, trust: bool = False) -> ControlPlan:
     return plan(method, settings, knobs)
 
 
+@checked
 def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> ControlRun:
     """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
     and the user has not run before (here, and where a run is evaluated or recorded)."""
@@ -355,7 +358,7 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> Position:
     """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
     saved, exact = checkpoint_of(run, p.written()), True
     if saved is not None:
-        with put_back(saved) as (state, tensors):
+        with put_back(saved, world.loop.state()) as (state, tensors):
             exact = world.loop.restore(state, tensors)
     at = rewind(run, saved, p.written(), p.steps)
     if saved is not None and not exact:
@@ -365,6 +368,7 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> Position:
     return at
 
 
+@checked
 def evaluate_run(
     path: str | Path, *, episodes: int | None = None, video: Path | None = None, trust: bool = False
 ) -> dict[str, float]:  # fmt: skip
@@ -381,6 +385,7 @@ def evaluate_run(
         return log
 
 
+@checked
 def record(path: str | Path, *, episodes: int, out: str, explore: bool = False, trust: bool = False) -> int:
     """Act in `episodes` fresh episodes and write them as demonstrations: to a .safetensors file, or as a Minari data
     set if `out` is minari:NAME. The number of steps."""
@@ -431,7 +436,9 @@ def trained(run: RunDirectory, *, trust: bool = False) -> tuple[ControlPlan, Lea
     torch.set_num_threads(p.settings.threads)
     use_products(p.settings.products)
     learner = learner_for(p)
-    load_modules(learner, load_file(saved) if folder is None else load_checkpoint(folder).tensors["learner"])
+    found = Checkpoint(0, {"learner": read_tensors(saved, "run")}, {"loop": {}}) if folder is None else None
+    with put_back(found or made_checkpoint(run, p.written())) as (_, tensors):
+        load_modules(learner, tensors["learner"])
     return p, learner
 
 
@@ -477,7 +484,8 @@ def page(run: ControlRun) -> Path:
     names = [n for n in ("eval/return", "eval/success") if n in evaluations[-1]]
     for name in names:
         blocks.append(Figure(name, learning_curves([Curve("run", steps, [over(evaluations, name)])], y=name)))
-    for name in ("episode/return", *sorted(k for k in rows[-1] if k.startswith("loss/")), "alpha", "entropy"):
+    losses = sorted(k for row in rows[-1:] for k in row if k.startswith("loss/"))
+    for name in ("episode/return", *losses, "alpha", "entropy"):
         have = [r for r in rows if name in r]
         if have:
             curve = Curve("run", [r["step"] for r in have], [[r[name] for r in have]])
@@ -495,13 +503,11 @@ def save_controller(folder: Path, p: ControlPlan, learner: Learner) -> None:
 
 def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
     """The learner of a run's policy/ folder, ready to act, and its task."""
-    folder = Path(folder)
-    path = folder / "controller.safetensors"
-    if not path.is_file():
-        raise InputError("policy", str(folder), "it holds no controller: give the policy/ folder of a control run")
-    config = json.loads((folder / "config.json").read_text())
-    recipe: Recipe = build(catalogue.get(config["method"], "controller"), config["knobs"])
-    task = task_of(recipe, config["task"])
-    learner = learner_of(recipe, task.space, 0)
-    load_modules(learner, load_file(path))
+    saved = catalogue.saved_controller(folder, "policy")
+    task = task_of(saved.recipe, saved.task)
+    learner = learner_of(saved.recipe, task.space, 0)
+    try:
+        load_modules(learner, saved.tensors)
+    except RuntimeError as error:
+        raise InputError("policy", str(folder), f"its weights are not those of its config.json ({error})") from error
     return learner, task

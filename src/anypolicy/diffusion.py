@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anypolicy import catalogue
 from anypolicy.compose import build
-from anypolicy.errors import InputError, check_names, check_numbers, check_settings
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings, checked
 from anypolicy.evidence.pictures import grid, scatter
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Picture, Table, Text, write_report
@@ -180,6 +180,7 @@ def fits(model: DiffusionModel, p: DiffusionPlan) -> None:
         model.condition([label])
 
 
+@checked
 def train_diffusion(
     method: str, *, task: str, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
 ) -> DiffusionRun:
@@ -198,6 +199,7 @@ def start(p: DiffusionPlan, *, quiet: bool = False) -> DiffusionRun:
         return go(p, run, model, quiet=quiet)
 
 
+@checked
 def is_diffusion_run(path: str | Path) -> bool:
     """Whether a run directory is that of a diffusion model."""
     with RunDirectory.open(path, lock=False) as run:
@@ -210,6 +212,7 @@ def plan_from(written: dict[str, Any], *, trust: bool = False) -> DiffusionPlan:
     return plan(method, settings, knobs)
 
 
+@checked
 def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> DiffusionRun:
     """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
     and the user has not run before (here, and where a run is evaluated)."""
@@ -245,11 +248,12 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
 def restore(p: DiffusionPlan, run: RunDirectory, loop: DiffusionLoop) -> Position:
     """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
     if saved := checkpoint_of(run, p.written()):
-        with put_back(saved) as (state, tensors):
+        with put_back(saved, loop.state()) as (state, tensors):
             loop.restore(state, tensors)
     return rewind(run, saved, p.written(), p.settings.steps)
 
 
+@checked
 def evaluate_run(path: str | Path, *, samples: int | None = None, trust: bool = False) -> dict[str, float]:
     """Evaluate a run's newest checkpoint. Writes samples/eval.png."""
     if samples is not None and samples < 2:
@@ -258,7 +262,8 @@ def evaluate_run(path: str | Path, *, samples: int | None = None, trust: bool = 
         p = plan_from(run.recipe(), trust=trust)
         saved, model = made_checkpoint(run, p.written()), model_of(p)
         loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, p.settings.seed)
-        load_modules(loop.learner, saved.tensors["learner"])
+        with put_back(saved) as (_, tensors):
+            load_modules(loop.learner, tensors["learner"])
         log, made, _ = judged(p.task, model, samples or p.settings.eval_samples, p.settings.seed)
         write_png(run.path, "eval", picture(p.task, made))
         return log

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class InputError(ValueError):
@@ -23,16 +27,28 @@ class InputError(ValueError):
     def __init__(self, field: str, value: object, allowed: str, *, choices: Iterable[str] = ()):
         self.field, self.value, self.allowed = field, value, allowed
         self.choices = names = [str(c) for c in choices]
-        words = (str(value), field.rpartition(".")[2])
-        near = [m for word in words for m in difflib.get_close_matches(word, names, n=1, cutoff=0.5)]
+        words = (value if isinstance(value, str) else "", field.rpartition(".")[2])
+        near = [m for word in words for m in difflib.get_close_matches(word[:200], names, n=1, cutoff=0.5)]
         self.nearest = near[0] if near else None
-        shown = repr(value) if len(repr(value)) <= 200 else repr(value)[:200] + "…"
         hint = f" (did you mean {self.nearest!r}?)" if self.nearest else ""
-        super().__init__(f"{field}: got {shown}; {allowed}{hint}")
+        super().__init__(f"{cut(field, 200)}: got {cut(shown(value), 200)}; {cut(allowed, 2000)}{hint}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """How one goes from a worker to the process that waits for it."""
-        return partial(type(self), choices=self.choices), (self.field, self.value, self.allowed)
+        return functools.partial(type(self), choices=self.choices), (self.field, self.value, self.allowed)
+
+
+def shown(value: object) -> str:
+    """The value as Python writes it, or what kind of value it is where it cannot be written."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"
+
+
+def cut(text: str, most: int) -> str:
+    """The text, its end left out where it is longer than `most`."""
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def check_names(kind: type[Any], given: Mapping[str, object], who: str) -> None:
@@ -83,11 +99,23 @@ def check_values(
             raise InputError(f"{prefix}{name}", value, "use a finite number")
 
 
+def checked(call: Callable[P, R]) -> Callable[P, R]:
+    """A function of the Python interface that refuses arguments of other kinds than the annotated ones."""
+    signature = inspect.signature(call)
+
+    @functools.wraps(call)
+    def refusing(*given: P.args, **named: P.kwargs) -> R:
+        check_values(typing.get_type_hints(call), signature.bind(*given, **named).arguments)
+        return call(*given, **named)
+
+    return refusing
+
+
 def finite(value: object) -> bool:
     """Whether no number in it is infinite or NaN."""
     if isinstance(value, list | tuple):
         return all(finite(x) for x in value)  # type: ignore[reportUnknownVariableType]
-    return not isinstance(value, Real) or math.isfinite(value)
+    return not isinstance(value, Real) or isinstance(value, Integral) or math.isfinite(value)
 
 
 def fits(kind: Any, value: object) -> bool:
@@ -103,8 +131,15 @@ def fits(kind: Any, value: object) -> bool:
         values: list[Any] = list(value)  # type: ignore[reportUnknownArgumentType]
         expected = [inner[0]] * len(values) if inner[1:] == (...,) else list(inner)
         return len(values) == len(expected) and all(fits(k, x) for k, x in zip(expected, values, strict=True))
+    if origin in (dict, Mapping):
+        return isinstance(value, dict) and all(fits(inner[0], k) and fits(inner[1], v) for k, v in value.items())
+    if origin in (list, Sequence):
+        return isinstance(value, list | tuple) and all(fits(inner[0], x) for x in value)
+    if kind is Path and "\0" in str(value):
+        return False
     if kind in ACCEPTED:
-        return isinstance(value, ACCEPTED[kind][0]) and (kind is bool or not isinstance(value, bool))
+        small = not isinstance(value, Integral) or -(2**63) <= int(value) < 2**63
+        return isinstance(value, ACCEPTED[kind][0]) and small and (kind is bool or not isinstance(value, bool))
     return value is None if kind is types.NoneType else True
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from anypolicy import training
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, checked
 from anypolicy.loops.evaluate import verify
 from anypolicy.parts.filtration import Rule, equal_count_means, fit_line, keep
 from anypolicy.runs.files import write_text
@@ -75,6 +75,7 @@ class Filtration:
         return "\n".join([*lines, "", said if self.pick else "no pick: R² does not tell these rules apart"])
 
 
+@checked
 def filtration_table(
     scored: Sequence[Scored], *, bins: int = 10, by: Literal["sample", "bins"] = "sample", seed: int = 0,
     with_replacement: bool = False, n_keep: int = 2,
@@ -87,6 +88,8 @@ def filtration_table(
     """
     if bins < 2 or n_keep < 1:
         raise InputError("bins" if bins < 2 else "n_keep", min(bins, n_keep), "use at least 2 bins and 1 kept response")
+    if seed < 0:
+        raise InputError("seed", seed, "use 0 or more")
     names = {name: i for i, name in enumerate(dict.fromkeys(s.prompt for s in scored))}
     group = torch.tensor([names[s.prompt] for s in scored], dtype=torch.long)
     reward = torch.tensor([s.reward for s in scored], dtype=torch.float64)

@@ -8,9 +8,9 @@ Measures and regions are those of arXiv 2111.04714; how well each method does in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ import torch
 from anypolicy import catalogue
 from anypolicy.control import learner_for, plan_from
 from anypolicy.data.demonstrations import Episode, check_choices, episodes_of
+from anypolicy.data.readers import json_object
 from anypolicy.data.replay import Replay
 from anypolicy.datasets import KINDS, random_return
-from anypolicy.errors import InputError, check_values
+from anypolicy.errors import InputError, checked
 from anypolicy.evidence.plots import save_plane
 from anypolicy.loops.control import OffPolicyRecipe
 from anypolicy.loops.updates import adam, apply
@@ -71,13 +72,13 @@ class DatasetReport:
     bc_entropy: float | None
 
 
+@checked
 def dataset_report(
     dataset: list[Episode], ref: list[Episode], g_min: float, g_max: float, *, choices: int | None, gamma: float = 1.0,
     bins: int | None = 100, seed: int = 0,
 ) -> DatasetReport:  # fmt: skip
     """All measures. `choices` is how many discrete actions the task has (None: a box), `bins` the edges on every axis
     between the reference's limits (None: exact observations)."""
-    check_values(dict.fromkeys(("g_min", "g_max", "gamma"), float), {"g_min": g_min, "g_max": g_max, "gamma": gamma})
     if not 0 < gamma <= 1:
         raise InputError("gamma", gamma, "use a number above 0, at most 1")
     finished = [e for e in dataset if e.finished]
@@ -154,28 +155,38 @@ class References:
 def known_of(spec: str) -> References:
     """What stands beside a data set that make-datasets wrote, or in the recipe of a run."""
     path = Path(spec)
-    folder = path if path.is_dir() else path.parent
-    if (folder / "datasets.json").is_file():
-        facts: dict[str, Any] = json.loads((folder / "datasets.json").read_text())
-        return References(facts["task"], str(folder / "replay.safetensors"), facts["g_min"], facts["g_max"])
-    if (path / "recipe.yaml").is_file():
+    folder = path if isdir(path) else path.parent
+    if isfile(folder / "datasets.json"):
+        facts = json_object(folder / "datasets.json", "data", "make the data sets again", ("task", "g_min", "g_max"))
+        task, low, high = facts["task"], number(folder, facts["g_min"]), number(folder, facts["g_max"])
+        if not isinstance(task, str):
+            raise InputError("data", str(folder), f"its datasets.json says that the task is {task!r}")
+        return References(task, str(folder / "replay.safetensors"), low, high)
+    if isfile(path / "recipe.yaml"):
         with RunDirectory.open(path, lock=False) as run:
             return References(run.recipe().get("task"))
     return References()
+
+
+def number(folder: Path, value: Any) -> float:
+    """A mean return of a datasets.json."""
+    if type(value) not in (int, float) or not abs(value) < 1e100:
+        raise InputError("data", str(folder), f"its datasets.json says {value!r} for a mean return: it is a number")
+    return float(value)
 
 
 def spread(specs: Sequence[str]) -> list[str]:
     """Folders of make-datasets as the files in them."""
     out = list[str]()
     for spec in specs:
-        whole = (Path(spec) / "datasets.json").is_file()
+        whole = isfile(Path(spec) / "datasets.json")
         out += [str(Path(spec) / f"{kind}.safetensors") for kind in KINDS] if whole else [spec]
     return out
 
 
 def load_dataset(spec: str, task: EnvironmentTask, *, trust: bool = False) -> list[Episode]:
     """Episodes of a .safetensors or .npz file, of minari:NAME (or a Minari folder), or of the replay of a run."""
-    if (Path(spec) / "recipe.yaml").is_file():
+    if isfile(Path(spec) / "recipe.yaml"):
         return replay_of(Path(spec), trust=trust)
     return load_demonstrations(spec.removeprefix("minari:"), task)
 
@@ -227,6 +238,7 @@ class Inspection:
         return "\n".join([*lines, "", f"figure {self.figure}"])
 
 
+@checked
 def inspect(
     data: Sequence[str], *, task: str | None = None, reference: str | None = None, g_min: float | None = None,
     g_max: float | None = None, gamma: float = 1.0, bins: int | None = 100, seed: int = 0,
@@ -234,6 +246,8 @@ def inspect(
 ) -> Inspection:  # fmt: skip
     """Measure data sets and draw them on the plane; `trust` runs code that the recipe of a run names and the user has
     not run before."""
+    if not data or seed < 0:
+        raise InputError("seed" if data else "data", seed if data else data, "use 0 or more, and name a data set")
     if figure.suffix not in (".svg", ".png"):
         raise InputError("figure", str(figure), "name a .svg or .png file")
     known = known_of(data[0])

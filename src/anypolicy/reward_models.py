@@ -13,7 +13,7 @@ import torch
 from anypolicy import catalogue
 from anypolicy.compose import build
 from anypolicy.data.preferences import Preference
-from anypolicy.errors import InputError, check_names, check_numbers, check_settings
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings, checked
 from anypolicy.loops.lengths import Long
 from anypolicy.loops.preference import PreferenceLoop, PreferenceRecipe, calibrate, evaluate_pairs, fit_pairs
 from anypolicy.policies.causal_lm import CausalLM
@@ -153,6 +153,7 @@ def fitted(p: RewardPlan, model: RewardModel) -> RewardPlan:
     return replace(p, train=train, heldout=heldout, changed=changed)
 
 
+@checked
 def train_reward_model(
     method: str, *, pairs: str | Path, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
 ) -> RewardRun:
@@ -170,6 +171,7 @@ def start(p: RewardPlan, *, quiet: bool = False) -> RewardRun:
         return go(p, run, loop, quiet=quiet)
 
 
+@checked
 def is_reward_run(path: str | Path) -> bool:
     """Whether a run directory is that of a reward model."""
     with RunDirectory.open(path, lock=False) as run:
@@ -182,6 +184,7 @@ def plan_from(written: dict[str, Any], *, trust: bool = False) -> RewardPlan:
     return plan(method, settings, knobs)
 
 
+@checked
 def resume(path: str | Path, *, quiet: bool = False, trust: bool = False) -> RewardRun:
     """Go on with a run as if it had never stopped; `trust` runs code that its recipe names and the user has not run
     before (here, and where a run is evaluated)."""
@@ -190,6 +193,7 @@ def resume(path: str | Path, *, quiet: bool = False, trust: bool = False) -> Rew
         return go(p, run, loop, quiet=quiet)
 
 
+@checked
 def evaluate(path: str | Path, *, trust: bool = False) -> dict[str, float]:
     """Held-out accuracy of a finished run's model."""
     with RunDirectory.open(path, lock=False) as run:
@@ -222,6 +226,6 @@ def go(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop, *, quiet: bool) -
 def restore(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop) -> Position:
     """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
     if saved := checkpoint_of(run, p.written()):
-        with put_back(saved) as (state, tensors):
+        with put_back(saved, loop.state()) as (state, tensors):
             loop.restore(state, tensors["optimiser"])
     return rewind(run, saved, p.written(), p.steps)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from anypolicy import catalogue, control, diffusion, training
-from anypolicy.errors import InputError, check_values
+from anypolicy.errors import InputError, check_names, checked
 from anypolicy.evidence.claims import Verdict, run_claim
 from anypolicy.evidence.compare import Comparison, compare_runs
 from anypolicy.evidence.equal_kl import at_equal_divergence
@@ -16,7 +17,7 @@ from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Te
 from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.notes import notes
-from anypolicy.runs.recipes import comparable, differences, made_checkpoint
+from anypolicy.runs.recipes import comparable, differences, made_checkpoint, put_back
 from anypolicy.runs.workers import in_workers
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,7 @@ def listing() -> list[dict[str, Any]]:
     return out
 
 
+@checked
 def show(slug: str) -> str:
     """A method: its card, its settings and its whole file."""
     m = catalogue.get(slug, None)
@@ -45,8 +47,10 @@ def show(slug: str) -> str:
     )
 
 
+@checked
 def explain(method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None = None, **settings: Any) -> str:
     """What a run would do, stage by stage, without starting it: whose each stage is, its numbers, and its cost."""
+    check_names(training.Settings, settings, "explain")
     p = training.plan(method, training.Settings(task, **settings), knobs)
     s, r = p.settings, p.recipe
     lines = [f"{method} on {s.task}, policy {s.policy or 'of the task'}", ""]
@@ -69,18 +73,19 @@ def explain(method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None =
     return "\n".join(lines)
 
 
+@checked
 def evaluate(
     path: str | Path, *, prompts: int | None = None, temperature: float = 0.0, trust: bool = False
 ) -> dict[str, float]:
     """Held-out accuracy of a run's newest checkpoint, with its interval; `trust` runs code that its recipe names and
     the user has not run before. Writes samples/eval.jsonl."""
-    check_values({"temperature": float, "prompts": int | None}, {"temperature": temperature, "prompts": prompts})
     with RunDirectory.open(path, lock=False) as run:
         p = training.plan_from(run.recipe(), trust=trust)
         world = training.world_of(p)
         loop = training.group_loop(p, world)
         saved = made_checkpoint(run, p.written())
-        loop.restore(saved.state["loop"], saved.tensors["optimiser"])
+        with put_back(saved, loop.state()) as (state, tensors):
+            loop.restore(state, tensors["optimiser"])
         log, samples = training.held_out(p, loop, prompts, temperature)
         run.write_samples("eval", samples)
         return log
@@ -211,7 +216,7 @@ def one_run(
 ) -> tuple[str, int, list[dict[str, Any]]]:
     """Train, resume or reuse one run of a comparison; its ledger."""
     p = planned(arm, task, knobs, settings | {"seed": seed, "out": out})
-    if (out / "recipe.yaml").exists():
+    if isfile(out / "recipe.yaml"):
         with RunDirectory.open(out, lock=False) as known:
             mine, theirs = comparable(p.written()), known.recipe()
         changed = differences({k: theirs.get(k, v) for k, v in mine.items()}, mine)
@@ -242,6 +247,7 @@ def family_of(arm: str) -> Any:
     return {"controller": control, "diffusion-model": diffusion}.get(known.trains if known else "", training)
 
 
+@checked
 def compare(
     methods: list[str], *, task: str, seeds: int = 5, out: str | Path | None = None, metric: str | None = None,
     knobs: dict[str, dict[str, Any]] | None = None, workers: int = 1, quiet: bool = False, equal_kl: bool = False,
@@ -304,7 +310,10 @@ def summarise(
             seed: rows[-1]["step"] if unit == "steps" else sum(r.get("tokens/generated", 0) for r in rows)
             for seed, rows in runs.items()
         }
-        steps = [r["step"] for r in next(iter(evaluations.values()))]
+        [steps, *others] = [[r["step"] for r in rows] for rows in evaluations.values()]
+        if any(other != steps for other in others):
+            raise InputError("out", str(folder / arm), "its runs were not evaluated at the same steps: delete them, or "
+                             "choose another folder")  # fmt: skip
         curves.append(Curve(arm, steps, [over(rows, metric) for rows in evaluations.values()]))
     left_out = {arm: seeds for arm, seeds in lost.items() if seeds}
     if len(set[int].intersection(*(set(own) for own in final.values()))) < 2:
@@ -324,6 +333,7 @@ def summarise(
 
 
 # --- reproduce -------------------------------------------------------------------------------------------------------
+@checked
 def reproduce(
     slug: str, *, seeds: int | None = None, workers: int = 1, claims: str | Path | None = None, trust: bool = False
 ) -> Verdict:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.choose import engine_for
 from anypolicy.engines.denoising import schedule
-from anypolicy.errors import InputError, check_names, check_numbers, check_settings
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings, checked
 from anypolicy.loops.beside import beside_reference
 from anypolicy.loops.checks import check, stages
 from anypolicy.loops.describe import outlined
@@ -224,7 +225,7 @@ def positive(s: Settings) -> None:
 def load_reward(spec: str) -> RewardFunction:
     """FILE.py:FUNCTION."""
     path, _, name = spec.rpartition(":")
-    if not path.endswith(".py") or not Path(path).is_file():
+    if not path.endswith(".py") or not isfile(path):
         raise InputError("reward", spec, "give FILE.py:FUNCTION with an existing file")
     module = load_module("reward", Path(path), "anypolicy_reward_file")
     if not hasattr(module, name):
@@ -289,6 +290,7 @@ def group_loop(p: Plan, world: World) -> GroupLoop:
     )  # fmt: skip
 
 
+@checked
 def train(
     method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None = None, quiet: bool = False, **settings: Any
 ) -> Run:
@@ -311,6 +313,7 @@ def start(p: Plan, *, quiet: bool = False) -> Run:
         return go(p, run, loop, quiet=quiet)
 
 
+@checked
 def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> Run:
     """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
     and the user has not run before."""
@@ -373,7 +376,7 @@ def held_out(
 def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> Position:
     """Load the newest checkpoint into the loop, if there is one, and cut the ledger to it; where to begin."""
     if saved := checkpoint_of(run, p.written()):
-        with put_back(saved) as (state, tensors):
+        with put_back(saved, loop.state()) as (state, tensors):
             loop.restore(state, tensors["optimiser"])
     return rewind(run, saved, p.written(), p.settings.steps)
 

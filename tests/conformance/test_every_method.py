@@ -11,6 +11,7 @@ from anypolicy import catalogue, training
 from anypolicy.compose import STAGES, compose
 from anypolicy.data.batch import TOKEN_FIELDS, from_groups
 from anypolicy.runs.metrics import documented
+from anypolicy.runs.recipes import alike
 from anypolicy.tasks.base import Score
 from anypolicy.training import Settings
 from tests.helpers import lock_loop
@@ -156,6 +157,7 @@ def test_a_state_that_is_saved_and_loaded_goes_on_to_the_same_bits(slug):
     one, two = lock_loop(compose(slug).recipe), lock_loop(compose(slug).recipe)
     for _ in range(2):
         one.step()
+    assert alike(two.state(), one.state())
     two.restore(yaml.safe_load(yaml.safe_dump(one.state())), {k: v.clone() for k, v in one.tensors().items()})
     for _ in range(2):
         assert one.step() == two.step()

@@ -55,7 +55,7 @@ def test_an_image_that_goes_away_is_named(tmp_path):
     Image.new("RGB", (2, 2)).save(path)
     shown = Shown([path])
     path.unlink()
-    with pytest.raises(InputError, match=r"a\.png.*cannot now"):
+    with pytest.raises(InputError, match=r"a\.png.*cannot be unpacked now"):
         shown[0]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anypolicy.data.readers import BROKEN, read_arrays
 from anypolicy.errors import InputError
 
 
@@ -15,9 +16,8 @@ def load_arrays(path: str, needs: Iterable[str], may: Iterable[str] = ()) -> dic
     """The arrays of a file: all of `needs`, any of `may`, nothing else; integers stay integers."""
     needs, known = tuple(needs), (*needs, *may)
     try:
-        with np.load(path) as file:
-            found = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+        found = read_arrays(Path(path))
+    except BROKEN as error:
         raise InputError("data", path, f"give a .npz file with {', '.join(needs)} ({error})") from error
     for name in needs:
         if name not in found:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from anypolicy.data.readers import read_tensors
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 
@@ -82,21 +82,17 @@ def save_episodes(path: str | Path, episodes: list[Episode]) -> None:
 
 def load_episodes(path: str | Path) -> list[Episode]:
     """The inverse of `save_episodes`."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError("demos", str(path), f"it is no whole .safetensors file ({error})") from error
-    missing = [n for n in (*FIELDS, "length") if n not in tensors]
-    if missing:
-        raise InputError("demos", str(path), f"it lacks {', '.join(missing)}: record it with `save_episodes`")
+    tensors = read_tensors(Path(path), "demos", (*FIELDS, "length"))
     episodes: list[Episode] = []
     length = tensors["length"]
-    if length.dim() != 1 or length.is_floating_point() or length.is_complex() or bool((length < 0).any()):
-        raise InputError("demos", str(path), "its lengths must be whole numbers, one an episode")
+    if length.dim() != 1 or length.is_floating_point() or length.is_complex() or bool((length < 1).any()):
+        raise InputError("demos", str(path), "its lengths must be whole numbers above 0, one an episode")
     lengths: list[int] = length.tolist()
     for name in FIELDS:
         x, rows = tensors[name], sum(lengths) + (len(lengths) if name == "observation" else 0)
         wide = name in FIELDS[:2]
+        if x.is_complex():
+            raise InputError("demos", str(path), f"{name} holds complex numbers: use real ones")
         if x.dim() != 1 + wide or len(x) != rows:
             needed = f"({rows}, n)" if wide else f"({rows},)"
             raise InputError("demos", str(path), f"{name} has the shape {tuple(x.shape)}, its lengths need {needed}")

@@ -133,6 +133,7 @@ def run_claim(
     with counting(len(jobs), slug, quiet=quiet) as tick:
         for arm, seed, result in in_workers(one, jobs, workers):
             known["runs"][f"{arm}/{seed}"] = result
+            known["sha256"] = digest(known["runs"])
             write_text(cache, json_text(known, exact=True))
             tick(f"{arm} seed {seed}")
     by_seed: list[Results] = [{arm: known["runs"][f"{arm}/{seed}"] for arm in module.ARMS} for seed in range(n)]
@@ -146,16 +147,19 @@ def kept_runs(cache: Path, key: str) -> dict[str, Any]:
     if not cache.exists():
         return {"key": key, "runs": {}}
     try:
-        known: dict[str, Any] = json_value(cache.read_text())
+        known: dict[str, Any] = json_value(cache.read_bytes())
         if known["key"] != key:
             return {"key": key, "runs": {}}
-        for run, result in known["runs"].items():
-            arm, _, seed = run.rpartition("/")
-            if not (arm and seed.isdecimal() and isinstance(result, dict)):
-                raise ValueError(run)
+        if known["sha256"] != digest(known["runs"]):
+            raise ValueError("sha256")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError("claim", str(cache), "this file is damaged: delete it, and its runs are made again") from error
     return known
+
+
+def digest(runs: dict[str, Any]) -> str:
+    """What the results of the runs are known by."""
+    return hashlib.sha256(json_text(runs, exact=True).encode()).hexdigest()
 
 
 def judge(slug: str, module: ModuleType, by_seed: list[Results], seconds: float) -> Verdict:

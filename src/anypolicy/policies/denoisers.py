@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from anypolicy.errors import InputError
+from anypolicy.data.readers import check_sizes, load_weights, read_tensors
+from anypolicy.errors import InputError, check_values
 from anypolicy.parts.denoising import Prediction, denoising_error, noised
 from anypolicy.parts.diffusion import ddpm_mean
 from anypolicy.policies.generative import Denoiser
@@ -181,6 +182,17 @@ class PointDiffusion:
 
     @classmethod
     def load(cls, folder: Path, config: dict[str, Any]) -> PointDiffusion:
-        model = cls(0, **{k: v for k, v in config.items() if k not in ("type", "kind")})
-        model.module.load_state_dict(load_file(folder / "model.safetensors"))
+        given = {k: v for k, v in config.items() if k not in ("type", "kind")}
+        kinds: dict[str, Any] = dict.fromkeys(("classes", "dimensions", "steps"), int)
+        kinds |= {"hidden": tuple[int, ...], "low": float, "high": float}
+        check_values(kinds, given, "policy.")
+        if given.keys() != kinds.keys():
+            raise InputError("policy", str(folder), f"its config.json must have {', '.join(kinds)} and nothing else")
+        tensors = read_tensors(folder / "model.safetensors", "policy")
+        hidden = {f"hidden[{i}]": n for i, n in enumerate(given["hidden"])}
+        check_sizes(folder, {k: given[k] for k in ("classes", "dimensions")} | hidden, tensors)
+        if not 0 <= given["low"] <= given["high"] < 1 or not 0 < given["steps"] <= 100_000:
+            raise InputError("policy", str(folder), "the steps and β (from 0 to below 1) of its config.json are wrong")
+        model = cls(0, **given)
+        load_weights(model.module, tensors, "policy", folder)
         return model

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections.abc import Callable, Sequence
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from anypolicy.data.readers import first_line, json_object
 from anypolicy.errors import InputError
 from anypolicy.parts.denoising import Prediction
 from anypolicy.policies.denoisers import DiffusionModel, Label, PointDiffusion, Weights, called, class_rows
@@ -98,9 +99,16 @@ class UNetModel:
 
     @classmethod
     def load(cls, folder: Path, config: dict[str, Any]) -> UNetModel:
-        diffusers = library()
-        unet = diffusers.UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
-        return cls(unet, diffusers.DDIMScheduler.from_pretrained(folder / "scheduler"), steps=config["steps"])
+        diffusers, steps = library(), config.get("steps")
+        if type(steps) is not int or not 0 < steps <= 1000:
+            raise InputError(
+                "policy", str(folder), f"its config.json says {steps!r} steps: it is a number from 1 to 1000"
+            )
+        try:
+            unet = diffusers.UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
+            return cls(unet, diffusers.DDIMScheduler.from_pretrained(folder / "scheduler"), steps=steps)
+        except Exception as error:  # what diffusers raises has no common type
+            raise InputError("policy", str(folder), f"it cannot be loaded ({first_line(error)})") from error
 
 
 class PipelineModel:
@@ -168,8 +176,8 @@ class PipelineModel:
                 str(folder), torch_dtype=torch.float32, use_safetensors=True, safety_checker=None,
                 requires_safety_checker=False, trust_remote_code=False,
             )  # fmt: skip
-        except (OSError, ValueError, TypeError) as error:
-            told = str(error).strip().splitlines()[0]
+        except Exception as error:  # what diffusers raises has no common type
+            told = first_line(error)
             raise InputError("policy", str(folder), f"it is no Stable Diffusion pipeline: {told}") from error
         return cls(pipeline)
 
@@ -188,16 +196,17 @@ def library() -> Any:
 def load_model(folder: str | Path) -> DiffusionModel:
     """A model of a run's policy/ folder, or a Stable Diffusion pipeline."""
     path = Path(folder)
-    if path.is_dir() and not (path / "model_index.json").is_file():
+    if isdir(path) and not isfile(path / "model_index.json"):
         try:
-            config = json.loads((path / "config.json").read_text())
+            config = json_object(path / "config.json", "policy", "give the policy/ folder of a diffusion run")
             kind = {"points": PointDiffusion, "unet": UNetModel}[config["kind"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (InputError, KeyError, TypeError) as error:
             allowed = "give the policy/ folder of a diffusion run, or a pipeline folder with model_index.json"
             raise InputError("policy", str(folder), allowed) from error
         return kind.load(path, config)
-    if path.is_dir() and json.loads((path / "model_index.json").read_text()).get("_class_name") != (
+    needed = "its model_index.json must name a StableDiffusionPipeline"
+    if isdir(path) and json_object(path / "model_index.json", "policy", needed).get("_class_name") != (
         "StableDiffusionPipeline"
     ):
-        raise InputError("policy", str(folder), "its model_index.json must name a StableDiffusionPipeline")
+        raise InputError("policy", str(folder), needed)
     return PipelineModel.load(folder)

@@ -3,14 +3,12 @@ masked-diffusion models."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -23,7 +21,8 @@ from transformers import (
 )
 from transformers.utils.quantization_config import GgufConfig
 
-from anypolicy.errors import InputError
+from anypolicy.data.readers import first_line, json_object
+from anypolicy.errors import InputError, check_values
 from anypolicy.policies.base import Policy
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.masked_diffusion import MaskedDiffusionLM, small_denoiser
@@ -36,6 +35,8 @@ from anypolicy.policies.vision_lm import VisionLM
 from anypolicy.runs.trust import allow, enter_model
 
 ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
+MOST = 2 * 10**9
+"""Weights of a model from scratch: this is to try things."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -53,6 +54,7 @@ def load_policy(
     config; of an id write `vlm:OWNER/NAME`; `vlm:layers=2,width=64,heads=4,image=32,patch=8` makes one. Classes of a
     model's own (`,own-code=true`) that the user has not run before are refused without `trust`.
     """
+    check_values({"policy": str, "lora_rank": int}, {"policy": spec, "lora_rank": lora_rank})
     if trust:
         allow({"policy": spec})
     quiet_transformers()
@@ -74,9 +76,9 @@ def load_policy(
         small.module.to(getattr(torch, dtype))
         return small
     path = ALIASES[spec]() if spec in ALIASES else Path(spec)
-    if (path / "table.safetensors").is_file():
+    if isfile(path / "table.safetensors"):
         return TablePolicy.load(path)
-    if (path / "picture_reader.safetensors").is_file():
+    if isfile(path / "picture_reader.safetensors"):
         return PictureReader.load(path)
     if name == "vlm" or holds(path, "ForConditionalGeneration", "vision_config"):
         policy: CausalLM | VisionLM = vision_from_pretrained(arguments if name == "vlm" else spec, dtype)
@@ -93,9 +95,9 @@ def load_policy(
 def from_pretrained(source: str, dtype: str) -> CausalLM:
     """A folder, or an id of the Hugging Face hub."""
     folder = Path(source)
-    local = folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1
+    local = isdir(folder) or source.startswith((".", "/", "~")) or source.count("/") != 1
     if local:
-        if not (folder / "config.json").is_file():
+        if not isfile(folder / "config.json"):
             raise InputError(
                 "policy", source,
                 "it is no folder with a config.json, no .gguf file, no Hugging Face id (OWNER/NAME) and no alias "
@@ -110,22 +112,32 @@ def from_pretrained(source: str, dtype: str) -> CausalLM:
         model, report = loaded
         known = has_tokenizer(folder) or not local
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False) if known else None
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # what transformers raises has no common type
         remedy = "check the folder" if local else "without a network, give a local folder or an alias"
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError("policy", source, f"it cannot be loaded ({first}): {remedy}") from error
+        raise InputError("policy", source, f"it cannot be loaded ({first_line(error)}): {remedy}") from error
     if report["missing_keys"]:
         raise InputError(
             "policy", source, f"its weights lack {sorted(report['missing_keys'])[:3]}: save the model again"
         )
-    return CausalLM(model, tokenizer)
+    return tried(lambda: CausalLM(model, tokenizer), source)
+
+
+def tried(make: Callable[[], CausalLM], source: str) -> CausalLM:
+    """A policy of what was loaded; it predicts some tokens first, which a config that does not fit cannot."""
+    try:
+        return make()
+    except InputError:
+        raise
+    except Exception as error:  # the model's own code, with whatever numbers its config has
+        raise InputError("policy", source, f"it cannot predict ({first_line(error)}): mend its config") from error
 
 
 def holds(folder: Path, ending: str, field: str = "architectures") -> bool:
     """Whether a folder has a model whose class ends so, with a field in its config."""
     file = folder / "config.json"
-    config = json.loads(file.read_text()) if file.is_file() else {}
-    return field in config and any(str(name).endswith(ending) for name in config.get("architectures") or [])
+    config = json_object(file, "policy", "save the model again") if isfile(file) else {}
+    named = config.get("architectures") or []
+    return field in config and isinstance(named, list) and any(str(name).endswith(ending) for name in named)
 
 
 def vision_from_pretrained(source: str, dtype: str) -> VisionLM:
@@ -135,11 +147,10 @@ def vision_from_pretrained(source: str, dtype: str) -> VisionLM:
             source, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
         processor: Any = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # what transformers raises has no common type
         raise InputError(
-            "policy", source, f"no vision-language model with its processor can be loaded from it ({first}); the "
-            "processors of some families need torchvision",
+            "policy", source, "no vision-language model with its processor can be loaded from it "
+            f"({first_line(error)}); the processors of some families need torchvision",
         ) from error  # fmt: skip
     model, report = loaded
     if report["missing_keys"]:
@@ -179,12 +190,11 @@ def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM
         )
         local = Path(source).exists()
         tokenizer = tokenizer_of(source, own_code) if has_tokenizer(Path(source)) or not local else None
-    except (OSError, ValueError, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # what transformers raises has no common type
         raise InputError(
             "policy", source,
-            f"it is no masked-diffusion model that can be loaded ({first}); if its classes are code of its own that "
-            f"you have read, write masked-diffusion:{source},own-code=true",
+            f"it is no masked-diffusion model that can be loaded ({first_line(error)}); if its classes are code of its "
+            f"own that you have read, write masked-diffusion:{source},own-code=true",
         ) from error  # fmt: skip
     policy = MaskedDiffusionLM(model, tokenizer)
     policy.module.requires_grad_(True)
@@ -195,7 +205,7 @@ def tokenizer_of(source: str, own_code: bool) -> Any:
     """The tokenizer of an id or a folder. transformers pairs some families of models with one class whatever the folder
     says, so that of our own small models is made by its name."""
     file = Path(source) / "tokenizer_config.json"
-    named = json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+    named = json_object(file, "policy", "save it again").get("tokenizer_class") if isfile(file) else None
     if named == "ByT5Tokenizer":
         return ByT5Tokenizer.from_pretrained(source)
     return AutoTokenizer.from_pretrained(source, trust_remote_code=own_code)
@@ -207,19 +217,32 @@ def has_tokenizer(folder: Path) -> bool:
 
 def from_gguf(path: Path, dtype: str) -> CausalLM:
     """A GGUF file, its packed weights unpacked to ordinary ones; the quantisation marks go, so it can be saved."""
-    if not path.is_file():
+    if not isfile(path):
         raise InputError("policy", str(path), "there is no such file")
+    check_gguf(path)
     folder, name = str(path.parent), path.name
     try:
+        config: Any = AutoConfig.from_pretrained(folder, gguf_file=name)
+        if config.num_hidden_layers * config.hidden_size**2 > 16 * path.stat().st_size:
+            raise ValueError("it describes a larger model than it holds")
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=name, dtype=getattr(torch, dtype),
             quantization_config=GgufConfig(gguf_file=name, dequantize=True), trust_remote_code=False,
         )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError("policy", str(path), f"it cannot be read as GGUF ({error})") from error
+    except Exception as error:  # what gguf and transformers raise has no common type
+        raise InputError("policy", str(path), f"it cannot be read as GGUF ({first_line(error)})") from error
     unmark(model)
     return CausalLM(model, tokenizer)
+
+
+def check_gguf(path: Path) -> None:
+    """Refuse a file that claims more tensors and settings than its bytes can describe (at least 24 and 13 each)."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    tensors, settings = (int.from_bytes(head[i : i + 8], "little") for i in (8, 16))
+    if len(head) < 24 or head[:4] != b"GGUF" or 24 * tensors + 13 * settings > path.stat().st_size:
+        raise InputError("policy", str(path), "it is no whole GGUF file: copy it again")
 
 
 def unmark(model: Any) -> None:
@@ -235,14 +258,19 @@ def sizes(arguments: str, **more: int) -> dict[str, int]:
     settings = {"layers": 2, "width": 64, "heads": 4, "context": 256} | more
     for pair in filter(None, arguments.split(",")):
         key, _, value = pair.partition("=")
-        number = yaml.safe_load(value) if value else None
-        if key not in settings or not isinstance(number, int) or number < 1:
+        number = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
+        if key not in settings or number < 1:
             raise InputError(
                 "policy", pair, f"a model from scratch takes {', '.join(settings)} as whole numbers", choices=settings
             )
         settings[key] = number
     if settings["width"] % settings["heads"]:
         raise InputError("policy", arguments, "the width must be a multiple of the heads")
+    if settings["context"] < 2:
+        raise InputError("policy", arguments, "use a context of at least 2 tokens")
+    places = settings["context"] + (settings.get("image", 0) // settings.get("patch", 1)) ** 2
+    if settings["width"] * (12 * settings["layers"] * settings["width"] + places) > MOST:
+        raise InputError("policy", arguments, f"it would have more than {MOST:,} weights: use smaller numbers")
     return settings
 
 

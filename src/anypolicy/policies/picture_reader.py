@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from anypolicy.data.batch import Batch
 from anypolicy.data.media import Media
+from anypolicy.data.readers import check_sizes, json_object, load_weights, read_tensors
 from anypolicy.data.records import Prompt, Tokens
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_names, check_numbers, check_settings
 from anypolicy.policies.base import Scores
 from anypolicy.policies.logits import Logits
 from anypolicy.policies.transformer import initialise
@@ -37,6 +37,12 @@ class Sizes:
     layers: int = 1
     width: int = 64
     heads: int = 4
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_numbers(self, positive=vars(self))
+        if self.width % self.heads:
+            raise InputError("width", self.width, f"use a multiple of the {self.heads} heads")
 
 
 class Block(nn.Module):
@@ -168,7 +174,12 @@ class PictureReader:
     @classmethod
     def load(cls, folder: Path) -> PictureReader:
         """The policy that `save` has written."""
-        known = json.loads((folder / "config.json").read_text())
-        policy = cls(Sizes(**{k: v for k, v in known.items() if k != "type"}), 0)
-        policy.module.load_state_dict(load_file(folder / FILE))
+        needs = ("rows", "numbers", "vocabulary", "length", "layers", "width", "heads")
+        known = json_object(folder / "config.json", "policy", "save the policy again", needs)
+        given, tensors = {k: v for k, v in known.items() if k != "type"}, read_tensors(folder / FILE, "policy")
+        check_names(Sizes, given, "a picture reader")
+        sizes = Sizes(**given)
+        check_sizes(folder, vars(sizes), tensors)
+        policy = cls(sizes, 0)
+        load_weights(policy.module, tensors, "policy", folder)
         return policy

@@ -4,20 +4,20 @@ format, so that it and published reward models load each other's way."""
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Sequence
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
+from anypolicy.data.readers import first_line, json_object
 from anypolicy.data.records import Prompt
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_values
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import has_tokenizer
 from anypolicy.policies.text import beginning, left_out, quiet_transformers, readable
@@ -147,9 +147,9 @@ class RewardModel:
         """A saved reward model, a run that has trained one, or a sequence classifier of the Hugging Face hub."""
         quiet_transformers()
         folder = Path(source)
-        folder = folder / "reward-model" if (folder / "reward-model").is_dir() else folder
-        local = folder.exists() or str(source).count("/") != 1
-        if local and not (folder / "config.json").is_file():
+        folder = folder / "reward-model" if isdir(folder / "reward-model") else folder
+        local = exists(folder) or str(source).count("/") != 1
+        if local and not isfile(folder / "config.json"):
             raise InputError("reward_model", str(source), "it is no folder with a config.json and no OWNER/NAME")
         where = str(folder) if local else str(source)
         try:
@@ -160,11 +160,20 @@ class RewardModel:
             model, report = loaded
             known = has_tokenizer(folder) or not local
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False) if known else None
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError("reward_model", str(source), f"it cannot be loaded ({first})") from error
+        except Exception as error:  # what transformers raises has no common type
+            raise InputError("reward_model", str(source), f"it cannot be loaded ({first_line(error)})") from error
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])[:3]
             raise InputError("reward_model", str(source), f"it lacks {missing}: is it a reward model?")
-        facts = json.loads((folder / FILE).read_text()) if (folder / FILE).is_file() else {}
-        return cls(model, tokenizer, Calibration(**facts), scale)
+        return cls(model, tokenizer, calibration_of(folder / FILE) if isfile(folder / FILE) else UNCALIBRATED, scale)
+
+
+def calibration_of(file: Path) -> Calibration:
+    """What stands in reward.json."""
+    allowed = "train the reward model again"
+    facts = json_object(file, "reward_model", allowed, Calibration._fields)
+    given = {name: facts[name] for name in Calibration._fields}
+    check_values(dict.fromkeys(given, float), given, "reward_model.")
+    if not given["std"] > 0:
+        raise InputError("reward_model.std", given["std"], allowed)
+    return Calibration(**given)

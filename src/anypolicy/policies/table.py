@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anypolicy.data.batch import Batch
+from anypolicy.data.readers import read_tensors
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.policies.base import Scores
@@ -111,4 +112,8 @@ class TablePolicy:
         file = folder / "table.safetensors"
         if not file.is_file():
             raise InputError("policy", str(folder), "it has no table.safetensors")
-        return cls(load_file(file)["logits"])
+        logits = read_tensors(file, "policy", ("logits",))["logits"]
+        if logits.dim() != 3 or not logits.numel() or logits.dtype not in (torch.float32, torch.float64):
+            held = f"{logits.dtype} of {tuple(logits.shape)}"
+            raise InputError("policy", str(file), f"its logits are {held}: they are floats of prompts × tokens × ids")
+        return cls(logits)

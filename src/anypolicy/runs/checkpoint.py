@@ -8,16 +8,16 @@ A folder appears under its name only when it is whole, so a kill at any moment l
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from anypolicy.data.readers import read_tensors
 from anypolicy.errors import InputError
 from anypolicy.runs.files import new_folder, sweep
 from anypolicy.runs.strict_json import json_text, json_value
@@ -76,10 +76,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint."""
     remedy = "it is no usable checkpoint of anypolicy: delete this folder to resume from the start, or put it back"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json_value((folder / "manifest.json").read_bytes())
         kind, version = str(manifest["format"]), int(manifest["version"])
         step, files = int(manifest["step"]), {str(n): str(facts["sha256"]) for n, facts in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise InputError("checkpoint", str(folder), f"its manifest.json cannot be read; {remedy}") from error
     if kind != FORMAT or not 1 <= version <= VERSION:
         raise InputError("checkpoint", f"{kind} {version}", f"this version reads {FORMAT} up to {VERSION}")
@@ -87,12 +87,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise InputError("checkpoint", str(folder), f"its manifest.json does not describe it; {remedy}")
     for name, sha256 in files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file() or digest(path) != sha256:
+        if Path(name).name != name or not isfile(path) or digest(path) != sha256:
             raise InputError("checkpoint", str(path), f"the file is missing or not what was written; {remedy}")
     try:
-        tensors = {Path(n).stem: load_file(folder / n) for n in files if n.endswith(".safetensors")}
-        state = json_value((folder / "state.json").read_text())
-    except (OSError, ValueError, SafetensorError) as error:
+        tensors = {Path(n).stem: read_tensors(folder / n, "checkpoint") for n in files if n.endswith(".safetensors")}
+        state = json_value((folder / "state.json").read_bytes())
+    except (OSError, ValueError) as error:
         raise InputError("checkpoint", str(folder), remedy) from error
     if not isinstance(state, dict):
         raise InputError("checkpoint", str(folder / "state.json"), remedy)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
+from anypolicy.data.readers import parsed
 from anypolicy.errors import InputError
 
 FIELDS = ("task", "pairs", "demos", "reward")
@@ -53,18 +54,18 @@ def named(field: str, spec: str) -> Iterator[tuple[str, Path]]:
     name, _, arguments = spec.partition(":")
     own = Path(name.removeprefix("hf/"))
     if field == "task":
-        folder = name.startswith("hf/") or (own / "metadata.jsonl").is_file()
-        there = own.is_dir() if folder else own.suffix == ".jsonl" and own.is_file()
+        folder = name.startswith("hf/") or isfile(own / "metadata.jsonl")
+        there = isdir(own) if folder else own.suffix == ".jsonl" and isfile(own)
         for value in (part.partition("=")[2].strip(" '\"") for part in arguments.split(",")):
             yield from named("task", value) if value else ()
     elif field == "demos":
         name, own = spec, Path(spec)
-        if not own.exists():
+        if not exists(own):
             own = Path(os.environ.get("MINARI_DATASETS_PATH", Path.home() / ".minari" / "datasets")) / spec
-        there = own.exists() and not spec.startswith("scripted")
+        there = exists(own) and not spec.startswith("scripted")
     else:
         name, own = (spec, Path(spec)) if field == "pairs" else (name, own)
-        there = own.is_file()
+        there = isfile(own)
     if there:
         yield name, own
 
@@ -106,11 +107,11 @@ def shown(path: Path, _: str) -> tuple[Path, ...]:
         if b'"image' not in line:
             continue
         try:
-            row: Any = json.loads(line.decode("utf-8-sig"))
+            row = parsed(line)
         except ValueError:
             continue
         for given in (row.get("image"), row.get("images")) if isinstance(row, dict) else ():
             for x in given if isinstance(given, list) else [given]:
-                if isinstance(x, str) and x and (path.parent / x).is_file():
+                if isinstance(x, str) and x and isfile(path.parent / x):
                     out[path.parent / x] = None
     return tuple(out)

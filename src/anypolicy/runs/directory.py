@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from os.path import isfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict
 
 import yaml
 
+from anypolicy.data.readers import parsed, yaml_value
 from anypolicy.errors import InputError
 from anypolicy.runs.checkpoint import Position, latest_checkpoint
 from anypolicy.runs.files import disk_errors, new_folder, sweep, sync, write_text
@@ -77,7 +79,7 @@ class RunDirectory:
     def open(cls, path: str | Path, *, lock: bool = True) -> RunDirectory:
         """An existing run; without `lock` only to read, or to add samples, while another process may train."""
         path = Path(path)
-        if not (path / "recipe.yaml").is_file():
+        if not isfile(path / "recipe.yaml"):
             raise InputError("run", str(path), "it is no run directory (no recipe.yaml in it)")
         return cls(path, lock=lock)
 
@@ -100,8 +102,8 @@ class RunDirectory:
     def recipe(self) -> dict[str, Any]:
         """What the run was started with."""
         try:
-            value = yaml.safe_load((self.path / "recipe.yaml").read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            value = yaml_value((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        except ValueError as error:
             raise InputError("recipe.yaml", str(self.path), f"it is not YAML: {error}") from error
         if not isinstance(value, dict):
             raise InputError("recipe.yaml", value, "it must hold the settings of a run")
@@ -133,7 +135,11 @@ class RunDirectory:
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines of the ledger. A name whose number was not finite is missing in its row."""
-        return [{k: v for k, v in row.items() if not missing(v)} for row in read_lines(self.path / "metrics.jsonl")]
+        rows = [{k: v for k, v in row.items() if not missing(v)} for _, row in self.lines("metrics.jsonl")]
+        for n, row in enumerate(rows, 1):
+            if wrong := [k for k, v in row.items() if "/" in k and not finite_number(v)]:
+                raise InputError(str(self.path / "metrics.jsonl"), f"line {n}", f"{wrong[0]!r} is no number: mend it")
+        return rows
 
     def fingerprints(self, step: int) -> dict[str, Fingerprint]:
         """Of what was logged before `step`, how many lines of each file and their digest."""
@@ -145,7 +151,7 @@ class RunDirectory:
         path = self.path / name
         rows = read_lines(path)
         for n, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or type(row.get("step")) is not int:  # type: ignore[reportUnnecessaryIsInstance]
+            if type(row.get("step")) is not int:
                 raise InputError(str(path), f"line {n}", "it is no row of a run (no step): mend or remove it")
         return list(zip(path.read_bytes().split(b"\n"), rows, strict=False)) if rows else []
 
@@ -191,6 +197,11 @@ def missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
+def finite_number(value: object) -> bool:
+    """Whether a ledger's value is a number that a float holds."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
 def fingerprint(lines: Sequence[bytes]) -> Fingerprint:
     """How many lines, and the digest of all."""
     return {"rows": len(lines), "sha256": hashlib.sha256(b"\n".join(lines)).hexdigest()}
@@ -220,7 +231,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for n, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            rows.append(json.loads(line))
+            row = parsed(line)
         except ValueError as error:
             raise InputError(str(path), f"line {n}", f"it is not JSON ({error}): mend or remove it") from error
+        if not isinstance(row, dict):
+            raise InputError(str(path), f"line {n}", "it is no object: mend or remove it")
+        rows.append(row)
     return rows

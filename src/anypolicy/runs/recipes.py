@@ -115,15 +115,36 @@ def keep(
 
 
 @contextmanager
-def put_back(saved: Checkpoint) -> Generator[tuple[dict[str, Any], dict[str, dict[str, Tensor]]]]:
-    """State and tensors of the loop in a checkpoint. Raises InputError where the block finds that they do not fit."""
+def put_back(
+    saved: Checkpoint, fresh: dict[str, Any] | None = None
+) -> Generator[tuple[dict[str, Any], dict[str, dict[str, Tensor]]]]:
+    """State and tensors of the loop in a checkpoint. Raises InputError where the state is not `alike` a `fresh` one of
+    the loop, or where the block finds that they do not fit."""
     try:
+        if not alike(fresh, saved.state["loop"]):
+            raise ValueError("other fields")
         yield saved.state["loop"], saved.tensors
     except InputError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         told = f"it does not hold the state of this run ({type(error).__name__}: {error}): delete it, or put it back"
         raise InputError("checkpoint", f"step {saved.step}", told) from error
+
+
+def alike(fresh: Any, saved: Any) -> bool:
+    """Whether a saved state has all fields of a fresh one, each with a value of its type. What is None at first, or has
+    no fields, may become anything."""
+    if fresh is None:
+        return True
+    if isinstance(fresh, dict):
+        return saved is None or (
+            isinstance(saved, dict) and all(name in saved and alike(own, saved[name]) for name, own in fresh.items())
+        )
+    if isinstance(fresh, list | tuple):
+        return saved is None or isinstance(saved, list | tuple)
+    if isinstance(fresh, float):
+        return type(saved) in (int, float)
+    return type(saved) is type(fresh)
 
 
 def rewind(run: RunDirectory, saved: Checkpoint | None, written: dict[str, Any], steps: int) -> Position:

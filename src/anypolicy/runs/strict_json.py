@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from anypolicy.data.readers import parsed
+
 MARK = "not finite"
 
 
@@ -25,8 +27,9 @@ def json_text(value: object, *, exact: bool = False, **options: Any) -> str:
 
 
 def json_value(text: str | bytes) -> Any:
-    """The inverse of `json_text`. NaN and Infinity, which older versions wrote, are read too."""
-    return json.loads(text, object_hook=unmarked)
+    """The inverse of `json_text`. NaN and Infinity, which older versions wrote, are read too. A ValueError where it is
+    no JSON."""
+    return parsed(text, unmarked)
 
 
 def marked(x: float) -> dict[str, str]:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.abc import SourceLoader
+from os.path import isfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,7 +123,7 @@ def enter_model(field: str, source: str) -> None:
 def files(field: str, value: Any) -> Iterable[Code]:
     """One path, or several."""
     for path in [value] if isinstance(value, str | Path) else value:
-        if Path(path).is_file():
+        if isfile(path):
             yield file_code(field, Path(path))[0]
 
 

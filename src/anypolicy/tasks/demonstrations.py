@@ -3,7 +3,7 @@ folder), or `scripted` where the task has a demonstrator of its own."""
 
 from __future__ import annotations
 
-import json
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anypolicy.data.arrays import load_arrays
 from anypolicy.data.demonstrations import FIELDS, Episode, check_choices, check_flags, episodes_of, load_episodes
+from anypolicy.data.readers import json_object
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.tasks.environments import EnvironmentTask, Space, layout_of
@@ -26,7 +27,7 @@ ROUNDING = 1e-3
 
 def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes whose shapes are those of the task."""
-    kind = Path(spec).suffix if Path(spec).is_file() else spec.partition(":")[0]
+    kind = Path(spec).suffix if isfile(spec) else spec.partition(":")[0]
     read = {".safetensors": lambda: load_episodes(spec), ".npz": lambda: arrays(spec, task),
             "scripted": lambda: scripted(spec, task)}  # fmt: skip
     episodes = read.get(kind, lambda: minari(spec, task))()
@@ -100,8 +101,8 @@ def minari(spec: str, task: EnvironmentTask) -> list[Episode]:
         from minari.storage import get_dataset_path
     except ImportError as error:
         raise InputError("demos", spec, "install Minari: pip install 'anypolicy[control]'") from error
-    folder = Path(spec) if (Path(spec) / "data").is_dir() else get_dataset_path(spec)
     try:
+        folder = Path(spec) if isdir(Path(spec) / "data") else get_dataset_path(spec)
         check_spaces(spec, folder / "data" / "metadata.json")
         data = MinariDataset(folder / "data")
     except InputError:
@@ -134,7 +135,7 @@ def first_choice(spec: str, acts: Any, space: Space) -> int:
 def check_spaces(spec: str, metadata: Path) -> None:
     """Refuse a data set that does not say its spaces: Minari would import and make whatever its metadata call the
     environment, to ask it for them."""
-    known: dict[str, Any] = json.loads(metadata.read_text())
+    known = json_object(metadata, "demos", "name a Minari data set of this machine")
     if missing := [name for name in ("observation_space", "action_space") if not isinstance(known.get(name), str)]:
         allowed = f"its metadata.json has no {' and no '.join(missing)}: write it again with them (`anypolicy record`)"
         raise InputError("demos", spec, allowed)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anypolicy.engines.guard import check_bounds, guarded
 from anypolicy.engines.snapshots import layers
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_values
 from anypolicy.tasks.load import fit, parse
 from anypolicy.tasks.observations import Flat, Layout
 
@@ -115,6 +115,7 @@ def load_environment(spec: str) -> EnvironmentTask:
     """`gym/HalfCheetah-v5`, `gym/Pendulum-v1:reward_scale=0.1`: settings of ours are `reward_scale`, `max_steps` and
     `time` (true appends the step of the episode to the observation); the others go to the environment. Episodes
     without a limit get one. Raises InputError for what no controller here can learn."""
+    check_values({"task": str}, {"task": spec})
     name, _, arguments = spec.partition(":")
     settings = parse(arguments)
     if name in TESTBEDS:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from anypolicy.data.readers import BROKEN, read_image
 from anypolicy.errors import InputError
 from anypolicy.policies.denoisers import Label
 from anypolicy.tasks.lines import json_lines
@@ -38,13 +41,10 @@ class Files:
 
 def read(path: Path, size: int) -> Tensor:
     """An image as (3, size, size) in [0, 1]."""
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as image:
-            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except OSError as error:
-        raise InputError("task", str(path), "this image cannot be read: mend or remove its line") from error
+        square = ImageOps.fit(read_image(path), (size, size), Image.Resampling.BICUBIC)
+    except BROKEN as error:
+        raise InputError("task", str(path), f"this image cannot be read ({error}): mend or remove its line") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
 
 
@@ -60,7 +60,7 @@ def records(folder: Path) -> list[Record]:
             if not isinstance(row.get(name), str) or not row[name].strip():
                 raise InputError(str(path), where, f"it needs the text field {name!r}")
         for name in fields[1:]:
-            if not (folder / row[name]).is_file():
+            if not isfile(folder / row[name]):
                 raise InputError(str(path), where, f"{name} names {row[name]!r}, which is not in the folder")
         if "chosen" in fields and row["chosen"] == row["rejected"]:
             raise InputError(str(path), where, "chosen and rejected are the same image: remove the pair")
@@ -76,10 +76,12 @@ def image_folder(folder: Path, *, size: int = 512, heldout: float = 0.1) -> Pict
     """The last `heldout` of the lines (at least one) is held out; its prompts are those that evaluations sample."""
     if not 0 < heldout < 1:
         raise InputError("folder.heldout", heldout, "use a share between 0 and 1")
-    if size < 8:
-        raise InputError("folder.size", size, "use at least 8 pixels")
+    if not 8 <= size <= 8192:
+        raise InputError("folder.size", size, "use 8 to 8192 pixels")
     rows = records(folder)
     cut = len(rows) - max(round(heldout * len(rows)), 1)
+    if not cut:
+        raise InputError("folder.heldout", heldout, f"all {len(rows)} lines would be held out: use less, or add lines")
     best = "chosen" if "chosen" in rows[0] else "file_name"
 
     def files(part: list[Record], name: str) -> Files:

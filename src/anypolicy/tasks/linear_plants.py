@@ -3,9 +3,9 @@ adversary chooses the error of every measurement."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from scipy.linalg import LinAlgError, solve_discrete_are, solve_discrete_lyapuno
 from torch import Tensor
 
 from anypolicy.data.demonstrations import load_episodes
+from anypolicy.data.readers import json_object
 from anypolicy.errors import InputError
 from anypolicy.parts.lipschitz import check_pairs
 
@@ -71,15 +72,9 @@ def load_plant(spec: str) -> LinearPlant:
     if spec == "double-integrator":
         return double_integrator()
     path = Path(spec)
-    if path.suffix != ".json" or not path.is_file():
+    if path.suffix != ".json" or not isfile(path):
         raise InputError("plant", spec, "use double-integrator or the path of an existing .json file")
-    try:
-        given = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError("plant", spec, f"it is no JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise InputError("plant", spec, f"it holds an object with {'; '.join(FIELDS.values())}")
-    return plant_of(given)
+    return plant_of(json_object(path, "plant", f"it holds an object with {'; '.join(FIELDS.values())}"))
 
 
 def plant_of(given: dict[str, Any]) -> LinearPlant:
@@ -138,7 +133,7 @@ def sampled(
 
 def recorded(plant: LinearPlant, path: str) -> tuple[Float[Tensor, "samples n"], Float[Tensor, "samples m"]]:
     """States and commands of a file of episodes."""
-    if not Path(path).is_file():
+    if not isfile(path):
         raise InputError("demos", path, "give a .safetensors file of recorded episodes")
     episodes = load_episodes(path)
     x = torch.cat([e.observation[:-1] for e in episodes]).double()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
+from anypolicy.data.readers import parsed
 from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
 
@@ -14,7 +15,7 @@ from anypolicy.runs.strict_json import json_text
 def json_lines(path: str, wanted: str, field: str = "task") -> Iterator[tuple[str, dict[str, Any]]]:
     """("line n", object) of every line that is not blank; `wanted` says what an object must hold."""
     file = Path(path)
-    if not file.is_file():
+    if not isfile(path):
         raise InputError(field, path, "there is no such file")
     if not file.stat().st_size:
         raise InputError(field, path, "the file is empty")
@@ -22,7 +23,7 @@ def json_lines(path: str, wanted: str, field: str = "task") -> Iterator[tuple[st
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            row = parsed(line)
         except UnicodeDecodeError as error:
             raise InputError(path, f"line {n}", f"it is not UTF-8 ({error}): save the file as UTF-8") from error
         except ValueError as error:

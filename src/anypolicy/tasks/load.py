@@ -7,9 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-import yaml
-
-from anypolicy.errors import InputError
+from anypolicy.data.readers import yaml_value
+from anypolicy.errors import InputError, check_values
 from anypolicy.tasks.base import Task
 
 Built = TypeVar("Built")
@@ -108,6 +107,7 @@ def load_task(spec: str, *, seed: int = 0) -> Task:
     Settings follow a colon, e.g. `reasoning-gym/chain_sum:min_terms=2,max_terms=2`; a value may be quoted to hold a
     comma. The seed decides what is generated, not on which side of the split a problem is.
     """
+    check_values({"task": str}, {"task": spec})
     name, _, arguments = spec.partition(":")
     if name.endswith(".jsonl"):
         build = jsonl
@@ -130,8 +130,8 @@ def parse(arguments: str) -> dict[str, Any]:
         if key in out:
             raise InputError(f"task.{key}", text, f"it is given twice (first {out[key]!r}): keep one")
         try:
-            out[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            out[key] = yaml_value(text)
+        except ValueError as error:
             raise InputError(f"task.{key}", text, "this is no single value: put it in quotes") from error
     return out
 
@@ -181,13 +181,17 @@ def fit(field: str, value: Any, kind: Any) -> Any:
     if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
         try:
             value = float(value)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise InputError(field, value, "use a number") from error
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise InputError(field, value, f"use {KINDS[kind]}")
+    if kind is int and abs(value) > MOST:
+        raise InputError(field, value, f"use at most {MOST:,}")
     return value
 
 
+MOST = 10**9
+"""Of a whole number in a task's settings: they are sizes."""
 KINDS: dict[type, str] = {
     int: "a whole number",
     float: "a finite number",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os.path import isdir
 from pathlib import Path
 
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_values
 from anypolicy.tasks.image_folder import image_folder
 from anypolicy.tasks.load import call, parse
 from anypolicy.tasks.pictures import PictureTask
@@ -17,10 +18,11 @@ NAMED: dict[str, Callable[..., PictureTask]] = {"digits": digits, "photos": phot
 
 def load_pictures(spec: str) -> PictureTask:
     """`digits`, `photos`, `ring8`, or a folder of images with metadata.jsonl. Settings follow a colon."""
+    check_values({"task": str}, {"task": spec})
     name, _, arguments = spec.partition(":")
     if name in NAMED:
         return call(NAMED[name], name, (), parse(arguments))
-    if not Path(name).is_dir():
+    if not isdir(name):
         allowed = f"a diffusion model learns from {', '.join(NAMED)} or a folder of images with metadata.jsonl"
         raise InputError("task", spec, allowed, choices=NAMED)
     return call(image_folder, "folder", (Path(name),), parse(arguments))

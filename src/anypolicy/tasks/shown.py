@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from anypolicy.data.readers import BROKEN, check_image, read_array, read_image, rgb
 from anypolicy.errors import InputError
 from anypolicy.runs.digests import file_digest
 
@@ -39,13 +41,12 @@ class Shown(Sequence[NDArray[Any]]):
 
 def pixels(source: Source) -> NDArray[Any]:
     """(height, width, 3) in 0 … 255, turned as the camera says; the numbers of an .npy file as they are."""
+    if isinstance(source, Path) and source.suffix == ".npy":
+        return read_array(source, "image")
     try:
-        if isinstance(source, Path) and source.suffix == ".npy":
-            return np.load(source)
-        image = Image.open(source) if isinstance(source, Path) else source
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except OSError as error:
-        raise InputError("image", str(source), f"it could be read at the start and cannot now ({error})") from error
+        return np.asarray(read_image(source) if isinstance(source, Path) else rgb(source))
+    except BROKEN as error:
+        raise InputError("image", str(source), f"it was there before and cannot be unpacked now ({error})") from error
 
 
 def of_row(name: str, where: str, row: dict[str, Any], folder: Path | None) -> tuple[dict[str, Any], list[str]]:
@@ -67,14 +68,13 @@ def source(name: str, where: str, given: Any, folder: Path | None) -> tuple[Sour
     if not isinstance(given, str) or folder is None:
         raise InputError(name, where, f"its image is {given!r}: write the path of a file, or a list of paths")
     path = folder / given
-    if not path.is_file():
+    if not isfile(path):
         raise InputError(name, where, f"there is no image {path}: paths are relative to the file they stand in")
     try:
         if path.suffix == ".npy":
-            np.load(path)
+            read_array(path, name)
         else:
-            with Image.open(path) as image:
-                image.verify()
-    except (OSError, SyntaxError, ValueError) as error:
+            check_image(path)
+    except BROKEN as error:
         raise InputError(name, where, f"{path} is no image that can be read ({error})") from error
     return path, file_digest(path)

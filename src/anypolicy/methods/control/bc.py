@@ -16,18 +16,14 @@ Differs: one action at a time unless `chunk` says more; the first paper predicts
               2111.04714's code (rate 1e-4, batches of 128); weights not averaged, observations as they are
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anypolicy import catalogue
-from anypolicy.catalogue import Card, method
+from anypolicy.catalogue import Card, method, saved_controller
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
@@ -118,19 +114,15 @@ def base_policy(base: str | Cloned, space: Space, rng: torch.Generator) -> Gener
 
 def saved_policy(folder: str | Path, space: Space) -> Generative:
     """The generative policy of a run's policy/ folder, for an environment of these sizes."""
-    path = Path(folder)
-    if not (path / "controller.safetensors").is_file() or not (path / "config.json").is_file():
-        raise InputError("base", str(folder), "it holds no controller: give a run's policy/ folder")
-    config: dict[str, Any] = json.loads((path / "config.json").read_text())
-    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
-    learner = catalogue.get(config["method"], "controller").build(**knobs).learner(space, 0)
+    saved = saved_controller(folder, "base")
+    learner = saved.recipe.learner(space, 0)
     policy = learner.modules.get("policy")
     if not isinstance(policy, Generative):
-        raise InputError("base", str(folder), f"{config['method']} makes no actions from noise: clone demonstrations")
+        raise InputError("base", str(folder), f"{saved.method} makes no actions from noise: clone demonstrations")
     try:
-        load_modules(learner, load_file(path / "controller.safetensors"))
+        load_modules(learner, saved.tensors)
     except RuntimeError as error:
-        made = f"{config['task']}, chunk {knobs.get('chunk', 1)}"
+        made = f"{saved.task}, chunk {saved.knobs.get('chunk', 1)}"
         raise InputError("base", str(folder), f"it acts in another space or other chunks ({made})") from error
     return policy
 

@@ -11,19 +11,15 @@ Differs: nothing is known. ‖ê_t‖ ≤ g(δ + αω) with g = M L_u/(1 − λ)
 like Mλᵏ, and next states that are L_u-Lipschitz in the action.
 """
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor
 
-from anypolicy import catalogue
-from anypolicy.catalogue import Card, method
+from anypolicy.catalogue import Card, method, saved_controller
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError, check_numbers
 from anypolicy.loops.control import load_modules
@@ -42,17 +38,16 @@ SCALES = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 def trained(folder: str | None) -> tuple[LipschitzMLP, EnvironmentTask]:
     """The network of a run's policy/ folder, in double precision, and its task."""
-    path = Path(folder or "")
-    if folder is None or not (path / "controller.safetensors").is_file() or not (path / "config.json").is_file():
-        raise InputError("policy", folder, "give the policy/ folder of a run")
-    config: dict[str, Any] = json.loads((path / "config.json").read_text())
-    task = load_environment(config["task"])
-    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in config["knobs"].items()}
-    learner = catalogue.get(config["method"], "controller").build(**knobs).learner(task.space, 0)
+    saved = saved_controller(folder or "", "policy")
+    task = load_environment(saved.task)
+    learner = saved.recipe.learner(task.space, 0)
     network = learner.modules.get("policy")
     if not isinstance(network, LipschitzMLP):
-        raise InputError("policy", folder, f"the networks of {config['method']} have no certified Lipschitz constant")
-    load_modules(learner, load_file(path / "controller.safetensors"))
+        raise InputError("policy", folder, f"the networks of {saved.method} have no certified Lipschitz constant")
+    try:
+        load_modules(learner, saved.tensors)
+    except RuntimeError as error:
+        raise InputError("policy", folder, f"its weights are not those of its config.json ({error})") from error
     return network.double().requires_grad_(False), task
 
 

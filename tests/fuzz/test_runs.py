@@ -1,0 +1,377 @@
+"""Run directories as somebody else, a full disk or an editor left them."""
+
+import functools
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import anypolicy as ap
+from anypolicy import control, diffusion, reward_models, studies, training
+from anypolicy.evidence.claims import run_claim
+from anypolicy.inspection import inspect
+from anypolicy.runs.checkpoint import Position, load_checkpoint
+from anypolicy.runs.directory import RunDirectory
+from tests.fuzz.harness import allowed, broken, broken_lines, broken_safetensors, cases, edited
+
+TINY = {"trackers": (), "threads": 1, "quiet": True}
+
+
+def language(folder: Path) -> None:
+    ap.train(
+        "grpo",
+        task="tabular-lock:prompts=4,length=2",
+        steps=2,
+        prompts=2,
+        group_size=2,
+        eval_every=1,
+        checkpoint_every=1,
+        record=True,
+        out=folder,
+        **TINY,
+    )
+
+
+def controller(folder: Path) -> None:
+    control.train_controller(
+        "dqn",
+        task="gym/CartPole-v1",
+        steps=40,
+        eval_episodes=1,
+        checkpoint_every=20,
+        out=folder,
+        knobs={"hidden": (4,), "warmup": 8, "batch": 4},
+        **TINY,
+    )
+
+
+def points(folder: Path) -> None:
+    diffusion.train_diffusion(
+        "diffusion-sft",
+        task="ring8",
+        policy="fresh",
+        steps=2,
+        eval_samples=8,
+        checkpoint_every=1,
+        out=folder,
+        knobs={"batch": 4},
+        **TINY,
+    )
+
+
+def reward_model(folder: Path) -> None:
+    pairs = folder.parent / "pairs.jsonl"
+    pairs.write_text(
+        "".join(json.dumps({"prompt": f"q{i}", "chosen": "yes", "rejected": "no"}) + "\n" for i in range(4))
+    )
+    ap.train_reward_model(
+        "bradley-terry",
+        pairs=pairs,
+        policy="transformer:layers=1,width=8,heads=2,context=64",
+        checkpoint_every=1,
+        out=folder,
+        **TINY,
+    )
+
+
+MAKE: dict[str, Callable[[Path], None]] = {
+    "language": language,
+    "controller": controller,
+    "diffusion": points,
+    "reward": reward_model,
+}
+RESUME: dict[str, Callable[..., Any]] = {
+    "language": training.resume,
+    "controller": control.resume,
+    "diffusion": diffusion.resume,
+    "reward": reward_models.resume,
+}
+EVALUATE: dict[str, Callable[..., Any]] = {
+    "language": studies.evaluate,
+    "controller": control.evaluate_run,
+    "diffusion": diffusion.evaluate_run,
+    "reward": reward_models.evaluate,
+}
+
+
+@functools.cache
+def runs() -> dict[str, dict[str, bytes]]:
+    """The files of one small finished run of every family."""
+    found: dict[str, dict[str, bytes]] = {}
+    work = Path(tempfile.mkdtemp(prefix="anypolicy-fuzz-"))
+    for kind, make in MAKE.items():
+        make(work / kind)
+        files = sorted(f for f in (work / kind).rglob("*") if f.is_file() and f.name not in (".lock", "report.html"))
+        found[kind] = {str(f.relative_to(work / kind)): f.read_bytes() for f in files}
+    return found
+
+
+def checkpoint_of(kind: str) -> str:
+    """The folder of a run's only checkpoint."""
+    return next(name for name in runs()[kind] if name.endswith("manifest.json")).rpartition("/")[0]
+
+
+def put(folder: Path, kind: str, changed: dict[str, bytes | None]) -> Path:
+    """The run with changed files (None: gone), its manifest as it was."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, data in (runs()[kind] | changed).items():
+        if data is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+    return folder
+
+
+def signed(folder: Path) -> Path:
+    """The run with a manifest that is right for whatever its checkpoint holds, as somebody who means it would write."""
+    for file in folder.glob("checkpoints/*/manifest.json"):
+        manifest = json.loads(file.read_bytes())
+        for name in manifest["files"]:
+            if (file.parent / name).is_file():
+                manifest["files"][name]["sha256"] = hashlib.sha256((file.parent / name).read_bytes()).hexdigest()
+        file.write_text(json.dumps(manifest))
+    return folder
+
+
+def as_yaml(value: Any) -> bytes:
+    try:
+        return yaml.safe_dump(value, sort_keys=False).encode("utf-8", "surrogatepass")
+    except (yaml.YAMLError, UnicodeError):
+        return json.dumps(value).encode()
+
+
+kinds = st.sampled_from(sorted(MAKE))
+BOMB = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
+    f"{b}: &{b} [{','.join('*' + a for _ in range(9))}]\n".encode() for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+recipes = kinds.flatmap(
+    lambda kind: st.tuples(
+        st.just(kind),
+        st.deferred(lambda: edited(yaml.safe_load(runs()[kind]["recipe.yaml"])).map(as_yaml))
+        | st.deferred(lambda: broken(runs()[kind]["recipe.yaml"]))
+        | st.sampled_from(
+            (
+                BOMB,
+                b"",
+                b"&a [*a]",
+                b"- " * 3000,
+                b"[" * 5000,
+                b"method: grpo\nmethod: dapo\n",
+                b"!!python/object/apply:os.system [true]",
+                b"\xff\xfe",
+                b"x: 2001-99-99",
+                b"? [1]\n: 2\n",
+                b"{[]: 1}",
+                b"task: !!binary x",
+            )
+        ),
+    )
+)
+
+
+@given(recipes)
+@cases(250)
+def test_recipes(place, recipe):
+    kind, data = recipe
+    folder = put(place / "r", kind, {"recipe.yaml": data})
+    plans = {
+        "language": training.plan_from,
+        "controller": control.plan_from,
+        "diffusion": diffusion.plan_from,
+        "reward": reward_models.plan_from,
+    }
+
+    def read() -> None:
+        for family in (control.is_control_run, diffusion.is_diffusion_run, reward_models.is_reward_run):
+            family(folder)
+        with RunDirectory.open(folder, lock=False) as run:
+            plans[kind](run.recipe())
+
+    allowed(read)
+
+
+@given(recipes)
+@cases(30)
+def test_recipes_of_runs_that_go_on(place, recipe):
+    kind, data = recipe
+    allowed(RESUME[kind], put(place / "r", kind, {"recipe.yaml": data}), quiet=True)
+
+
+@st.composite
+def checkpoints(draw: st.DrawFn) -> tuple[str, dict[str, bytes | None]]:
+    """Another state.json, manifest or tensors in the checkpoint of a run."""
+    kind = draw(kinds)
+    folder, changed = checkpoint_of(kind), dict[str, bytes | None]()
+    files = [n for n in runs()[kind] if n.startswith(folder)]
+    chances = [f"{folder}/state.json"] * 2 * len(files) + files
+    for name in draw(st.lists(st.sampled_from(chances), min_size=1, max_size=2)):
+        data = runs()[kind][name]
+        how = draw(st.sampled_from(("edited", "edited", "edited", "edited", "broken", "gone")))
+        if how == "gone":
+            changed[name] = None
+        elif how == "broken":
+            changed[name] = draw(broken(data))
+        elif name.endswith(".json"):
+            changed[name] = json.dumps(draw(edited(json.loads(data)))).encode()
+        else:
+            changed[name] = draw(broken_safetensors(data))
+    return kind, changed
+
+
+@given(checkpoints(), st.booleans())
+@cases(150)
+def test_checkpoints(place, checkpoint, sign):
+    kind, changed = checkpoint
+    folder = put(place / "c", kind, changed)
+    if sign and not any(name.endswith("manifest.json") for name in changed):
+        signed(folder)
+    allowed(load_checkpoint, folder / checkpoint_of(kind))
+
+
+@given(checkpoints())
+@cases(60)
+def test_checkpoints_to_go_on_from(place, checkpoint):
+    kind, changed = checkpoint
+    folder = put(place / "c", kind, changed)
+    if not any(name.endswith("manifest.json") for name in changed):
+        signed(folder)
+    more = {} if kind == "reward" else {"steps": 40 if kind == "controller" else 3}
+    allowed(RESUME[kind], folder, quiet=True, **more)
+
+
+@given(checkpoints())
+@cases(30)
+def test_checkpoints_to_evaluate(place, checkpoint):
+    kind, changed = checkpoint
+    folder = put(place / "c", kind, changed)
+    if not any(name.endswith("manifest.json") for name in changed):
+        signed(folder)
+    allowed(EVALUATE[kind], folder)
+
+
+@st.composite
+def ledgers(draw: st.DrawFn) -> tuple[str, dict[str, bytes | None]]:
+    """Other lines in the ledger, the timing, the groups or the samples of a run."""
+    kind = draw(kinds)
+    files = [n for n in runs()[kind] if n.endswith(".jsonl") and runs()[kind][n]]
+    changed = dict[str, bytes | None]()
+    for name in draw(st.lists(st.sampled_from(files), min_size=1, max_size=2)):
+        rows = [json.loads(line) for line in runs()[kind][name].splitlines()]
+        changed[name] = draw(broken_lines(rows)) if draw(st.integers(0, 9)) else None
+    return kind, changed
+
+
+PAGES = {"language": studies.run_page, "controller": control.page, "diffusion": diffusion.page}
+
+
+@given(ledgers())
+@cases(120)
+def test_ledgers(place, ledger):
+    kind, changed = ledger
+    folder = put(place / "l", kind, changed)
+
+    def read() -> None:
+        with RunDirectory.open(folder) as run:
+            run.read()
+            run.truncate_to(Position(1, 1))
+
+    allowed(read)
+
+
+@given(ledgers())
+@cases(40)
+def test_ledgers_of_runs_that_go_on(place, ledger):
+    kind, changed = ledger
+    folder = put(place / "l", kind, changed)
+
+    def go_on() -> None:
+        run = RESUME[kind](folder, quiet=True)
+        if kind in PAGES:
+            PAGES[kind](run)
+
+    allowed(go_on)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("grpo", "rloo")), st.integers(0, 1), ledgers().filter(lambda x: x[0] == "language")),
+        min_size=1,
+        max_size=2,
+    )
+)
+@cases(30)
+def test_ledgers_of_a_comparison(place, changes):
+    out = place / "compare"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(compared(), out)
+    for arm, seed, (_, changed) in changes:
+        for name, data in changed.items():
+            if data is not None:
+                (out / arm / f"seed-{seed}" / name).write_bytes(data)
+    allowed(ap.compare, ["grpo", "rloo"], out=out, **COMPARED)
+
+
+COMPARED: dict[str, Any] = {
+    "task": "tabular-lock:prompts=4,length=2",
+    "seeds": 2,
+    "steps": 2,
+    "prompts": 2,
+    "group_size": 2,
+    "eval_every": 1,
+    **TINY,
+}
+
+
+@functools.cache
+def compared() -> Path:
+    out = Path(tempfile.mkdtemp(prefix="anypolicy-fuzz-")) / "compare"
+    ap.compare(["grpo", "rloo"], out=out, **COMPARED)
+    return out
+
+
+CLAIM = """
+from anypolicy.evidence.claims import Check
+CLAIM, SEEDS, ARMS = "one is one", 2, ("a",)
+def run(arm, seed): return {"x": 1.0 + seed, "curve": [[0, 1.0], [1, 2.0]]}
+CHECKS = [Check("x", "> 0", lambda r: r["a"]["x"], above=0.0)]
+"""
+
+
+@given(st.data())
+@cases(60)
+def test_kept_runs_of_a_claim(place, data):
+    (place / "claim.py").write_text(CLAIM)
+    cache = place / "evidence" / ".claim.runs.json"
+    cache.unlink(missing_ok=True)
+    run_claim(place / "claim.py", out=place / "evidence", quiet=True)
+    kept = cache.read_bytes()
+    cache.write_bytes(data.draw(edited(json.loads(kept)).map(lambda v: json.dumps(v).encode()) | broken(kept)))
+    allowed(run_claim, place / "claim.py", out=place / "evidence", quiet=True)
+
+
+@given(checkpoints().filter(lambda x: x[0] == "controller"))
+@cases(20)
+def test_replays_to_inspect(place, checkpoint):
+    folder = (
+        signed(put(place / "i", *checkpoint))
+        if not any(n.endswith("manifest.json") for n in checkpoint[1])
+        else put(place / "i", *checkpoint)
+    )
+    allowed(
+        inspect, [str(folder)], reference=str(folder), g_max=50.0, g_min=1.0, figure=place / "plane.png", quiet=True
+    )
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "nothing", "\0", "a" * 5000, "/dev/null", "/proc/self/mem"])
+@pytest.mark.parametrize(
+    "call", [*RESUME.values(), *EVALUATE.values(), control.is_control_run, diffusion.is_diffusion_run]
+)
+def test_places_where_no_run_is(name, call):
+    allowed(call, name)

@@ -1,0 +1,276 @@
+"""Settings of every family, by name and from Python: wrong types, huge and non-finite numbers, compositions, commands."""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import anypolicy as ap
+from anypolicy import (
+    apart,
+    catalogue,
+    cli,
+    control,
+    datasets,
+    diffusion,
+    exact,
+    inspection,
+    revisions,
+    reward_models,
+    training,
+)
+from anypolicy.compose import compose
+from anypolicy.filtration import Scored, filtration_table
+from tests.fuzz.harness import HUGE, allowed, cases, odd
+
+METHODS = catalogue.methods(None)
+NAMES = st.sampled_from(sorted(METHODS))
+LOCK = "tabular-lock:prompts=4,length=2"
+
+
+def field_values(kind: Any) -> st.SearchStrategy[Any]:
+    """Odd values, and those of the kind that a field has."""
+    inner = typing.get_args(kind)
+    own: tuple[Any, ...] = (None, 1, 2, 0, -1, 0.5, "x", True)
+    if typing.get_origin(kind) is typing.Literal:
+        own = inner
+    return odd | st.sampled_from(own) | st.sampled_from(HUGE)
+
+
+def some(kinds: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """One to three settings with odd values, sometimes one that does not exist."""
+    pairs = st.sampled_from([*sorted(kinds), "x"]).flatmap(
+        lambda k: st.tuples(st.just(k), field_values(kinds.get(k, Any)))
+    )
+    return st.lists(pairs, min_size=1, max_size=3).map(dict)
+
+
+def fields_of(kind: type) -> dict[str, Any]:
+    """What can be set, but for what says where to write or which code to run."""
+    return {k: v for k, v in typing.get_type_hints(kind).items() if k not in ("out", "method_file", "reward")}
+
+
+FAMILIES: dict[str, tuple[Any, str, dict[str, Any], Any]] = {
+    "language": (training.Settings, "grpo", {"task": LOCK}, training.plan),
+    "controller": (control.ControlSettings, "dqn", {"task": "gym/CartPole-v1"}, control.plan),
+    "diffusion": (diffusion.DiffusionSettings, "diffusion-sft", {"task": "ring8"}, diffusion.plan),
+    "reward": (reward_models.RewardSettings, "bradley-terry", {"pairs": "pairs.jsonl", "policy": "transformer:layers=1,width=8,heads=2"}, reward_models.plan),
+    "revisions": (revisions.Settings, "", {"task": "slots", "out": Path("new.jsonl"), "policy": "transformer:layers=1,width=8,heads=2"}, lambda _, settings: revisions.world_of(settings)),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def pairs(place):
+    (place / "pairs.jsonl").write_text(
+        '{"prompt": "a", "chosen": "x", "rejected": "y"}\n{"prompt": "b", "chosen": "x", "rejected": "y"}\n' * 3
+    )
+
+
+@given(
+    st.sampled_from(sorted(FAMILIES)).flatmap(
+        lambda family: st.tuples(st.just(family), some(fields_of(FAMILIES[family][0])))
+    )
+)
+@cases(400)
+def test_settings_of_a_family(case):
+    family, given = case
+    kind, method, base, plan = FAMILIES[family]
+
+    def resolve() -> None:
+        unknown = [k for k in given if k not in fields_of(kind)]
+        if not unknown:
+            plan(method, kind(**base | given))
+
+    allowed(resolve)
+
+
+@given(NAMES.flatmap(lambda slug: st.tuples(st.just(slug), some(typing.get_type_hints(METHODS[slug].build)))))
+@cases(500)
+def test_settings_of_a_method(case):
+    slug, knobs = case
+    m = METHODS[slug]
+
+    def resolve() -> None:
+        if m.trains == "policy":
+            compose(slug, {slug: knobs})
+        elif m.trains != "problem":
+            catalogue.build(m, knobs)
+
+    allowed(resolve)
+
+
+QUICK = {
+    "realizability": {"n": 20, "states": 3, "actions": 2, "features": 2}, "exp2": {"rounds": 4}, "context-semi-bandit-ftpl": {"rounds": 4}, "horizon-free-rfe": {"episodes": 3},
+    "online-offline": {"steps": 6}, "lipschitz-imitation": {"samples": 6}, "lipschitz-certificate": {},
+}  # fmt: skip
+
+
+@given(
+    st.sampled_from(sorted(QUICK)).flatmap(
+        lambda slug: st.tuples(st.just(slug), some(typing.get_type_hints(METHODS[slug].build)))
+    )
+)
+@cases(60)
+def test_settings_of_a_problem(case):
+    slug, given = case
+    known = METHODS[slug].knobs
+    base = {k: v for k, v in QUICK[slug].items() if k in known}
+    allowed(exact.solve, slug, **base | given)
+
+
+words = st.sampled_from(
+    (
+        "grpo",
+        "ngrpo",
+        "sapo",
+        "sapo.loss",
+        "vade.sampler",
+        "vade",
+        "dpo",
+        "dqn",
+        "bradley-terry",
+        "seppo",
+        "realizability",
+        "grpo.x",
+        "",
+        ".",
+        "x",
+        " grpo ",
+        "grpo.loss.loss",
+        "\0",
+        "é",
+        "GRPO",
+        "a" * 3000,
+    )
+)
+compositions = st.lists(words, max_size=5).map("+".join) | st.text(max_size=8) | odd
+
+
+@given(compositions, st.none() | st.dictionaries(words, odd, max_size=2) | odd)
+@cases(200)
+def test_compositions(spec, knobs):
+    allowed(compose, spec, knobs)
+
+
+@given(compositions)
+@cases(150)
+def test_names_of_methods(name):
+    allowed(catalogue.get, name, None)
+    allowed(ap.show, name)
+    allowed(control.plan, name, control.ControlSettings("gym/CartPole-v1"))
+    allowed(diffusion.plan, name, diffusion.DiffusionSettings("ring8"))
+    allowed(
+        reward_models.plan,
+        name,
+        reward_models.RewardSettings("pairs.jsonl", policy="transformer:layers=1,width=8,heads=2"),
+    )
+
+
+CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "train": (ap.train, {"method": "grpo", "task": LOCK, "steps": 1, "prompts": 2, "group_size": 2, "knobs": None, "trackers": (), "quiet": True}),
+    "compare": (ap.compare, {"methods": ["grpo", "rloo"], "task": LOCK, "seeds": 2, "steps": 1, "prompts": 2, "group_size": 2, "metric": None, "knobs": None, "workers": 1, "trackers": (), "quiet": True}),
+    "explain": (ap.explain, {"method": "grpo", "task": LOCK, "knobs": None, "steps": 3}),
+    "resume": (ap.resume, {"path": "nothing", "steps": None, "quiet": True}),
+    "evaluate": (ap.evaluate, {"path": "nothing", "prompts": None, "temperature": 0.0}),
+    "reproduce": (ap.reproduce, {"slug": "nothing", "seeds": None, "workers": 1, "claims": "nothing"}),
+    "show": (ap.show, {"slug": "grpo"}),
+    "filtration_table": (filtration_table, {"scored": [Scored("a", 0.5, 1.0), Scored("a", 0.1, 0.0), Scored("b", 0.3, 1.0)], "bins": 2, "by": "sample", "seed": 0, "with_replacement": False, "n_keep": 1}),
+    "train_reward_model": (ap.train_reward_model, {"method": "bradley-terry", "pairs": "pairs.jsonl", "policy": "transformer:layers=1,width=8,heads=2,context=64", "knobs": None, "trackers": (), "epochs": 0.2, "quiet": True}),
+    "inspect": (inspection.inspect, {"data": ["nothing"], "task": "gym/CartPole-v1", "reference": "nothing", "g_min": 0.0, "g_max": 1.0, "gamma": 1.0, "bins": 5, "seed": 0, "figure": Path("p.svg"), "quiet": True}),
+    "record": (control.record, {"path": "nothing", "episodes": 1, "out": "x.safetensors", "explore": False}),
+}  # fmt: skip
+
+
+@given(
+    st.sampled_from(sorted(CALLS)).flatmap(
+        lambda name: st.tuples(st.just(name), some(dict.fromkeys(CALLS[name][1], Any)))
+    )
+)
+@cases(200)
+def test_the_python_interface(tmp_path_factory, case):
+    name, given = case
+    call, base = CALLS[name]
+    more = {"out": tmp_path_factory.mktemp("out") / "run"} if name in ("train", "compare", "train_reward_model") else {}
+    allowed(
+        call,
+        **base
+        | {k: v for k, v in given.items() if k != "x" or name in ("train", "compare", "explain", "train_reward_model")}
+        | more,
+    )
+
+
+@given(
+    st.sampled_from(("train", "compare", "train_reward_model")),
+    odd.filter(lambda x: not isinstance(x, str | Path)) | st.sampled_from(("a" * 300, "/dev/null", "/proc/x/y", "\0")),
+)
+@cases(40)
+def test_places_to_write_to(name, out):
+    call, base = CALLS[name]
+    allowed(call, **base | {"out": out})
+
+
+@given(st.dictionaries(st.sampled_from(("send_every", "publish_every", "hertz")), odd, min_size=1, max_size=2))
+@cases(40)
+def test_paces(given):
+    allowed(apart.Pace, **given)
+
+
+@given(some(fields_of(datasets.DatasetSettings)))
+@cases(60)
+def test_settings_of_data_sets(given):
+    def make() -> None:
+        settings = datasets.DatasetSettings(
+            **{"task": "gym/CartPole-v1", "out": Path("sets"), "transitions": 0}
+            | {k: v for k, v in given.items() if k != "x"}
+        )
+        datasets.make_datasets("dqn", settings, quiet=True)
+
+    if given.get("transitions") in (None, 0) or not isinstance(given.get("transitions"), int):
+        allowed(make)
+
+
+COMMANDS = (
+    "train",
+    "compare",
+    "explain",
+    "scores",
+    "reward-model",
+    "solve",
+    "train-apart",
+    "make-datasets",
+    "resume",
+    "eval",
+    "reproduce",
+    "methods",
+    "show",
+    "open",
+    "filtration",
+    "record",
+    "inspect",
+    "revise",
+    "",
+    "x",
+)
+ARGUMENTS = ("grpo", "dqn", "nothing", "--task", LOCK, "--steps", "0", "-1", "x", "--seed", "nan", "--lr", "--help", "--json", "--out", "--quiet", "--", "-", "", "\0", "--grpo.group-size", "--seeds", "--episodes", "--bins",
+             "9" * 23, "9" * 5000, "--x=1", "--task=", "é", "\ud800", "--method-file", "x.py", "--method-file=", "--prompts", "--workers")  # fmt: skip
+
+
+@given(st.sampled_from(COMMANDS), st.lists(st.sampled_from(ARGUMENTS), max_size=5))
+@cases(120)
+def test_commands(command, arguments):
+    """The command line gives a number whatever it is given; `--steps 0` keeps what is complete from running."""
+    argv = [command, *arguments, *(["--steps", "0"] if command == "train" else [])]
+    if command in ("methods", "show", "open"):
+        argv = [command, *arguments[:2]]
+    ended = allowed(cli.main, argv)
+    assert ended in (0, 2), ended
+
+
+def test_every_field_is_drawn():
+    """Settings that are new are drawn, too."""
+    assert all(dataclasses.is_dataclass(kind) for kind, *_ in FAMILIES.values())
+    assert set(QUICK) >= {slug for slug, m in METHODS.items() if m.trains == "problem"}
