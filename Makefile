@@ -1,5 +1,6 @@
 # make train   a language model learns arithmetic by NGRPO on this machine (about ten minutes after the install)
 # make test    the tests        make check   tests, lint, types, contracts, documentation: what CI runs
+# make fuzz CASES=10000   that many odd inputs for everything that is read
 PYTHON ?= python3
 TORCH ?= torch==2.13.*
 BIN := .venv/bin
@@ -7,7 +8,7 @@ BIN := .venv/bin
 TRAIN := train ngrpo --policy smollm2-135m --lr 2e-5 --prompts 8 --minibatches 2 --steps 30 --eval-every 15 --checkpoint-every 15 \
   --task "reasoning-gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2,extract=last-number,max_tokens=12,instruction=Reply with the answer only."
 
-.PHONY: setup train test lint types contracts docs bench check clean
+.PHONY: setup train test fuzz lint types contracts docs bench check clean
 
 setup: .venv/.ready
 
@@ -29,6 +30,11 @@ train: setup
 
 test: .venv/.ready-dev
 	@$(BIN)/python -m pytest -n auto
+
+# new cases of everything that is read: CASES=10000 of each kind
+CASES ?= 1000
+fuzz: .venv/.ready-dev
+	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -n auto tests/fuzz
 
 lint: .venv/.ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -24,6 +24,7 @@ from anypolicy import (
     training,
 )
 from anypolicy.compose import compose
+from anypolicy.errors import finite, fits
 from anypolicy.filtration import Scored, filtration_table
 from tests.fuzz.harness import HUGE, allowed, cases, odd
 
@@ -119,7 +120,9 @@ def test_settings_of_a_problem(case):
     slug, given = case
     known = METHODS[slug].knobs
     base = {k: v for k, v in QUICK[slug].items() if k in known}
-    allowed(exact.solve, slug, **base | given)
+    hints = typing.get_type_hints(METHODS[slug].build)
+    wrong = {k: v for k, v in given.items() if k not in known or not fits(hints[k], v) or not finite(v)}
+    allowed(exact.solve, slug, **base | wrong)  # what fits its kind may be of any size, and cost what it costs
 
 
 words = st.sampled_from(
