@@ -124,7 +124,7 @@ def fits(kind: Any, value: object) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(fits(k, value) for k in inner)
     if origin is typing.Literal:
-        return value in inner and not isinstance(value, bool)
+        return any(type(value) is type(x) and value == x for x in inner)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             return False

@@ -40,6 +40,7 @@ from anypolicy.policies.actors import CategoricalActor
 from anypolicy.progress import counting
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.recipes import put_back
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
@@ -195,16 +196,18 @@ def replay_of(path: Path, *, trust: bool = False) -> list[Episode]:
     """What the newest checkpoint of a run holds in its replay."""
     with RunDirectory.open(path, lock=False) as run:
         p, folder = plan_from(run.recipe(), trust=trust), latest_checkpoint(run.path)
-    saved = {} if folder is None else load_checkpoint(folder).tensors
-    if "replay" not in saved:
+    saved = None if folder is None else load_checkpoint(folder)
+    if saved is None or "replay" not in saved.tensors:
         raise InputError("data", str(path), "this run has no replay in a checkpoint")
     r, learner = p.recipe, learner_for(p)
     single = isinstance(r, OffPolicyRecipe) and r.n_step == r.chunk == r.environments == 1
     if not isinstance(r, OffPolicyRecipe) or not single or hasattr(learner, "observe"):
         raise InputError("data", str(path), "its replay must hold single steps of one environment, as observed")
-    space, rows = p.task.space, len(saved["replay"]["rows"])
-    replay = Replay(max(r.capacity, rows), space.observations, space.action_width, space.pixels)
-    replay.restore(saved["replay"])
+    space = p.task.space
+    with put_back(saved) as (_, tensors):
+        rows = len(tensors["replay"]["rows"])
+        replay = Replay(max(r.capacity, rows), space.observations, space.action_width, space.pixels)
+        replay.restore(tensors["replay"])
     episodes = episodes_of(replay.all())
     return episodes[1:] if rows == r.capacity and len(episodes) > 1 else episodes
 

@@ -156,8 +156,10 @@ def _array(file: IO[bytes], size: int) -> NDArray[Any]:
         raise ValueError("it holds named fields: use plain numbers")
     read: Callable[..., Any] = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, kind = read(file)
+    if not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"its shape is {shape}")
     claimed = math.prod(shape) * kind.itemsize
-    if min(shape, default=0) < 0 or claimed > size - file.tell():
+    if claimed > size - file.tell():
         raise ValueError(f"it claims {claimed} bytes of numbers and has {size - file.tell()}")
     file.seek(0)
     return npy.read_array(file)  # pyright: ignore[reportArgumentType]

@@ -22,7 +22,10 @@ class Replay:
         if capacity < 1:
             raise InputError("capacity", capacity, "use at least 1")
         self.observations, self.actions, self.packing = observations, actions, Packing(observations, actions, pixels)
-        self.matrix = self.packing.empty(capacity)
+        try:
+            self.matrix = self.packing.empty(capacity)
+        except RuntimeError as error:
+            raise InputError("capacity", capacity, "so many do not fit into memory: use fewer") from error
         self.size = self.next = 0
 
     def __len__(self) -> int:
@@ -68,10 +71,12 @@ class Replay:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `tensors`."""
         rows = tensors["rows"]
-        if rows.shape[1] != self.matrix.shape[1] or len(rows) > self.capacity:
+        if rows.dim() != 2 or rows.shape[1] != self.matrix.shape[1] or len(rows) > self.capacity:
             raise InputError("replay", tuple(rows.shape), f"this replay holds {tuple(self.matrix.shape)}")
         self.matrix[: len(rows)] = rows
         self.size, self.next = len(rows), int(tensors["next"])
+        if not 0 <= self.next <= len(rows):
+            raise InputError("replay", self.next, f"the next row is one of {len(rows)}")
 
 
 def mixed(
