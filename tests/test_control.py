@@ -212,7 +212,7 @@ def test_what_is_wrong_at_the_first_reset_is_known_before_any_training(fault, ma
     ("name", "actions", "match"),
     [
         ("Pendulum-v1", [], "it holds no episode"),
-        ("Pendulum-v1", [3, 0], "episode 1 has no step"),
+        ("Pendulum-v1", [3, 0], "whole numbers above 0"),
         ("Pendulum-v1", [3, -2.0], r"episode 1 holds an action of 2: actions are kept in \[−1, 1\]"),
         ("CartPole-v1", [3, 2.0], "action: got 'episode 1, row 0: 2'; the task has actions 0 to 1"),
         ("CartPole-v1", [3, 0.5], "episode 1, row 0: 0.5"),

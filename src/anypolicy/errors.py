@@ -164,6 +164,8 @@ def described(kind: Any) -> str:
         return " or ".join(described(k) for k in inner)
     if origin is typing.Literal:
         return ", ".join(map(str, inner))
+    if origin in (dict, Mapping):
+        return "values by name"
     if origin is tuple and inner[1:] == (...,):
         return f"a list, each of it {described(inner[0])}"
     if origin is tuple:

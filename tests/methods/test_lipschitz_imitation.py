@@ -462,7 +462,7 @@ def test_plants_that_cannot_be_used(tmp_path, change, named):
         lipschitz_imitation(plant=str(tmp_path / "plant.json"))
 
 
-@pytest.mark.parametrize(("text", "named"), [("[", "no JSON"), ("[1]", "object"), ('{"A": [[1]]}', "lacks")])
+@pytest.mark.parametrize(("text", "named"), [("[", "JSON"), ("[1]", "object"), ('{"A": [[1]]}', "lacks")])
 def test_plant_files_that_cannot_be_read(tmp_path, text, named):
     (tmp_path / "plant.json").write_text(text)
     with pytest.raises(InputError, match=named):

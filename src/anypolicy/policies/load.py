@@ -222,7 +222,7 @@ def from_gguf(path: Path, dtype: str) -> CausalLM:
     check_gguf(path)
     folder, name = str(path.parent), path.name
     try:
-        config: Any = AutoConfig.from_pretrained(folder, gguf_file=name)
+        config: Any = AutoConfig.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
         if config.num_hidden_layers * config.hidden_size**2 > 16 * path.stat().st_size:
             raise ValueError("it describes a larger model than it holds")
         model = AutoModelForCausalLM.from_pretrained(

@@ -103,6 +103,8 @@ def minari(spec: str, task: EnvironmentTask) -> list[Episode]:
         raise InputError("demos", spec, "install Minari: pip install 'anypolicy[control]'") from error
     try:
         folder = Path(spec) if isdir(Path(spec) / "data") else get_dataset_path(spec)
+        if not isfile(folder / "data" / "metadata.json"):
+            raise FileNotFoundError(folder)
         check_spaces(spec, folder / "data" / "metadata.json")
         data = MinariDataset(folder / "data")
     except InputError:
