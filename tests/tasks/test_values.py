@@ -65,7 +65,7 @@ TABLE = [
     ("10", (), ("10 million",)),
     ("10000000", ("10 million",), ()),
     ("$5", ("5",), ()),
-    ("6", ("It costs $5, not $6.",), ()),
+    ("6", ("It cost $5, now $6.",), ("It is $5, not $6.",)),
     ("2", (), ("2 and a half", r"\boxed{2} \boxed{3}", "The answer is 2 x")),
     ("17", (), ("the square root of 17",)),
     ("3:4", ("3:4", "6:8"), ("4:3", "3/4", "3")),
@@ -118,6 +118,13 @@ TABLE = [
     ("|x|", (r"\sqrt{x^2}",), ()),
     (r"e^{i\pi}", ("-1",), ()),
     (r"\sin^2 x + \cos^2 x", ("1",), ()),
+    ("500", ("5 hundred", "It costs 5 hundred dollars."), ("5",)),
+    ("25", ("The answer is 25, not 5.",), ("It is not 25.", "The answer is not 25.")),
+    ("18", ("$18/day", "9 * 2 = $18/day"), ("18/abc",)),
+    ("5", ("5 times", "5 quarters"), ("5 squared", "5 hundred", r"\boxed{5 \text{ thirds}}", "5 factorial")),
+    (r"(3, \frac{\pi}{2})", (r"$(r,\theta) = (3, \frac{\pi}{2})$", r"\boxed{(r, \theta) = (3, \pi/2)}"), ()),
+    (r"(-\infty,-5)\cup(5,\infty)", ("x<-5 or x>5", r"\boxed{x > 5 \text{ or } x < -5}"), ("x<-5", "x<-5 or x>=5")),
+    ("x<-5 or x>5", (r"$(-\infty,-5)\cup(5,\infty)$",), ("x<5 or x>-5",)),
     ("x^2+y^2=1", ("y^2 + x^2 - 1 = 0",), ("x^2+y^2=2",)),
 ]  # fmt: skip
 REFUSED = [

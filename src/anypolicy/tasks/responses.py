@@ -20,7 +20,7 @@ rad radian radians; J joule joules; N newton newtons; W watt watts; V volt volts
 2 square sq squared; 3 cubic cu; / per
 """
 UNITS = {name: names.split()[0] for names in re.split("[;\n]", UNIT_NAMES.strip()) for name in names.split()}
-SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 LONG = "|".join(sorted((u for u in UNITS if len(u) > 1), key=len, reverse=True))
 WORDS = (
     rf"(?:(?:{LONG})(?![A-Za-z])|(?<=[\s/])[mgshLJNWV](?![A-Za-z])|"
@@ -32,10 +32,14 @@ TAG = re.compile(r"</?[A-Za-z]{3,20}>|</?s>|<\|[^<>|\s]{1,30}\|>")
 MATHS = re.compile(
     r"\$\$(.{1,1000}?)\$\$|\$(?=\S)([^$\n]{0,1000}?[^$\s])\$(?!\d)|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.DOTALL
 )
+OTHER = re.compile(  # words behind a number that are no unit: with them it is another number
+    r"thirds?|fourths?|(?:fif|six|seven|eigh|nin|ten|hundred|thousand)ths?|squared|cubed|factorial", re.IGNORECASE
+)
 ALTERING = re.compile(  # words beside a number that make another number of it
-    r"half|halves|quarters?|thirds?|fourths?|(?:fif|six|seven|eigh|nin|ten|hundred|thousand)ths?|dozens?|hundred|squared|"
-    r"cubed|factorial|over|times|plus|minus|divided|multiplied|negative|root|power|modulo|mod", re.IGNORECASE
+    rf"{OTHER.pattern}|half|halves|quarters?|dozens?|hundred|over|times|plus|minus|divided|multiplied|negative|root|"
+    r"power|modulo|mod", re.IGNORECASE
 )  # fmt: skip
+DENYING = ("not", "isn't", "isn’t")
 LETTERS = re.compile(r"\\?[A-Za-z]+")
 ALLOWED = re.compile(r"[\w\s.,;:+\-*/^!|()\[\]{}<>=%$\\&°πσ√∞≤≥∪∈±−×÷·²³½¼¾€£∅]+")
 OPERATOR = re.compile(r"[-+*/^<>=≤≥×÷·−±∪∈:]|<=|>=|\\(?:pm|cdot|times|div|le|ge|leq|geq|cup|in|lt|gt)")
@@ -118,7 +122,8 @@ def closed(run: list[str], before: list[str], after: list[str]) -> list[str]:
     if not run or not (re.search(r"[\d½¼¾]|\\[A-Za-z]|[π∞∅√]", text) or len(LETTERS.findall(text)) > 1):
         return []
     broken = OPERATOR.fullmatch(run[0]) or OPERATOR.fullmatch(run[-1])
-    return [""] if broken or altered(before) or altered(after) else [text]
+    denied = bool(before) and edges(before[0])[0].lower() in DENYING
+    return [""] if broken or denied or altered(before) or altered(after) else [text]
 
 
 def altered(words: list[str]) -> bool:

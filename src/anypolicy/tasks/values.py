@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from anypolicy.tasks.expressions import GREEK, Unreadable, add, equal, expression, multiply
-from anypolicy.tasks.responses import SCALES, UNITS, WORDS, answers, marked
+from anypolicy.tasks.responses import OTHER, SCALES, UNITS, WORDS, answers, marked
 
 LENGTH = 1000
 PLAIN = re.compile(r"-?(?:0|[1-9][0-9]{0,99})(?:\.[0-9]{1,99})?|-?[1-9][0-9]{0,99}/[1-9][0-9]{0,99}")
@@ -43,9 +43,10 @@ FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 MATRIX = re.compile(r"\\begin\{([pb])matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
 OPEN, CLOSED = "([{⦃", ")]}⦄"
 LETTER = re.compile(rf"(?:[A-Za-z]|\\(?:{GREEK})(?![A-Za-z]))(?:_\{{?[A-Za-z0-9]+\}}?)?")
-NAME = re.compile(rf"{LETTER.pattern}(?:\(\s*[a-z]\s*\))?|\(\s*[a-z](?:\s*,\s*[a-z])+\s*\)")
+NAME = re.compile(rf"{LETTER.pattern}(?:\(\s*[a-z]\s*\))?|\(\s*{LETTER.pattern}(?:\s*,\s*{LETTER.pattern})+\s*\)")
 QUANTITY = re.compile(
-    rf"(.*?(?:[\d)\]}}!]|\\pi))\s*({WORDS}(?:\s*/?\s*{WORDS})*)(?:\s*\^\s*\{{?([23])\}}?)?", re.DOTALL
+    rf"(.*?(?:[\d)\]}}!]|\\pi))\s*((?:/(?=[A-Za-z]{{3}}))?{WORDS}(?:\s*/?\s*{WORDS})*)(?:\s*\^\s*\{{?([23])\}}?)?",
+    re.DOTALL,
 )
 
 
@@ -267,6 +268,8 @@ def quantity(text: str) -> Value:
     words = QUANTITY.fullmatch(text)
     if words and not percent:
         said = re.findall(r"[A-Za-z]+|/", words[2])
+        if OTHER.fullmatch(said[0]):
+            raise Unreadable("no unit: 5 squared is 25")
         factor = SCALES.get(said[0].lower(), 1)
         known = [UNITS.get(w) or UNITS.get(w.lower(), "") for w in said]
         unit = unit or "".join(sorted(known, key=str.isdigit)) + (words[3] or "")
@@ -285,6 +288,8 @@ def pays(gold: Value, found: Value) -> bool:
         return equations(gold, found)
     if {gold.kind, found.kind} == {"chain", "row"}:
         gold, found = interval(gold), interval(found)
+    if {gold.kind, found.kind} == {"union", "list"}:
+        gold, found = united(gold), united(found)
     if len(gold.parts) != len(found.parts):
         return False
     if gold.kind in ("list", "set") and found.kind in ("list", "set"):
@@ -298,6 +303,12 @@ def pays(gold: Value, found: Value) -> bool:
     if gold.kind in ("row", "chain"):
         return all(pays(g, f) for g, f in zip(gold.parts, found.parts, strict=True))
     return gold.parts == found.parts
+
+
+def united(value: Value) -> Value:
+    """x < 2 or x > 3 as a union; other values as they are."""
+    chains = value.kind == "list" and all(p.kind == "chain" for p in value.parts)
+    return Value("union", value.parts) if chains else value
 
 
 def interval(value: Value) -> Value:
