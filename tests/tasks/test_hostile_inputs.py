@@ -17,6 +17,7 @@ from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.policies.table import TablePolicy
 from anypolicy.tasks.load import load_task, parse
+from anypolicy.tasks.preferences import load_pairs
 from anypolicy.tasks.tabular_lock import TabularLock
 from anypolicy.tasks.verifiers import verify
 
@@ -134,6 +135,27 @@ def test_odd_lines(tmp_path, row, match):
     (tmp_path / "p.jsonl").write_bytes(GOOD.encode() + row)
     with pytest.raises(InputError, match=match):
         load_task(f"{tmp_path / 'p.jsonl'}:instruction=Think.")
+
+
+@pytest.mark.parametrize(
+    "row", ['{"prompt": "q", "answer": -%s}', '{"prompt": "q", "chosen": "a", "rejected": "b", "margin": %s}']
+)
+def test_whole_numbers_beyond_the_range_of_floating_point(tmp_path, row):
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "p", "answer": "b", "chosen": "a", "rejected": "b"}\n' + row % ("9" * 400)
+    )
+    with pytest.raises(InputError, match=r"line 2.*at most 308 digits"):
+        (load_pairs if "chosen" in row else load_task)(str(tmp_path / "p.jsonl"))
+    (tmp_path / "p.jsonl").write_text(GOOD + json.dumps({"prompt": "9" * 400, "answer": 10**300}))
+    task = load_task(str(tmp_path / "p.jsonl"))
+    assert {p.answer for p in [*task.train, *task.heldout]} == {"b", str(10**300)}
+
+
+@pytest.mark.parametrize("pattern", ["(a", "a{99999999999999999999}", "(" * 5000 + ")" * 5000], ids=len)
+def test_patterns_that_cannot_be_compiled(tmp_path, pattern):
+    (tmp_path / "p.jsonl").write_text(GOOD + json.dumps({"prompt": "q", "answer": pattern}))
+    with pytest.raises(InputError, match=r"line 2.*no regular expression"):
+        load_task(f"{tmp_path / 'p.jsonl'}:verifier=regex")
 
 
 def test_line_separators_inside_a_text_and_a_byte_order_mark(tmp_path):

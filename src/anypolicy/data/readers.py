@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import tokenize
 import zipfile
@@ -30,6 +31,7 @@ BROKEN = (OSError, ValueError, EOFError, SyntaxError, OverflowError, RuntimeErro
 """What the decoders of NumPy, zipfile and Pillow raise on damaged files."""
 MOST = 100_000
 """Values in a YAML text."""
+LONG = re.compile(r"\d{300}")
 UNPACKED = 1032
 """Bytes that one byte of a deflated file can become."""
 
@@ -43,9 +45,17 @@ def first_line(error: Exception) -> str:
 def parsed(data: str | bytes, each: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """The value of JSON in UTF-8, `each` object of it changed. A ValueError, of whatever kind, where it is none."""
     try:
-        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data, object_hook=each)
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        return json.loads(text, object_hook=each, parse_int=whole if LONG.search(text) else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def whole(digits: str) -> int:
+    """A whole number that floating point has room for."""
+    if (number := int(digits)).bit_length() >= 1024:
+        raise ValueError(f"it holds the number {digits[:20]}…: at most 308 digits can be read")
+    return number
 
 
 def json_object(path: Path, field: str, allowed: str, needs: Iterable[str] = ()) -> dict[str, Any]:

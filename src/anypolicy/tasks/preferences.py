@@ -71,7 +71,8 @@ def prompt(path: str, where: str, row: dict[str, Any], *responses: str) -> Promp
         if own != asked:
             i = next((i for i, (a, b) in enumerate(zip(own, asked, strict=False)) if a != b), min(len(own), len(asked)))
             raise InputError(path, where, f"what stands before the response in {field!r} is not the prompt (they part "
-                             f"at message {i}): all responses of a line answer one prompt")  # fmt: skip
+                             f"at message {i}): all responses of a line answer one prompt; where the conversations "
+                             "hold it, leave 'prompt' out")  # fmt: skip
     return made
 
 

@@ -100,8 +100,8 @@ class PromptTask:
         if kind == "regex":
             try:
                 re.compile(label)
-            except re.error as error:
-                raise InputError(self.name, where, f"{label!r} is no regular expression: {error}") from error
+            except (re.error, OverflowError, RecursionError) as error:
+                raise InputError(self.name, where, f"{label[:80]!r} is no regular expression: {error}") from error
         return label
 
     def check(self, golds: list[tuple[str, str, str]], kind: str) -> None:
