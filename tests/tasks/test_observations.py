@@ -220,3 +220,9 @@ def test_flags_of_data_are_0_or_1(name, value, showing, tmp_path):
            "truncated": z, "discount": z}  # fmt: skip
     with pytest.raises(InputError, match="a flag is 0 or 1"):
         Replay(1, 1, 1).add(Transitions(**(row | {name: torch.tensor([float(value)])})))
+
+
+@pytest.mark.parametrize("space", [Box(-1, 1, (0,)), Dict(), Tuple(()), Dict(a=Box(-1, 1, (2, 0)))], ids=str)
+def test_observations_without_a_number_are_refused(space):
+    with pytest.raises(InputError, match="observations must hold a number at least"):
+        Layout(space)

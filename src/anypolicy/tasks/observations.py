@@ -129,6 +129,8 @@ class Layout:
         self.parts = tuple(parts)
         self.images = tuple(p.picture.shape for p in parts if p.picture)
         boxes = [limits(p) for p in parts]
+        if not any(b[0].size for b in boxes):
+            raise InputError("task", str(space), "observations must hold a number at least")
         low, high = (np.concatenate([b[i] for b in boxes]) for i in (0, 1))
         self.box = Box(low, high, dtype=np.float32)
         self.vector = isinstance(space, Box) and len(space.shape) == 1
