@@ -99,3 +99,12 @@ def test_a_broken_line_in_the_ledger_is_named(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"step": 0}\nnonsense\n{"step": 1}\n')
     with pytest.raises(InputError, match="line 2"):
         read_lines(tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "groups.jsonl", "timing.jsonl"])
+def test_a_ledger_that_is_no_file_is_not_read(tmp_path, name):
+    """A device may have no end."""
+    with RunDirectory.create(tmp_path / "run", {}) as run:
+        (run.path / name).symlink_to("/dev/zero")
+        with pytest.raises(InputError, match="no ordinary file"):
+            run.truncate_to(Position(0, 0))

@@ -228,6 +228,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """JSON lines; a last line that a kill cut short is left out."""
     if not path.exists():
         return []
+    if not path.is_file():
+        raise InputError("run", str(path), "it is no ordinary file: put the ledger back, or remove it")
     rows: list[dict[str, Any]] = []
     for n, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
