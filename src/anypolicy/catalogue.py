@@ -18,7 +18,7 @@ from typing import Any, Literal, get_type_hints
 from torch import Tensor
 
 from anypolicy.data.readers import json_object, read_tensors
-from anypolicy.errors import InputError, check_values, checked
+from anypolicy.errors import InputError, check_values, checked, converted
 from anypolicy.runs.trust import allow, load_module
 
 Trains = Literal["policy", "reward-model", "controller", "problem", "diffusion-model"]
@@ -155,8 +155,9 @@ def build(m: Method, given: dict[str, Any]) -> Any:
         if name not in m.knobs:
             allowed = ", ".join(m.knobs) or "nothing"
             raise InputError(f"{m.slug}.{name}", given[name], f"{m.slug} has the settings: {allowed}", choices=m.knobs)
-    check_values(get_type_hints(m.build), given, f"{m.slug}.", m.card.unbounded)
-    return m.build(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    kinds = get_type_hints(m.build)
+    check_values(kinds, given, f"{m.slug}.", m.card.unbounded)
+    return m.build(**{k: converted(kinds[k], v) for k, v in given.items()})
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,18 @@ def check_values(
             raise InputError(f"{prefix}{name}", value, "use a finite number")
 
 
+def converted(kind: Any, value: Any) -> Any:
+    """A value that `fits` its kind: a list as a tuple, numbers of NumPy as those of Python."""
+    if isinstance(value, list):
+        return tuple(value)  # type: ignore[reportUnknownArgumentType]
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    kinds = (kind, *typing.get_args(kind))
+    if int in kinds and isinstance(value, Integral):
+        return int(value)
+    return float(value) if float in kinds else value
+
+
 def checked(call: Callable[P, R]) -> Callable[P, R]:
     """A function of the Python interface that refuses arguments of other kinds than the annotated ones."""
     signature = inspect.signature(call)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from os.path import isdir, isfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import (
@@ -34,6 +34,7 @@ from anypolicy.policies.transformer import small_transformer
 from anypolicy.policies.vision_lm import VisionLM
 from anypolicy.runs.trust import allow, enter_model
 
+Made = TypeVar("Made")
 ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
 MOST = 2 * 10**9
 """Weights of a model from scratch: this is to try things."""
@@ -122,7 +123,7 @@ def from_pretrained(source: str, dtype: str) -> CausalLM:
     return tried(lambda: CausalLM(model, tokenizer), source)
 
 
-def tried(make: Callable[[], CausalLM], source: str) -> CausalLM:
+def tried(make: Callable[[], Made], source: str) -> Made:
     """A policy of what was loaded; it predicts some tokens first, which a config that does not fit cannot."""
     try:
         return make()
@@ -159,7 +160,7 @@ def vision_from_pretrained(source: str, dtype: str) -> VisionLM:
         )
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
         raise InputError("policy", source, "its processor has no tokenizer and image processor: save it with the model")
-    return VisionLM(model, processor)
+    return tried(lambda: VisionLM(model, processor), source)
 
 
 def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM:
@@ -196,7 +197,7 @@ def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM
             f"it is no masked-diffusion model that can be loaded ({first_line(error)}); if its classes are code of its "
             f"own that you have read, write masked-diffusion:{source},own-code=true",
         ) from error  # fmt: skip
-    policy = MaskedDiffusionLM(model, tokenizer)
+    policy = tried(lambda: MaskedDiffusionLM(model, tokenizer), source)
     policy.module.requires_grad_(True)
     return policy
 
@@ -233,7 +234,7 @@ def from_gguf(path: Path, dtype: str) -> CausalLM:
     except Exception as error:  # what gguf and transformers raise has no common type
         raise InputError("policy", str(path), f"it cannot be read as GGUF ({first_line(error)})") from error
     unmark(model)
-    return CausalLM(model, tokenizer)
+    return tried(lambda: CausalLM(model, tokenizer), str(path))
 
 
 def check_gguf(path: Path) -> None:

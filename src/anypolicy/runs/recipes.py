@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from anypolicy.errors import InputError, check_settings, check_values
@@ -27,13 +28,18 @@ S = TypeVar("S")
 def recipe_of(method: str, knobs: dict[str, Any], settings: Any) -> dict[str, Any]:
     """A method, its settings and those of the run as the plain values of recipe.yaml, enough to run again: all but
     `out`, paths as text; with the digests of the files that the data are in."""
-    plain = {
-        k: [str(x) for x in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
-        for k, v in asdict(settings).items()
-        if k != "out"
-    }
-    digests = digests_of(plain)
-    return {"method": method, "knobs": knobs} | plain | ({"digests": digests} if digests else {})
+    own = {k: plain(v) for k, v in asdict(settings).items() if k != "out"}
+    digests = digests_of(own)
+    return {"method": method, "knobs": plain(knobs)} | own | ({"digests": digests} if digests else {})
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML knows it: paths as text, tuples as lists, NumPy's numbers as Python's."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
 
 
 def settings_from(kind: type[S], written: dict[str, Any], *, trust: bool = False) -> tuple[str, dict[str, Any], S]:
