@@ -20,7 +20,7 @@ from anypolicy.data.readers import read_tensors
 from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import EnvironmentFailed, Environments, Stepped
-from anypolicy.errors import InputError, check_names, check_numbers, check_settings, checked
+from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Text, write_report
@@ -150,7 +150,7 @@ class ControlPlan:
 
 def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
-    check_settings(settings)
+    settings = settled(settings)
     allow(vars(settings))
     for path in settings.method_file:
         catalogue.load_file(path)

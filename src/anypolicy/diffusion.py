@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anypolicy import catalogue
 from anypolicy.compose import build
-from anypolicy.errors import InputError, check_names, check_numbers, check_settings, checked
+from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
 from anypolicy.evidence.pictures import grid, scatter
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Picture, Table, Text, write_report
@@ -106,7 +106,7 @@ class DiffusionPlan:
 
 def plan(method: str, settings: DiffusionSettings, knobs: dict[str, Any] | None = None) -> DiffusionPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
-    check_settings(settings)
+    settings = settled(settings)
     allow(vars(settings))
     for path in settings.method_file:
         catalogue.load_file(path)

@@ -9,13 +9,14 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class InputError(ValueError):
@@ -85,6 +86,13 @@ def check_settings(settings: object, prefix: str = "") -> None:
     check_values(typing.get_type_hints(type(settings)), vars(settings), prefix)
 
 
+def settled(settings: S) -> S:
+    """A dataclass of settings, checked, its numbers those of Python and its lists tuples."""
+    check_settings(settings)
+    kinds = typing.get_type_hints(type(settings))
+    return replace(settings, **{name: converted(kinds[name], value) for name, value in vars(settings).items()})  # type: ignore[type-var]
+
+
 def check_values(
     kinds: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "", unbounded: Iterable[str] = ()
 ) -> None:
@@ -132,6 +140,8 @@ def finite(value: object) -> bool:
 
 def fits(kind: Any, value: object) -> bool:
     """Whether a value is of an annotated kind; a list, as files have it, is as good as a tuple, a text as a path."""
+    if kind is Any:
+        return True
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(fits(k, value) for k in inner)
@@ -152,7 +162,7 @@ def fits(kind: Any, value: object) -> bool:
     if kind in ACCEPTED:
         small = not isinstance(value, Integral) or -(2**63) <= int(value) < 2**63
         return isinstance(value, ACCEPTED[kind][0]) and small and (kind is bool or not isinstance(value, bool))
-    return value is None if kind is types.NoneType else True
+    return not inspect.isclass(kind) or getattr(kind, "_is_protocol", False) or isinstance(value, kind)
 
 
 ACCEPTED: dict[Any, tuple[Any, str]] = {
@@ -178,8 +188,14 @@ def described(kind: Any) -> str:
         return ", ".join(map(str, inner))
     if origin in (dict, Mapping):
         return "values by name"
-    if origin is tuple and inner[1:] == (...,):
+    if origin in (list, Sequence) or (origin is tuple and inner[1:] == (...,)):
         return f"a list, each of it {described(inner[0])}"
     if origin is tuple:
         return f"a list of {len(inner)}: {', '.join(described(k) for k in inner)}"
-    return "nothing" if kind is types.NoneType else ACCEPTED[kind][1] if kind in ACCEPTED else str(kind)
+    return (
+        "nothing"
+        if kind is types.NoneType
+        else ACCEPTED[kind][1]
+        if kind in ACCEPTED
+        else getattr(kind, "__name__", str(kind))
+    )

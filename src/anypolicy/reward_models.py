@@ -13,7 +13,7 @@ import torch
 from anypolicy import catalogue
 from anypolicy.compose import build
 from anypolicy.data.preferences import Preference
-from anypolicy.errors import InputError, check_names, check_numbers, check_settings, checked
+from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
 from anypolicy.loops.lengths import Long
 from anypolicy.loops.preference import PreferenceLoop, PreferenceRecipe, calibrate, evaluate_pairs, fit_pairs
 from anypolicy.policies.causal_lm import CausalLM
@@ -112,7 +112,7 @@ class RewardPlan:
 
 def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = None) -> RewardPlan:
     """Resolve names and defaults; every error that can be known now is raised now."""
-    check_settings(settings)
+    settings = settled(settings)
     allow(vars(settings))
     m, given = catalogue.get(method, "reward-model"), dict(knobs or {})
     check_numbers(settings, positive=("epochs", "lr", "micro_tokens", "threads"),

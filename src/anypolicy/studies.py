@@ -234,6 +234,8 @@ def planned(
     arm: str, task: str, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]
 ) -> training.Plan | control.ControlPlan | diffusion.DiffusionPlan:
     """The plan of an arm, whatever it trains."""
+    kinds: dict[Any, Any] = {control: control.ControlSettings, diffusion: diffusion.DiffusionSettings}
+    check_names(kinds.get(family_of(arm), training.Settings), settings, "a run of it")
     if family_of(arm) is control:
         return control.plan(arm, control.ControlSettings(task, **settings), knobs.get(arm))
     if family_of(arm) is diffusion:

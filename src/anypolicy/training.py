@@ -20,7 +20,7 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.choose import engine_for
 from anypolicy.engines.denoising import schedule
-from anypolicy.errors import InputError, check_names, check_numbers, check_settings, checked
+from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
 from anypolicy.loops.beside import beside_reference
 from anypolicy.loops.checks import check, stages
 from anypolicy.loops.describe import outlined
@@ -154,7 +154,7 @@ class Plan:
 def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | None = None) -> Plan:
     """Resolve names, defaults and suggestions; every error that can be known now is raised now. Code that the settings
     name is the user's word: it may run from now on."""
-    check_settings(settings)
+    settings = settled(settings)
     allow(vars(settings))
     for path in settings.method_file:
         catalogue.load_file(path)

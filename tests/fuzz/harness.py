@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, example, settings
 from hypothesis import strategies as st
 
 from anypolicy.errors import InputError
@@ -35,6 +35,17 @@ def cases(n: int) -> settings:
         max_examples=CASES or max(n // 8, 5), derandomize=not CASES, database=None, deadline=None, print_blob=True,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
+
+
+def found(*values: Any, **named: Any) -> Callable[[Any], Any]:
+    """Cases that failed once: of the argument `data`, or of several arguments by name."""
+
+    def keep(test: Any) -> Any:
+        for value in values:
+            test = example(data=value)(test)
+        return example(**named)(test) if named else test
+
+    return keep
 
 
 # --- the judgement ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from anypolicy.tasks.environments import load_environment
 from anypolicy.tasks.load import load_task, parse
 from anypolicy.tasks.load_pictures import load_pictures
 from anypolicy.tasks.preferences import load_pairs
-from tests.fuzz.harness import allowed, broken_lines, cases
+from tests.fuzz.harness import allowed, broken_lines, cases, found
 
 U, A = {"role": "user", "content": "what is 1+1?"}, {"role": "assistant", "content": "2"}
 REPORT = [{"sentence": "It is 3.", "score": 1, "error": "logic", "rewrite": "It is 2."}]
@@ -30,6 +30,9 @@ SETTINGS = ("", ":verifier=numeric", ":verifier=regex", ":verifier=none", ":held
 
 
 @given(st.sampled_from(sorted(KINDS)).flatmap(lambda kind: broken_lines(KINDS[kind])), st.sampled_from(SETTINGS))
+@found(more="", data=b'{"prompt": "a", "answer": "b"}\n' + b"[" * 100_000)
+@found(more="", data=b'{"prompt": "a", "answer": ' + b"9" * 23 + b"}\n3\n")
+@found(more="", data=b'{"prompt": "a", "answer": ' + b"9" * 5000 + b"}\n")
 @cases(500)
 def test_tasks_of_lines(place, data, more):
     (place / "t.jsonl").write_bytes(data)
@@ -62,7 +65,7 @@ def test_scores(place, data, bins, by, keep, again):
 # --- strings ---------------------------------------------------------------------------------------------------------
 VALUES = st.sampled_from(("1", "2", "3", "0", "-1", "0.5", "1e-3", "nan", ".nan", ".inf", "true", "null", "", "x", "'", '"', "'a,b'", "[1,2]", "{a: 1}", "1e999", "9" * 5000, "9" * 23,
                           "-" + "9" * 23, "2147483648", "!!python/object:os.system x", "!!binary x", "&a [*a]", "*a", "2001-13-45", "12:30:45", "0x1f", "0b", "=", "<<", "a: b: c", "\0", "\ud800",
-                          "[" * 3000, "{" * 500, "- 1", "%x", "@", "`", "? ", "!!int x", "!!float", "!!timestamp 1", "1_000", "~", "é"))  # fmt: skip
+                          "[" * 1000, "{" * 500, "- 1", "%x", "@", "`", "? ", "!!int x", "!!float", "!!timestamp 1", "1_000", "~", "é"))  # fmt: skip
 
 
 @given(
@@ -71,9 +74,15 @@ VALUES = st.sampled_from(("1", "2", "3", "0", "-1", "0.5", "1e-3", "nan", ".nan"
         lambda x: ",".join(f"{k}={v}" for k, v in x)
     )
 )
-@cases(300)
-def test_settings_behind_a_name(text):
-    allowed(parse, text)
+@found(
+    *(
+        f"a={x}"
+        for x in ("!!int x", "!!int", "2001-13-45", "!!timestamp 1", "!!float x", "[" * 1000, "&a [*a]", "9" * 5000)
+    )
+)
+@cases(150)
+def test_settings_behind_a_name(data):
+    allowed(parse, data)
 
 
 NAMED = {
@@ -98,7 +107,10 @@ def specs(named: dict[str, tuple[str, ...]]) -> st.SearchStrategy[str]:
 
 
 @given(specs(NAMED))
-@cases(250)
+@found(spec="noisy-sort:prompts=2147483648")
+@found(spec="a" * 4000 + ".jsonl")
+@found(spec="reasoning-gym/chain_sum:min_digits=0.5")
+@cases(120)
 def test_names_of_tasks(spec):
     allowed(load_task, spec)
 
@@ -119,7 +131,7 @@ ENVIRONMENTS = {
 
 
 @given(specs(ENVIRONMENTS))
-@cases(120)
+@cases(80)
 def test_names_of_environments(spec):
     allowed(load_environment, spec)
 

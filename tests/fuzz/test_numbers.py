@@ -21,7 +21,20 @@ from anypolicy.tasks.linear_plants import load_plant
 from anypolicy.tasks.off_policy import from_file as log_of
 from anypolicy.tasks.one_sided import load as stream_of
 from anypolicy.tasks.reward_free import from_file as kernels_of
-from tests.fuzz.harness import allowed, broken, broken_safetensors, cases, edited, npy_of, npys, npz, npzs
+from tests.fuzz.harness import (
+    allowed,
+    broken,
+    broken_safetensors,
+    cases,
+    edited,
+    found,
+    npy,
+    npy_of,
+    npys,
+    npz,
+    npzs,
+    safetensors_of,
+)
 
 rng = np.random.default_rng(0)
 KERNELS = rng.dirichlet(np.ones(3), (2, 3, 2))
@@ -74,6 +87,7 @@ logs = st.deferred(lambda: broken_safetensors(recorded()))
 
 
 @given(npzs({"a": np.ones((2, 2)), "b": np.arange(3)}))
+@found(npz({"a": b"x"}), npz({"a.npy": npy(b"{'descr': '<f4', (", b"")}), npz({"a.npy": npy(b"{'descr': '<f4", b"")}))
 @cases(150)
 def test_arrays_by_name(place, data):
     (place / "a.npz").write_bytes(data)
@@ -81,6 +95,12 @@ def test_arrays_by_name(place, data):
 
 
 @given(npys)
+@found(
+    *(
+        npy({"descr": "<f4", "fortran_order": False, "shape": shape}, b"1234")
+        for shape in ((10**23,), (2**40,), (True,), (-1,), (1.5,))
+    )
+)
 @cases(100)
 def test_what_an_array_claims(place, data):
     (place / "a.npz").write_bytes(npz({"a.npy": data}))
@@ -88,6 +108,7 @@ def test_what_an_array_claims(place, data):
 
 
 @given(st.binary(max_size=40) | broken(npz({"a.npy": npy_of([1.0])})))
+@found(b"", npz({}), npz({"a.npy": b""}), npz({"a.npy": npy_of([1.0])})[:-30])
 @cases(100)
 def test_archives(place, data):
     (place / "a.npz").write_bytes(data)
@@ -102,6 +123,11 @@ def test_demonstrations_as_arrays(place, pendulum, data):
 
 
 @given(logs)
+@found(b"", safetensors_of({"__metadata__": {"a": 1}}, b""), safetensors_of(b'{"__metadata__":{"a":"\xff"}}', b""))
+@found(
+    safetensors_of({"length": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}, bytes(8)),
+    safetensors_of({"a": {"dtype": "F32", "shape": [10**23], "data_offsets": [0, 4]}}, bytes(4)),
+)
 @cases(250)
 def test_recorded_episodes(place, cartpole, data):
     (place / "e.safetensors").write_bytes(data)
@@ -109,6 +135,8 @@ def test_recorded_episodes(place, cartpole, data):
 
 
 @given(st.lists(st.integers(-3, 9) | st.sampled_from((2**40, 2**62)), max_size=4))
+@found(lengths=[6, -2])
+@found(lengths=[])
 @cases(60)
 def test_lengths_of_episodes(place, cartpole, lengths):
     from safetensors.torch import save_file
@@ -127,6 +155,7 @@ def test_lengths_of_episodes(place, cartpole, lengths):
     )
     | st.text(max_size=20)
 )
+@found(spec="a" * 5000)
 @cases(60)
 def test_names_of_demonstrations(pendulum, spec):
     allowed(load_demonstrations, spec, pendulum)
@@ -147,6 +176,7 @@ def test_realizability_of_a_log(place, data):
 
 
 @given(npzs(MIXTURE))
+@found(npz({"kernels.npy": npy_of(np.ones((1, 2, 2, 2), int)), "weights.npy": npy_of([1])}))
 @cases(100)
 def test_candidate_kernels(place, data):
     (place / "k.npz").write_bytes(data)
@@ -168,6 +198,7 @@ PLANT = {"A": [[1.0, 0.1], [0.0, 1.0]], "B": [[0.0], [0.1]], "Q": [[1.0, 0.0], [
 
 
 @given(edited(PLANT).map(lambda v: json.dumps(v).encode()) | broken(json.dumps(PLANT).encode()))
+@found(json.dumps(PLANT | {"box": [10**400, 1]}).encode())
 @cases(150)
 def test_plants(place, data):
     (place / "p.json").write_bytes(data)
@@ -178,6 +209,15 @@ FACTS = {"task": "gym/CartPole-v1", "g_min": 1.0, "g_max": 4.0}
 
 
 @given(edited(FACTS).map(lambda v: json.dumps(v).encode()) | broken(json.dumps(FACTS).encode()))
+@found(
+    b"",
+    b"\xff",
+    b"null",
+    b"{",
+    b'{"task": 1.5, "g_min": 1.0, "g_max": 4.0}',
+    b'{"task": "gym/CartPole-v1", "g_min": "a", "g_max": 4.0}',
+    b'{"task": "gym/CartPole-v1", "g_min": 0, "g_max": ' + b"9" * 400 + b"}",
+)
 @cases(40)
 def test_folders_of_data_sets(place, data):
     folder = place / "sets"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from anypolicy.tasks.load import load_task
 from anypolicy.tasks.load_pictures import load_pictures
-from tests.fuzz.harness import allowed, broken, broken_lines, cases, lines, npy_of, npys
+from tests.fuzz.harness import allowed, broken, broken_lines, cases, found, lines, npy, npy_of, npys
 
 FORMATS = (
     "PNG",
@@ -92,6 +92,15 @@ def asked(place):
 
 
 @given(images)
+@found(
+    b"",
+    bomb("PNG", 9000, 20_000),
+    bomb("PNG", 65_535, 65_535),
+    bomb("PPM", 20_000, 20_000),
+    bomb("BMP", 2**31 - 1, 9000),
+    *(data[:-9] for data in PICTURES.values()),
+    *(PICTURES.values()),
+)
 @cases(300)
 def test_an_image_of_a_prompt(place, asked, data):
     (place / "x").write_bytes(data)
@@ -103,6 +112,10 @@ def test_an_image_of_a_prompt(place, asked, data):
 
 
 @given(npys | broken(npy_of(np.ones((2, 2)))) | broken(npy_of(np.array([object()]))))
+@found(
+    b"",
+    *(npy({"descr": "<f4", "fortran_order": False, "shape": shape}, b"") for shape in ((10**23,), (2**40,), (True,))),
+)
 @cases(150)
 def test_an_array_as_image(place, data):
     (place / "n.jsonl").write_bytes(
@@ -147,6 +160,10 @@ def taken(spec: str) -> None:
     broken_lines(PAIRS) | broken_lines(SINGLE),
     st.sampled_from(("", ":size=8", ":size=99999999999", ":heldout=nan", ":size=x", ":heldout=0.999")),
 )
+@found(more=":size=99999999999", data=lines(PAIRS))
+@found(more=":heldout=0.999", data=lines(SINGLE))
+@found(more="", data=b"\xff")
+@found(more="", data=b"3\n[]\n")
 @cases(150)
 def test_folders_of_images(folder, data, more):
     (folder / "0.png").write_bytes(PICTURES["PNG"])
@@ -155,6 +172,13 @@ def test_folders_of_images(folder, data, more):
 
 
 @given(images)
+@found(
+    b"",
+    bomb("PNG", 9000, 20_000),
+    bomb("GIF", 65_535, 20_000),
+    *(data[:-9] for data in PICTURES.values()),
+    *(PICTURES.values()),
+)
 @cases(150)
 def test_an_image_of_a_folder(folder, data):
     (folder / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in PAIRS))

@@ -25,7 +25,16 @@ from anypolicy.policies.picture_reader import PictureReader, Sizes
 from anypolicy.policies.reward_model import RewardModel
 from anypolicy.policies.table import TablePolicy
 from anypolicy.tasks.environments import load_environment
-from tests.fuzz.harness import allowed, broken, broken_safetensors, cases, edited
+from tests.fuzz.harness import (
+    allowed,
+    broken,
+    broken_safetensors,
+    cases,
+    edited,
+    found,
+    safetensors_of,
+    safetensors_parts,
+)
 
 TINY = "layers=1,width=8,heads=2,context=32"
 
@@ -100,16 +109,51 @@ LOADERS = {
 }  # fmt: skip
 
 
+def nans(data: bytes) -> bytes:
+    """The same tensors, every number NaN."""
+    header, body = safetensors_parts(data)
+    return safetensors_of(header, b"\xff" * len(body))
+
+
+def with_values(**values: Any) -> Callable[[bytes], bytes]:
+    """A JSON object with other values."""
+    return lambda data: json.dumps(json.loads(data) | values).encode()
+
+
+CONFIGS = (b"x", b"\xff", b"null", b"[]", b"{}", None)
+KEPT: list[tuple[str, dict[str, Any]]] = [
+    *((kind, {"config.json": config}) for kind in ("table", "reader", "controller", "cloned", "lipschitz", "points", "transformer", "masked", "reward") for config in CONFIGS),
+    ("table", {"table.safetensors": b""}), ("table", {"table.safetensors": safetensors_of({}, b"")}),
+    *(("table", {"table.safetensors": safetensors_of({"logits": {"dtype": d, "shape": x, "data_offsets": [0, 8]}}, bytes(8))}) for d, x in (("F32", [2]), ("I64", [1, 1, 1]), ("C64", [1, 1, 1]), ("F32", [1, 2, 1]))),
+    *(("reader", {"config.json": with_values(**v)}) for v in ({"width": "x"}, {"width": 0}, {"heads": 0}, {"heads": 3}, {"layers": 10**9}, {"rows": 2**31}, {"vocabulary": 1.5}, {"x": 1})),
+    ("reader", {"picture_reader.safetensors": b""}),
+    *(("points", {"config.json": with_values(**v)}) for v in ({"hidden": 3}, {"hidden": []}, {"hidden": [0]}, {"steps": "x"}, {"steps": -1}, {"steps": 10**23}, {"low": None}, {"classes": 2**31}, {"x": 1})),
+    ("points", {"model.safetensors": None}), ("points", {"model.safetensors": b""}),
+    *(("unet", {name: None}) for name in ("unet/config.json", "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors")),
+    ("unet", {"unet/config.json": with_values(act_fn=3)}), ("unet", {"scheduler/scheduler_config.json": b"x"}), ("unet", {"config.json": with_values(steps=None)}),
+    *((kind, {"config.json": with_values(**v)}) for kind in ("controller", "cloned") for v in ({"knobs": 3}, {"knobs": {"ª": 1}}, {"method": []}, {"task": 1.5}, {"knobs": {"hidden": 3}})),
+    *((kind, {"controller.safetensors": b""}) for kind in ("controller", "cloned", "lipschitz")),
+    *((kind, {"model.safetensors": nans}) for kind in ("transformer", "masked", "vision", "reward")),
+    ("transformer", {"config.json": with_values(n_head=0)}), ("transformer", {"config.json": with_values(n_embd=0)}), ("reward", {"config.json": with_values(n_positions=-2e16)}),
+    ("reward", {"reward.json": b"x"}), ("reward", {"reward.json": b"{}"}), ("reward", {"reward.json": b'{"mean": "a", "std": 0}'}),
+    ("masked", {"tokenizer_config.json": b"["}), ("masked", {"tokenizer_config.json": with_values(unk_token=1.5)}),
+]  # fmt: skip
+"""Models that once gave a traceback, as the files that were other ones."""
+
+
+@found(*KEPT)
 @given(changed_models())
 @cases(200)
-def test_folders_of_models(place, model):
-    kind, changed = model
+def test_folders_of_models(place, data):
+    kind, changed = data
     copy = place / "copy"
     shutil.rmtree(copy, ignore_errors=True)
-    for name, data in (models()[kind] | changed).items():
-        if data is not None:
+    for name, own in (models()[kind] | changed).items():
+        if callable(own):
+            own = own(models()[kind][name])
+        if own is not None:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes(data)
+            (copy / name).write_bytes(own)
     allowed(LOADERS[kind], str(copy))
 
 
@@ -146,6 +190,11 @@ scratch = st.builds(
 
 
 @given(st.sampled_from(WORDS) | scratch | st.text(max_size=12), st.sampled_from((0, 0, 0, 1, 4)))
+@found(rank=0, spec="transformer:layers=!!python/none")
+@found(rank=0, spec="transformer:context=1")
+@found(rank=0, spec="a" * 5000)
+@found(rank=0, spec="transformer:width=" + "9" * 23)
+@found(rank=0, spec="vlm:image=99999999,patch=1")
 @cases(150)
 def test_names_of_policies(spec, rank):
     allowed(load_policy, spec, lora_rank=rank)
@@ -155,6 +204,8 @@ def test_names_of_policies(spec, rank):
     st.sampled_from(WORDS) | st.text(max_size=12),
     st.sampled_from((load_model, load_controller, RewardModel.load, trained)),
 )
+@found(spec="a" * 5000, load=load_model)
+@found(spec="a" * 5000, load=load_controller)
 @cases(60)
 def test_names_of_other_models(spec, load):
     allowed(load, spec)
@@ -177,6 +228,7 @@ def a_gguf() -> bytes:
 
 
 @given(st.binary(max_size=64) | broken(a_gguf()))
+@found(b"", a_gguf(), a_gguf()[:8] + (2**40).to_bytes(8, "little") + a_gguf()[16:], a_gguf()[:8] + bytes(16))
 @cases(40)
 def test_gguf_files(place, data):
     (place / "x.gguf").write_bytes(data)

@@ -20,7 +20,7 @@ from anypolicy.evidence.claims import run_claim
 from anypolicy.inspection import inspect
 from anypolicy.runs.checkpoint import Position, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
-from tests.fuzz.harness import allowed, broken, broken_lines, broken_safetensors, cases, edited
+from tests.fuzz.harness import allowed, broken, broken_lines, broken_safetensors, cases, edited, found, safetensors_of
 
 TINY = {"trackers": (), "threads": 1, "quiet": True}
 
@@ -119,10 +119,12 @@ def checkpoint_of(kind: str) -> str:
     return next(name for name in runs()[kind] if name.endswith("manifest.json")).rpartition("/")[0]
 
 
-def put(folder: Path, kind: str, changed: dict[str, bytes | None]) -> Path:
-    """The run with changed files (None: gone), its manifest as it was."""
+def put(folder: Path, kind: str, changed: dict[str, Any]) -> Path:
+    """The run with changed files (None: gone, a function: of what was there), its manifest as it was."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, data in (runs()[kind] | changed).items():
+        if callable(data):
+            data = data(runs()[kind][name])
         if data is not None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
@@ -161,7 +163,7 @@ recipes = kinds.flatmap(
                 BOMB,
                 b"",
                 b"&a [*a]",
-                b"- " * 3000,
+                b"- " * 1000,
                 b"[" * 5000,
                 b"method: grpo\nmethod: dapo\n",
                 b"!!python/object/apply:os.system [true]",
@@ -176,11 +178,58 @@ recipes = kinds.flatmap(
 )
 
 
+CYCLE, DEEP, TWICE = b"&a [*a]", b"- " * 1000, b"method: grpo\nmethod: dapo\n"
+
+
+def with_state(*keys: Any, to: Any = None, without: bool = False) -> Callable[[bytes], bytes]:
+    """A state.json with another value at a place, or nothing there."""
+
+    def change(data: bytes) -> bytes:
+        value = json.loads(data)
+        inner = functools.reduce(lambda x, key: x[key], keys[:-1], value)
+        if without:
+            del inner[keys[-1]]
+        else:
+            inner[keys[-1]] = to
+        return json.dumps(value).encode()
+
+    return change
+
+
+STATE, OTHERS = (
+    "checkpoints/000002/state.json",
+    {"controller": "checkpoints/000040/state.json", "diffusion": "checkpoints/000002/state.json"},
+)
+STATES: list[tuple[str, dict[str, Any]]] = [
+    *(("language", {STATE: with_state(name, without=True)}) for name in ("loop", "recipe")),
+    *(("language", {STATE: with_state("loop", name, without=True)}) for name in ("order", "replayed", "updates")),
+    *(("language", {STATE: with_state("loop", name, to=to)}) for name in ("order", "memory", "updates", "steps", "carried") for to in (3.5, None, [1], "x")),
+    *(("language", {STATE: with_state("ledger", to=to)}) for to in (3, {"metrics.jsonl": 3}, {"metrics.jsonl": {"rows": "x", "sha256": 1}})),
+    *((kind, {OTHERS[kind]: with_state("loop", to=to)}) for kind in OTHERS for to in (3, {}, None)),
+    *((kind, {OTHERS[kind]: with_state("loop", "steps", to=to)}) for kind in OTHERS for to in (None, "x", 10**400)),
+    *((kind, {name: b"[" * 100_000}) for kind, name in (("language", STATE), *OTHERS.items())),
+]  # fmt: skip
+"""Checkpoints that once gave a traceback."""
+LEDGERS: list[tuple[str, dict[str, Any]]] = [
+    *((kind, {"metrics.jsonl": data}) for kind in ("language", "controller") for data in (b"", b"3\n", b"[]\n", b'{"a": 1}\n', b'{"step": null}\n', b'{"step": 0, "event": "eval", "eval/return": "x"}\n', b"[" * 100_000 + b"\n", b'{"step": ' + b"9" * 5000 + b"}\n")),
+    ("language", {"timing.jsonl": b"null\n"}), ("language", {"groups.jsonl": b"{}\n"}), ("language", {"samples/step-000000.jsonl": b"3\n"}),
+    ("language", {"metrics.jsonl": lambda data: data.split(b"\n", 1)[1]}), ("language", {"metrics.jsonl": lambda data: data.replace(b'"eval/low"', b'"eval/other"')}),
+]  # fmt: skip
+"""Ledgers and samples that once gave a traceback."""
+
+
 @given(recipes)
-@cases(250)
-def test_recipes(place, recipe):
-    kind, data = recipe
-    folder = put(place / "r", kind, {"recipe.yaml": data})
+@found(
+    *(
+        (kind, text)
+        for kind in sorted(MAKE)
+        for text in (BOMB, CYCLE, DEEP, TWICE, b"", b"\xff", b"x: 2001-99-99", b"? [1]\n: 2\n", b"!!int x")
+    )
+)
+@cases(150)
+def test_recipes(place, data):
+    kind, written = data
+    folder = put(place / "r", kind, {"recipe.yaml": written})
     plans = {
         "language": training.plan_from,
         "controller": control.plan_from,
@@ -199,9 +248,9 @@ def test_recipes(place, recipe):
 
 @given(recipes)
 @cases(30)
-def test_recipes_of_runs_that_go_on(place, recipe):
-    kind, data = recipe
-    allowed(RESUME[kind], put(place / "r", kind, {"recipe.yaml": data}), quiet=True)
+def test_recipes_of_runs_that_go_on(place, data):
+    kind, written = data
+    allowed(RESUME[kind], put(place / "r", kind, {"recipe.yaml": written}), quiet=True)
 
 
 @st.composite
@@ -227,8 +276,8 @@ def checkpoints(draw: st.DrawFn) -> tuple[str, dict[str, bytes | None]]:
 
 @given(checkpoints(), st.booleans())
 @cases(150)
-def test_checkpoints(place, checkpoint, sign):
-    kind, changed = checkpoint
+def test_checkpoints(place, data, sign):
+    kind, changed = data
     folder = put(place / "c", kind, changed)
     if sign and not any(name.endswith("manifest.json") for name in changed):
         signed(folder)
@@ -236,9 +285,10 @@ def test_checkpoints(place, checkpoint, sign):
 
 
 @given(checkpoints())
+@found(*STATES)
 @cases(60)
-def test_checkpoints_to_go_on_from(place, checkpoint):
-    kind, changed = checkpoint
+def test_checkpoints_to_go_on_from(place, data):
+    kind, changed = data
     folder = put(place / "c", kind, changed)
     if not any(name.endswith("manifest.json") for name in changed):
         signed(folder)
@@ -247,9 +297,10 @@ def test_checkpoints_to_go_on_from(place, checkpoint):
 
 
 @given(checkpoints())
+@found(*STATES)
 @cases(30)
-def test_checkpoints_to_evaluate(place, checkpoint):
-    kind, changed = checkpoint
+def test_checkpoints_to_evaluate(place, data):
+    kind, changed = data
     folder = put(place / "c", kind, changed)
     if not any(name.endswith("manifest.json") for name in changed):
         signed(folder)
@@ -272,9 +323,10 @@ PAGES = {"language": studies.run_page, "controller": control.page, "diffusion": 
 
 
 @given(ledgers())
+@found(*LEDGERS)
 @cases(120)
-def test_ledgers(place, ledger):
-    kind, changed = ledger
+def test_ledgers(place, data):
+    kind, changed = data
     folder = put(place / "l", kind, changed)
 
     def read() -> None:
@@ -286,9 +338,10 @@ def test_ledgers(place, ledger):
 
 
 @given(ledgers())
+@found(*LEDGERS)
 @cases(40)
-def test_ledgers_of_runs_that_go_on(place, ledger):
-    kind, changed = ledger
+def test_ledgers_of_runs_that_go_on(place, data):
+    kind, changed = data
     folder = put(place / "l", kind, changed)
 
     def go_on() -> None:
@@ -306,15 +359,18 @@ def test_ledgers_of_runs_that_go_on(place, ledger):
         max_size=2,
     )
 )
-@cases(30)
+@found(changes=[("rloo", 1, LEDGERS[-2])])
+@found(changes=[("grpo", 0, ("language", {"metrics.jsonl": lambda data: data.replace(b'"step": 1', b'"step": "x"')}))])
+@cases(20)
 def test_ledgers_of_a_comparison(place, changes):
     out = place / "compare"
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(compared(), out)
     for arm, seed, (_, changed) in changes:
         for name, data in changed.items():
+            file = out / arm / f"seed-{seed}" / name
             if data is not None:
-                (out / arm / f"seed-{seed}" / name).write_bytes(data)
+                file.write_bytes(data(file.read_bytes()) if callable(data) else data)
     allowed(ap.compare, ["grpo", "rloo"], out=out, **COMPARED)
 
 
@@ -354,6 +410,7 @@ def kept() -> bytes:
 
 
 @given(st.deferred(lambda: edited(json.loads(kept())).map(lambda v: json.dumps(v).encode()) | broken(kept())))
+@found(b"", b"\xff", b"null", b"[]", b"{", b"{}")
 @cases(60)
 def test_kept_runs_of_a_claim(place, data):
     (place / "claim.py").write_text(CLAIM)
@@ -362,9 +419,10 @@ def test_kept_runs_of_a_claim(place, data):
 
 
 @given(checkpoints().filter(lambda x: x[0] == "controller"))
+@found(("controller", {"checkpoints/000040/replay.safetensors": lambda data: safetensors_of({}, b"")}))
 @cases(20)
-def test_replays_to_inspect(place, checkpoint):
-    kind, changed = checkpoint
+def test_replays_to_inspect(place, data):
+    kind, changed = data
     folder = put(place / "i", kind, changed)
     if not any(name.endswith("manifest.json") for name in changed):
         signed(folder)

@@ -5,6 +5,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from anypolicy import (
 from anypolicy.compose import compose
 from anypolicy.errors import finite, fits
 from anypolicy.filtration import Scored, filtration_table
-from tests.fuzz.harness import HUGE, allowed, cases, odd
+from tests.fuzz.harness import HUGE, allowed, cases, found, odd
 
 METHODS = catalogue.methods(None)
 NAMES = st.sampled_from(sorted(METHODS))
@@ -81,9 +82,16 @@ def pairs(place):
         lambda family: st.tuples(st.just(family), some(fields_of(FAMILIES[family][0])))
     )
 )
+@found(
+    ("language", {"dtype": np.zeros(2)}),
+    ("language", {"steps": 10**400}),
+    ("controller", {"seed": 2**63}),
+    ("language", {"lr": "3e-4"}),
+    ("language", {"prompts": True}),
+)
 @cases(400)
-def test_settings_of_a_family(case):
-    family, given = case
+def test_settings_of_a_family(data):
+    family, given = data
     kind, method, base, plan = FAMILIES[family]
 
     def resolve() -> None:
@@ -122,9 +130,10 @@ QUICK = {
     .flatmap(lambda slug: st.tuples(st.just(slug), some(typing.get_type_hints(METHODS[slug].build))))
     .filter(cheap)
 )
+@found(("lipschitz-imitation", {"alpha": 1}))
 @cases(60)
-def test_settings_of_a_problem(case):
-    slug, given = case
+def test_settings_of_a_problem(data):
+    slug, given = data
     known = METHODS[slug].knobs
     base = {k: v for k, v in QUICK[slug].items() if k in known}
     hints = typing.get_type_hints(METHODS[slug].build)
@@ -161,12 +170,20 @@ compositions = st.lists(words, max_size=5).map("+".join) | st.text(max_size=8) |
 
 
 @given(compositions, st.none() | st.dictionaries(words, odd, max_size=2) | odd)
+@found(spec=3, knobs=None)
+@found(spec=b"grpo", knobs=None)
+@found(spec="grpo", knobs=3)
+@found(spec="grpo", knobs={"grpo": 3})
+@found(spec="grpo", knobs={3: {}})
 @cases(200)
 def test_compositions(spec, knobs):
     allowed(compose, spec, knobs)
 
 
 @given(compositions)
+@found(name=[])
+@found(name={})
+@found(name=None)
 @cases(150)
 def test_names_of_methods(name):
     allowed(catalogue.get, name, None)
@@ -200,9 +217,36 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     .flatmap(lambda name: st.tuples(st.just(name), some(dict.fromkeys(CALLS[name][1], Any))))
     .filter(cheap)
 )
+@found(
+    *(
+        (name, {key: value})
+        for name, key, value in (
+            ("resume", "path", 3),
+            ("resume", "path", None),
+            ("explain", "x", 1),
+            ("explain", "knobs", "a"),
+            ("filtration_table", "bins", "x"),
+            ("filtration_table", "scored", 3),
+            ("filtration_table", "scored", ["a"]),
+            ("filtration_table", "seed", -1),
+            ("filtration_table", "with_replacement", "a"),
+            ("compare", "workers", 0.5),
+            ("compare", "methods", 3),
+            ("record", "episodes", None),
+            ("record", "out", None),
+            ("train_reward_model", "knobs", "a"),
+            ("inspect", "seed", -1),
+            ("inspect", "data", []),
+            ("inspect", "gamma", None),
+            ("train", "lr", np.float32(2)),
+            ("train", "steps", np.int64(1)),
+            ("train", "steps", 10**400),
+        )
+    )
+)
 @cases(200)
-def test_the_python_interface(tmp_path_factory, case):
-    name, given = case
+def test_the_python_interface(tmp_path_factory, data):
+    name, given = data
     call, base = CALLS[name]
     more = {"out": tmp_path_factory.mktemp("out") / "run"} if name in ("train", "compare", "train_reward_model") else {}
     allowed(
@@ -217,6 +261,14 @@ def test_the_python_interface(tmp_path_factory, case):
     st.sampled_from(("train", "compare", "train_reward_model")),
     odd.filter(lambda x: not isinstance(x, str | Path)) | st.sampled_from(("a" * 300, "/dev/null", "/proc/x/y", "\0")),
 )
+@found(name="train", out=3)
+@found(name="train", out=b"x")
+@found(name="train", out="a" * 300)
+@found(name="train", out="\0")
+@found(name="compare", out=3)
+@found(name="compare", out=b"x")
+@found(name="compare", out="a" * 300)
+@found(name="compare", out="\0")
 @cases(40)
 def test_places_to_write_to(name, out):
     call, base = CALLS[name]

@@ -150,7 +150,7 @@ def alike(fresh: Any, saved: Any) -> bool:
         return saved is None or isinstance(saved, list | tuple)
     if isinstance(fresh, float):
         return type(saved) in (int, float)
-    return type(saved) is type(fresh)
+    return type(saved) is type(fresh) and (type(saved) is not int or abs(saved) < 2**63)
 
 
 def rewind(run: RunDirectory, saved: Checkpoint | None, written: dict[str, Any], steps: int) -> Position:

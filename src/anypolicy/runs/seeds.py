@@ -11,8 +11,12 @@ import hashlib
 import numpy as np
 import torch
 
+from anypolicy.errors import InputError
+
 
 def _entropy(seed: int, names: tuple[str | int, ...]) -> np.random.SeedSequence:
+    if seed < 0:
+        raise InputError("seed", seed, "use 0 or more")
     key = "\x1f".join(f"{type(n).__name__}:{n}" for n in names).encode()
     digest = hashlib.sha256(key).digest()
     return np.random.SeedSequence([seed, *np.frombuffer(digest, "<u4").tolist()])

@@ -104,7 +104,7 @@ def array(given: dict[str, Any], name: str, rank: int, shape: tuple[int, ...] | 
         value = np.asarray(given[name], np.float64)
     except KeyError:
         raise InputError("plant", sorted(given), f"it lacks {FIELDS[name]}") from None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"plant.{name}", given[name], f"write {FIELDS[name]}") from None
     if value.ndim != rank or 0 in value.shape or (shape is not None and value.shape != shape):
         raise InputError(f"plant.{name}", value.shape, f"write {FIELDS[name]}" + (f": {shape}" if shape else ""))

@@ -11,6 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from anypolicy.data.readers import first_line
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.sandbox.scorers import Scorer, door
@@ -44,7 +45,14 @@ class ReasoningGymTask:
             raise InputError("extract", extract, "use text, first-line, last-number or tag")
         with own_random(f"{name}/{seed}"):
             self.dataset = create(name, config | {"size": size, "seed": seed})
-            train, held = split(self.dataset, lambda entry: str(entry["question"]), heldout)
+            try:
+                train, held = split(self.dataset, lambda entry: str(entry["question"]), heldout)
+            except InputError:
+                raise
+            except Exception as error:  # what a data set makes of settings it does not check
+                raise InputError(
+                    "task", f"{self.name}: {config}", f"no problem can be made so ({first_line(error)}): set others"
+                ) from error
         if not train or (heldout and not held):
             raise InputError("size", size, f"it gives {len(train) + len(held)} different problems: raise it")
         if not 0 <= shots < len(train):

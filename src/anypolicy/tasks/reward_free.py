@@ -170,7 +170,7 @@ def from_file(path: str, *, need_weights: bool) -> tuple[Mixture, Array]:
     """The candidates of a .npz file, with the weights of the real dynamics (where no environment is), and rewards."""
     needs, may = (("kernels", "weights"), ("rewards", "start")) if need_weights else (("kernels",), ("rewards",))
     arrays = load_arrays(path, needs, may)
-    kernels = arrays["kernels"]
+    kernels = np.asarray(arrays["kernels"], float)
     if kernels.ndim != 4:
         raise InputError("data[kernels]", kernels.shape, "their shape must be [d, states, actions, states]")
     model = LinearMixtureModel.of_kernels(kernels)
