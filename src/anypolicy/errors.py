@@ -192,10 +192,6 @@ def described(kind: Any) -> str:
         return f"a list, each of it {described(inner[0])}"
     if origin is tuple:
         return f"a list of {len(inner)}: {', '.join(described(k) for k in inner)}"
-    return (
-        "nothing"
-        if kind is types.NoneType
-        else ACCEPTED[kind][1]
-        if kind in ACCEPTED
-        else getattr(kind, "__name__", str(kind))
-    )
+    if kind is types.NoneType:
+        return "nothing"
+    return ACCEPTED[kind][1] if kind in ACCEPTED else getattr(kind, "__name__", str(kind))
