@@ -1,6 +1,6 @@
 # make train   a language model learns arithmetic by NGRPO on this machine (about ten minutes after the install)
 # make test    the tests        make check   tests, lint, types, contracts, documentation: what CI runs
-# make fuzz CASES=10000   that many odd inputs for everything that is read
+# make fuzz CASES=10000   that many new odd inputs, shared out over everything that is read
 PYTHON ?= python3
 TORCH ?= torch==2.13.*
 BIN := .venv/bin

@@ -1,7 +1,7 @@
 """What every fuzz test shares: how many cases, the one judgement, and how valid input is made invalid.
 
-`make test` draws a few cases of every target, always the same ones. `make fuzz CASES=10000` draws that many new ones of
-each and prints how to repeat a case that fails. A case that once failed stays in its test as an `@example`.
+`make test` draws a few cases of every target, always the same ones. `make fuzz CASES=10000` draws that many new ones in all
+and prints how to repeat a case that fails. A case that once failed stays in its test as an `@example`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from hypothesis import strategies as st
 from anypolicy.errors import InputError
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))
+FEW, ALL = 750, 6000
 SECONDS, MEMORY = 30, 4 << 30
 """What one call may take: longer is hanging, and more than this beyond what the process has is a bomb."""
 
 
 def cases(n: int) -> settings:
-    """An eighth of `n` cases in `make test`, the same in every run; as many new ones as asked for in `make fuzz`."""
+    """A target's share, `n` of `ALL`: of `FEW` cases in `make test`, the same in every run; of new ones in `make fuzz`."""
     return settings(
-        max_examples=CASES or max(n // 8, 5), derandomize=not CASES, database=None, deadline=None, print_blob=True,
+        max_examples=max(n * (CASES or FEW) // ALL, 5), derandomize=not CASES, database=None, deadline=None, print_blob=True,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 
