@@ -536,12 +536,14 @@ def revise(
 
 
 def reproduce(
-    method: Positional[str], seeds: int | None = None, workers: int = 1, claims: Path | None = None, trust: bool = False
-) -> None:
+    method: Positional[str], seeds: int | None = None, workers: int = 1, claims: Path | None = None, trust: bool = False,
+    keep: bool = False,
+) -> None:  # fmt: skip
     """Check a paper's central claim at small scale: expected against measured, with intervals and a verdict.
 
       anypolicy reproduce ngrpo
       anypolicy reproduce vade --seeds 8 --workers 2
+      anypolicy reproduce vade --seeds 20 --keep
 
     Args:
         method: whose claim
@@ -549,10 +551,11 @@ def reproduce(
         workers: processes
         claims: folder of claim files, if not that of the checkout
         trust: run a claim of the working directory, though you have not run it before
+        keep: the runs that docs/evidence holds stand; add the seeds they lack and judge all anew
     """
     from anypolicy import studies
 
-    print(studies.reproduce(method, seeds=seeds, workers=workers, claims=claims, trust=trust))
+    print(studies.reproduce(method, seeds=seeds, workers=workers, claims=claims, trust=trust, keep=keep))
 
 
 def methods(

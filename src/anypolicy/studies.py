@@ -337,10 +337,12 @@ def summarise(
 # --- reproduce -------------------------------------------------------------------------------------------------------
 @checked
 def reproduce(
-    slug: str, *, seeds: int | None = None, workers: int = 1, claims: str | Path | None = None, trust: bool = False
-) -> Verdict:
-    """Run a method's claim at laptop scale and judge it. Evidence goes to docs/evidence beside the claims folder. A
-    claim that merely lies in the working directory needs `trust`, unless the user has run it before."""
+    slug: str, *, seeds: int | None = None, workers: int = 1, claims: str | Path | None = None, trust: bool = False,
+    keep: bool = False,
+) -> Verdict:  # fmt: skip
+    """Run a method's claim at laptop scale and judge it. Evidence goes to docs/evidence beside the claims folder. With
+    `keep` the recorded runs stand, missing seeds are added and all is judged anew. A claim that merely lies in the
+    working directory needs `trust`, unless the user has run it before."""
     folder = Path(claims) if claims else find_claims()
     path = folder / f"{slug.replace('-', '_')}.py"
     known = sorted(f.stem.replace("_", "-") for f in folder.glob("*.py"))
@@ -348,7 +350,7 @@ def reproduce(
         raise InputError("method", slug, f"there are claims for {', '.join(known)}", choices=known)
     own = claims is not None or folder.resolve() == CHECKOUT / "claims"
     evidence = folder.parent / "docs" / "evidence"
-    return run_claim(path, seeds=seeds, workers=workers, out=evidence, trust=trust or own)
+    return run_claim(path, seeds=seeds, workers=workers, out=evidence, trust=trust or own, keep=keep)
 
 
 def find_claims() -> Path:

@@ -2,21 +2,20 @@
 
 A claim file says what is expected before anything is measured:
 
-    CLAIM = "what the paper says, at this scale"       SEEDS = 5        ARMS = ("grpo", "ngrpo")
+    CLAIM = "what the paper says, at this scale"       SEEDS = 10       ARMS = ("grpo", "ngrpo")
     def run(arm: str, seed: int) -> dict[str, Any]:    numbers by name; "curve" (optional) [step, value] pairs
-    CHECKS = [Check("ngrpo ends above grpo", "> 0", lambda r: r["ngrpo"]["final"] - r["grpo"]["final"], above=0.0)]
+    CHECKS = [Check("ngrpo ends above grpo", "> 0", lambda r: r["ngrpo"]["final"] - r["grpo"]["final"], above=0.0, kind="share")]
 
-`CURVE` labels the figure and `CURVE_ARMS` says which arms it shows. A check is one number per seed. Its verdict comes
-from the t interval of the mean over seeds: confirmed when all of it lies on the expected side, refuted when
-all of it lies on the other, undecided otherwise.
+Its docstring says what is run and at which scale. `CURVE` labels the figure and `CURVE_ARMS` says which arms it shows. `NOTE` is one
+sentence on the result, in which `{0:.2f}` stands for what the first check measured. `AMENDMENTS` lists what was changed since the
+file was written. How checks are judged: `evidence/checks.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import platform
+import inspect
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,43 +25,26 @@ import numpy as np
 import torch
 
 from anypolicy.errors import InputError
+from anypolicy.evidence.checks import Kind, Outcome, Results, total
 from anypolicy.evidence.plots import Curve, save_curves
-from anypolicy.evidence.stats import Interval, mean_interval
+from anypolicy.evidence.provenance import PACKAGE, digest, processor_seconds, provenance, sources
+from anypolicy.evidence.stats import Interval
 from anypolicy.progress import counting
 from anypolicy.runs.files import write_text
 from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, load_module
 from anypolicy.runs.workers import in_workers
-from anypolicy.version import __version__
-
-Outcome = Literal["confirmed", "refuted", "undecided"]
-Results = dict[str, dict[str, Any]]
-"""arm → what `run` returned, of one seed"""
 
 
 @dataclass(frozen=True)
-class Check:
-    """One expectation: `value` of a seed's results, and the bound its mean must lie `above` or `below`. Checks that
-    are not `core` are reported but do not decide the claim."""
+class Amendment:
+    """A change of a claim since it was written: what, on which day, before or after somebody had looked at results of
+    what it changes, and why."""
 
-    name: str
-    expected: str
-    value: Callable[[Results], float]
-    above: float | None = None
-    below: float | None = None
-    core: bool = True
-
-    def __post_init__(self) -> None:
-        if (self.above is None) == (self.below is None):
-            raise InputError("check", self.name, "give one bound, above or below")
-
-    def judge(self, measured: Interval) -> Outcome:
-        bound = self.above if self.above is not None else self.below
-        assert bound is not None
-        low, high = measured.low - bound, measured.high - bound
-        if self.below is not None:
-            low, high = -high, -low
-        return "confirmed" if low > 0 else "refuted" if high < 0 else "undecided"
+    what: str
+    when: str
+    looked: Literal["before a look", "after a look"]
+    why: str
 
 
 @dataclass(frozen=True)
@@ -71,10 +53,19 @@ class Judged:
 
     name: str
     expected: str
+    kind: Kind
+    refuted: float | None
     measured: Interval
     values: list[float]
     verdict: Outcome
+    why: str
     core: bool
+
+    def shown(self) -> str:
+        """The measured value as tables print it."""
+        if self.kind != "each":
+            return str(self.measured)
+        return f"{self.measured.point:.3g}, the worst of {len(self.values)} seeds"
 
 
 @dataclass(frozen=True)
@@ -83,16 +74,19 @@ class Verdict:
 
     slug: str
     claim: str
+    scope: str
     verdict: Outcome
+    note: str
     checks: list[Judged]
     seeds: int
-    seconds: float
+    amendments: list[Amendment]
 
     def __str__(self) -> str:
         lines = [f"{self.slug}: {self.claim}", ""]
         for c in self.checks:
-            mark = "" if c.core else "  (reported, not decisive)"
-            lines.append(f"  {c.verdict:<10} {c.name}: expected {c.expected}, measured {c.measured}{mark}")
+            mark = f"  ({c.why})" * bool(c.why) + ("" if c.core else "  (reported, not decisive)")
+            word = c.verdict.partition(" ")[0]
+            lines.append(f"  {word:<10} {c.name}: expected {c.expected}, measured {c.shown()}{mark}")
         return "\n".join([*lines, "", f"{self.verdict} over {self.seeds} seeds"])
 
 
@@ -107,80 +101,113 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def one(path: Path, arm: str, seed: int) -> tuple[str, int, dict[str, Any]]:
-    """One arm with one seed, on one thread so that its numbers do not depend on the machine's size."""
+def one(path: Path, arm: str, seed: int) -> tuple[str, int, dict[str, Any], float]:
+    """One arm with one seed, on one thread so that its numbers do not depend on the machine's size; the processor seconds."""
     torch.set_num_threads(1)
-    return arm, seed, load(path).run(arm, seed)
+    began = processor_seconds()
+    return arm, seed, load(path).run(arm, seed), processor_seconds() - began
 
 
 def run_claim(
-    path: Path, *, seeds: int | None = None, workers: int = 1, out: Path, quiet: bool = False, trust: bool = False
-) -> Verdict:
+    path: Path, *, seeds: int | None = None, workers: int = 1, out: Path, quiet: bool = False, trust: bool = False,
+    keep: bool = False,
+) -> Verdict:  # fmt: skip
     """Run what is missing, judge, and write <slug>.json and <slug>.svg into `out`. Finished runs are kept there in a
-    hidden file, so a claim that was killed goes on where it was; a changed claim file starts anew. A file that the user
-    has not run before is refused without `trust`."""
+    hidden file, so a claim that was killed goes on where it was; a claim whose file or sources changed starts anew. With
+    `keep` the runs of <slug>.json stand, whatever made them: seeds they lack are run, and the checks of today judge all.
+    A file that the user has not run before is refused without `trust`."""
     if trust:
         allow({"claim": path})
-    module, slug, began = load(path), path.stem.replace("_", "-"), time.monotonic()
-    n = module.SEEDS if seeds is None else seeds
+    module, slug = load(path), path.stem.replace("_", "-")
+    out.mkdir(parents=True, exist_ok=True)
+    before = recorded(out / f"{slug}.json", module) if keep else Recorded([], [])
+    n = max(module.SEEDS, len(before.by_seed)) if seeds is None else seeds
     if n < 2:
         raise InputError("seeds", n, "an interval needs at least 2")
-    out.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(path.read_bytes() + __version__.encode()).hexdigest()
+    key = digest(sources(path), PACKAGE)
     cache = out / f".{slug}.runs.json"
     known = kept_runs(cache, key)
-    jobs = [(path, arm, seed) for seed in range(n) for arm in module.ARMS if f"{arm}/{seed}" not in known["runs"]]
+    first = min(len(before.by_seed), n)
+    jobs = [(path, arm, seed) for seed in range(first, n) for arm in module.ARMS if f"{arm}/{seed}" not in known["runs"]]
     with counting(len(jobs), slug, quiet=quiet) as tick:
-        for arm, seed, result in in_workers(one, jobs, workers):
-            known["runs"][f"{arm}/{seed}"] = result
-            known["sha256"] = digest(known["runs"])
+        for arm, seed, result, seconds in in_workers(one, jobs, workers):
+            known["runs"][f"{arm}/{seed}"] = {"result": result, "processor_seconds": seconds}
+            known["sha256"] = sha256_of(known["runs"])
             write_text(cache, json_text(known, exact=True))
             tick(f"{arm} seed {seed}")
-    by_seed: list[Results] = [{arm: known["runs"][f"{arm}/{seed}"] for arm in module.ARMS} for seed in range(n)]
-    verdict = judge(slug, module, by_seed, time.monotonic() - began)
-    record(out, verdict, module, by_seed)
+    by_seed, made = before.by_seed[:n], before.provenance
+    for seed in range(first, n):
+        by_seed.append({arm: known["runs"][f"{arm}/{seed}"]["result"] for arm in module.ARMS})
+    if first < n:
+        own = [known["runs"][f"{arm}/{seed}"]["processor_seconds"] for seed in range(first, n) for arm in module.ARMS]
+        made = [*made, provenance(path, list(range(first, n)), sum(own))]
+    verdict = judge(slug, module, by_seed)
+    record(out, verdict, module, by_seed, made)
     return verdict
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """The runs that <slug>.json holds, and where they come from."""
+
+    by_seed: list[Results]
+    provenance: list[dict[str, Any]]
+
+
+def recorded(path: Path, module: ModuleType) -> Recorded:
+    """What was measured before."""
+    try:
+        value = json_value(path.read_bytes())
+        runs = {arm: list(value["runs"][arm]) for arm in module.ARMS}
+        made = list(value["provenance"])
+        by_seed = [dict(zip(runs, row, strict=True)) for row in zip(*runs.values(), strict=True)]
+    except FileNotFoundError as error:
+        raise InputError("keep", str(path), "there is no such evidence: leave --keep away") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError("keep", str(path), "it does not hold the runs of this claim: leave --keep away") from error
+    return Recorded(by_seed, made)
+
+
 def kept_runs(cache: Path, key: str) -> dict[str, Any]:
-    """The runs that were finished before, of the claim with this digest."""
+    """The runs that were finished before, of the claim and sources with this digest."""
     if not cache.exists():
         return {"key": key, "runs": {}}
     try:
         known: dict[str, Any] = json_value(cache.read_bytes())
         if known["key"] != key:
             return {"key": key, "runs": {}}
-        if known["sha256"] != digest(known["runs"]):
+        if known["sha256"] != sha256_of(known["runs"]):
             raise ValueError("sha256")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError("claim", str(cache), "this file is damaged: delete it, and its runs are made again") from error
     return known
 
 
-def digest(runs: dict[str, Any]) -> str:
+def sha256_of(runs: dict[str, Any]) -> str:
     """What the results of the runs are known by."""
     return hashlib.sha256(json_text(runs, exact=True).encode()).hexdigest()
 
 
-def judge(slug: str, module: ModuleType, by_seed: list[Results], seconds: float) -> Verdict:
-    """All checks, and the claim: refuted by any core check, confirmed by all of them, undecided otherwise."""
+def judge(slug: str, module: ModuleType, by_seed: list[Results]) -> Verdict:
+    """All checks, and the claim."""
+    decisive = sum(c.core for c in module.CHECKS)
     checks: list[Judged] = []
     for c in module.CHECKS:
         values = [float(c.value(results)) for results in by_seed]
-        measured = mean_interval(values)
-        checks.append(Judged(c.name, c.expected, measured, values, c.judge(measured), c.core))
-    core = {c.verdict for c in checks if c.core}
-    total: Outcome = "refuted" if "refuted" in core else "confirmed" if core == {"confirmed"} else "undecided"
-    return Verdict(slug, module.CLAIM, total, checks, len(by_seed), seconds)
+        measured, verdict = c.judge(values, max(decisive, 1))
+        why = c.why_undecided(values) if verdict == "undecided" else ""
+        checks.append(Judged(c.name, c.expected, c.kind, c.absent, measured, values, verdict, why, c.core))
+    note = getattr(module, "NOTE", "").format(*(c.measured for c in checks))
+    return Verdict(slug, module.CLAIM, inspect.getdoc(module) or "", total([c.verdict for c in checks if c.core]), note,
+                   checks, len(by_seed), list(getattr(module, "AMENDMENTS", ())))  # fmt: skip
 
 
-def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Results]) -> None:
-    """The evidence files: every number of every run, and the figure."""
-    versions = {"anypolicy": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    runs = {
-        arm: [{k: v for k, v in results[arm].items() if k != "curve"} for results in by_seed] for arm in module.ARMS
-    }
-    value: dict[str, Any] = {**asdict(verdict), "runs": runs, "versions": versions}
+def record(
+    out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Results], made: list[dict[str, Any]]
+) -> None:
+    """The evidence files: every number of every run, and the figure, of which runs without a curve leave the old one."""
+    runs = {arm: [results[arm] for results in by_seed] for arm in module.ARMS}
+    value: dict[str, Any] = {**asdict(verdict), "provenance": made, "runs": runs}
     for check, judged in zip(value["checks"], verdict.checks, strict=True):
         check["measured"] = judged.measured._asdict()
     write_text(out / f"{verdict.slug}.json", json_text(value, indent=1))
@@ -190,5 +217,4 @@ def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Result
             lines = [np.asarray(results[arm]["curve"], float) for results in by_seed]
             curves.append(Curve(arm, lines[0][:, 0].astype(int).tolist(), [x[:, 1].tolist() for x in lines]))
     if curves:
-        label = getattr(module, "CURVE", "value")
-        save_curves(out / f"{verdict.slug}.svg", curves, y=label, title=f"{verdict.slug}: {verdict.verdict}")
+        save_curves(out / f"{verdict.slug}.svg", curves, y=getattr(module, "CURVE", "value"))

@@ -28,6 +28,11 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.point:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def __format__(self, form: str) -> str:
+        """Its three numbers in one form, for prose: with a true minus sign."""
+        point, low, high = (format(x, form).replace("-", "−") for x in self)
+        return f"{point} [{low}, {high}]" if form else str(self)
+
 
 def iqm(scores: Float[Array, "runs tasks"]) -> float:
     """Mean of the middle half of all scores: a quarter (rounded down) is cut from each end."""
