@@ -20,7 +20,7 @@ from dataclasses import replace
 import torch
 
 from anypolicy.compose import compose
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.loops.stages import GroupRollout
 from anypolicy.methods.language.adaptthink import advantage

@@ -14,7 +14,7 @@ import torch
 from anypolicy.compose import compose
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import GroupRecipe, Optimiser
 from anypolicy.methods.language.apo import length_weight
 from anypolicy.policies.table import TablePolicy

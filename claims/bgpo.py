@@ -16,7 +16,7 @@ import torch
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Segment, Trajectory
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.evidence.memory import peak_saved_bytes
 from anypolicy.loops.recipe import Optimiser
 from anypolicy.methods.language.bgpo import BoundLoss

@@ -11,7 +11,7 @@ with λ = 0: its fallback groups train under their own prompts only. The example
 from dataclasses import replace
 
 from anypolicy.compose import compose
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import GroupRecipe, Optimiser
 from anypolicy.loops.stages import VerifierReward
 from anypolicy.tasks.reverse_and_pick import ReverseAndPick

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.one_sided import full_label_weights
 from anypolicy.loops.one_sided import run as protocol
 from anypolicy.methods.exact.context_semi_bandit_ftpl import ContextSemiBanditFTPL, Finite

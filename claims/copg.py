@@ -13,7 +13,7 @@ import torch
 
 from anypolicy.data.batch import Batch, from_groups
 from anypolicy.data.records import Group, Prompt, Segment, Trajectory
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.methods.language.copg import ContrastiveLoss
 from anypolicy.policies.table import TablePolicy
 from anypolicy.runs.seeds import generator, numpy_generator

@@ -15,7 +15,7 @@ import torch
 
 from anypolicy.compose import compose
 from anypolicy.data.batch import Batch
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import Choice, GroupRecipe, Optimiser
 from anypolicy.loops.stages import Clip, PolicyLoss
 from anypolicy.methods.language.d3s import DualLevelSelection, between, top_tokens

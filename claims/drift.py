@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.methods.preference.drift import pair_weight
 from anypolicy.runs.seeds import generator
 

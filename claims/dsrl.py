@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from anypolicy import control
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 
 CLAIM = (
     "after 3,000 steps steering has lifted the success of a frozen cloned base by at least .2, and at 2,000 steps noise "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.one_sided import Naive, full_label_weights, plain_rate
 from anypolicy.loops.one_sided import run as protocol
 from anypolicy.methods.exact.exp2 import Exp2

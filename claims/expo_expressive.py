@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anypolicy import control
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 
 CLAIM = (
     "after 3,000 steps sampling, editing and choosing by value ends at least .1 above choosing among samples, and both end "

@@ -10,7 +10,7 @@ ones. About 5 % of the hard prompts have the same answer both ways, so the base 
 from dataclasses import replace
 
 from anypolicy.compose import compose
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.loops.targets import WithImitation
 from anypolicy.methods.language.grao import ReferenceRollout

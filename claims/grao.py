@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from anypolicy.compose import compose
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import GroupRecipe, LossTerms, Optimiser
 from anypolicy.loops.stages import NoClip, PolicyLoss
 from anypolicy.loops.targets import WithImitation

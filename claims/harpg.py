@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.methods.control.harpg import HessianAided
 from anypolicy.methods.control.npg_igt import GradientTransport
 from anypolicy.parts.direction import Estimator, Momentum, Plain, Step, ascend

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from anypolicy.control import ControlSettings, World, plan
 from anypolicy.data.demonstrations import save_episodes
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.tasks.combination_lock import Lock, behaviour_data
 
 CLAIM = (

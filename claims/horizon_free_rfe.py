@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.methods.exact.horizon_free_rfe import HFConfig, certificate, explore, plan
 from anypolicy.parts import mdp
 from anypolicy.runs.seeds import numpy_generator

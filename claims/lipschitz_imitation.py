@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.parts.lipschitz import closed_loop_gain, spectral_norm, tube_radius
 from anypolicy.policies.lipschitz import Certified, Extension, fit
 from anypolicy.runs.seeds import generator

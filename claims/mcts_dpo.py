@@ -12,7 +12,7 @@ from dataclasses import replace
 from anypolicy.compose import compose
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.choose import engine_for
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.evaluate import answered
 from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
 from anypolicy.tasks.noisy_sort import NoisySort

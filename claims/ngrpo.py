@@ -9,7 +9,7 @@ it would only change the denominator of the mean), so that only advantage and cl
 from dataclasses import replace
 
 from anypolicy.compose import compose
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import GroupRecipe, Optimiser
 from anypolicy.loops.stages import Clip, KeepAll, PolicyLoss
 from anypolicy.tasks.tabular_lock import TabularLock

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from anypolicy import control
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 
 CLAIM = "on CartPole the mean return over training is higher than that of the usual policy gradient (arXiv 2302.01734)"
 SEEDS = 5

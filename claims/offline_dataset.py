@@ -17,7 +17,7 @@ import numpy as np
 
 from anypolicy import control
 from anypolicy.datasets import KINDS, DatasetSettings, make_datasets
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.inspection import dataset_report
 
 CLAIM = (

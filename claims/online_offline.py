@@ -5,7 +5,7 @@ fitted to them labels the online pairs. Online: 3000 steps of 32 pairs, learning
 settings of learning rate and β, all checkpoints pooled. Divergence and win rate are exact sums.
 """
 
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.laboratory import laboratory, study
 from anypolicy.methods.exact.online_offline import best_in, correlation, peak
 

@@ -17,7 +17,7 @@ from anypolicy.compose import compose
 from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling, ask
 from anypolicy.engines.choose import engine_for
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
 from anypolicy.loops.revised import generated_items
 from anypolicy.policies.base import Policy

@@ -26,7 +26,7 @@ from anypolicy.compose import compose
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import NativeEngine
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.methods.supervised.otr import draw, expected_loss, exploration, one_token_loss
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.transformer import small_transformer

@@ -24,7 +24,7 @@ import torch
 
 from anypolicy.compose import compose
 from anypolicy.data.records import Prompt
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import Optimiser
 from anypolicy.parts.filtration import equal_count_means, fit_line, keep
 from anypolicy.policies.table import TablePolicy

@@ -15,7 +15,8 @@ import torch
 from anypolicy.catalogue import get
 from anypolicy.compose import compose
 from anypolicy.data.preferences import Preference
-from anypolicy.evidence.claims import Check, load
+from anypolicy.evidence.checks import Check
+from anypolicy.evidence.claims import load
 from anypolicy.filtration import Scored, filtration_table
 from anypolicy.loops.preference import PreferenceLoop, calibrate, evaluate_pairs
 from anypolicy.loops.recipe import Optimiser

@@ -11,7 +11,7 @@ state in the batch, which is then thrown away; J of the policy exactly. 2 is bes
 import torch
 
 from anypolicy.engines.environments import Environments
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.control import OnPolicyLoop
 from anypolicy.methods.control.ppo import ProximalPolicy, Samples
 from anypolicy.methods.control.props import RobustSampling, avoid, props, sampling_error

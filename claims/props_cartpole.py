@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from anypolicy import control
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 
 CLAIM = "on CartPole, with small batches, the area under PPO's learning curve is at least 5 % larger (arXiv 2311.08290)"
 SEEDS = 5

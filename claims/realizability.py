@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.methods.exact.realizability import misalignment
 from anypolicy.parts import evaluation as ev
 from anypolicy.runs.seeds import numpy_generator

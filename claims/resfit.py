@@ -11,7 +11,7 @@ Metric: share of 50 evaluation episodes that end inside the radius.
 from typing import Any
 
 from anypolicy import control
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 
 CLAIM = (
     "after 3,000 steps the residual has lifted the success of a base cloned from half-bad demonstrations by at least .3, "

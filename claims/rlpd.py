@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from anypolicy import control
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 
 CLAIM = (
     "with sparse rewards and 20 demonstrations RLPD ends above behaviour cloning and above SAC without demonstrations, and "

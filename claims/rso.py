@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from anypolicy.evidence.claims import Check, Results
+from anypolicy.evidence.checks import Check, Results
 from anypolicy.loops.pairs import Pair, Responses
 from anypolicy.methods.preference.rso import LossName, loss_of
 from anypolicy.parts.pairing import make_pairs

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from anypolicy import control
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 
 CLAIM = (
     "one setting with a learned temperature is as good as the best fixed one at every scale of the reward, where a fixed one fails "

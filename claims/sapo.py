@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from anypolicy.compose import compose
 from anypolicy.data.records import Group
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import Optimiser, World
 from anypolicy.loops.stages import Clip, NoClip, PolicyLoss, VerifierReward
 from anypolicy.methods.language.sapo import SoftGate

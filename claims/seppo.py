@@ -10,7 +10,7 @@ where winners are the target distribution itself.
 
 from typing import Any
 
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
 from anypolicy.methods.diffusion.diffusion_sft import diffusion_sft
 from anypolicy.methods.diffusion.diffusion_spin import diffusion_spin

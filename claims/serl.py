@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from anypolicy.control import train_controller
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.parts.frames import force_bound
 from anypolicy.runs.seeds import numpy_generator
 from anypolicy.tasks.wall import DAMPING, STIFFNESS, wall

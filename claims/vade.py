@@ -11,7 +11,7 @@ import numpy as np
 
 from anypolicy.compose import compose
 from anypolicy.data.records import Group, Prompt, Trajectory
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from anypolicy.loops.recipe import Optimiser
 from anypolicy.loops.stages import Clip, PolicyLoss
 from anypolicy.methods.language.vade import ThompsonSampler, information_gain

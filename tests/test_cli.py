@@ -126,7 +126,7 @@ def test_compare_goes_on_where_it_was(here, capsys):
 def test_reproduce_prints_the_verdict(here, capsys):
     (here / "claims").mkdir()
     (here / "claims" / "thing.py").write_text(
-        "from anypolicy.evidence.claims import Check\n"
+        "from anypolicy.evidence.checks import Check\n"
         "CLAIM, SEEDS, ARMS = 'one is above zero', 2, ('a',)\n"
         "def run(arm, seed): return {'x': 1.0}\n"
         "CHECKS = [Check('x', '> 0', lambda r: r['a']['x'], above=0.0)]\n"
@@ -198,7 +198,7 @@ def test_a_damaged_file_of_finished_runs_is_named(here, capsys):
     folder = here / "claims"
     folder.mkdir()
     (folder / "mine.py").write_text(
-        "from anypolicy.evidence.claims import Check\nCLAIM, SEEDS, ARMS = 'c', 2, ('a',)\n"
+        "from anypolicy.evidence.checks import Check\nCLAIM, SEEDS, ARMS = 'c', 2, ('a',)\n"
         "def run(arm, seed):\n    return {'x': float(seed)}\nCHECKS = [Check('n', '> -9', lambda r: r['a']['x'], above=-9.0)]\n"
     )
     assert main(["reproduce", "mine", "--claims", str(folder)]) == 0

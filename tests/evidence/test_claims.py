@@ -10,7 +10,7 @@ from anypolicy.evidence.stats import Interval
 from anypolicy.studies import reproduce
 
 CLAIM = """
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 from pathlib import Path
 CLAIM, SEEDS, ARMS, CURVE = "b is larger", 4, ("a", "b"), "x"
 def run(arm, seed):

@@ -393,7 +393,7 @@ def compared() -> Path:
 
 
 CLAIM = """
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 CLAIM, SEEDS, ARMS = "one is one", 2, ("a",)
 def run(arm, seed): return {"x": 1.0 + seed, "curve": [[0, 1.0], [1, 2.0]]}
 CHECKS = [Check("x", "> 0", lambda r: r["a"]["x"], above=0.0)]

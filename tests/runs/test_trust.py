@@ -327,7 +327,7 @@ def claim(folder: Path, mark: Path) -> Path:
     folder.mkdir()
     path = folder / "mine.py"
     path.write_text(
-        evil(mark) + "from anypolicy.evidence.claims import Check\n"
+        evil(mark) + "from anypolicy.evidence.checks import Check\n"
         "CLAIM, SEEDS, ARMS = 'c', 2, ('a',)\n"
         "def run(arm, seed): return {'end': 1.0 + seed}\n"
         "CHECKS = [Check('n', '> 0', lambda r: r['a']['end'], above=-50.0)]\n"

@@ -139,3 +139,14 @@ def total(core: Sequence[Outcome]) -> Outcome:
     if "undecided" in core or not core:
         return "undecided"
     return "confirmed" if set(core) == {"confirmed"} else "short of the expected effect"
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """A change of a claim since it was written: what, on which day, before or after somebody had looked at results of
+    what it changes, and why."""
+
+    what: str
+    when: str
+    looked: Literal["before a look", "after a look"]
+    why: str

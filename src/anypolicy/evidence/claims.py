@@ -19,13 +19,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from anypolicy.errors import InputError
-from anypolicy.evidence.checks import Kind, Outcome, Results, total
+from anypolicy.evidence.checks import Amendment, Kind, Outcome, Results, total
 from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.provenance import PACKAGE, digest, processor_seconds, provenance, sources
 from anypolicy.evidence.stats import Interval
@@ -34,17 +34,6 @@ from anypolicy.runs.files import write_text
 from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, load_module
 from anypolicy.runs.workers import in_workers
-
-
-@dataclass(frozen=True)
-class Amendment:
-    """A change of a claim since it was written: what, on which day, before or after somebody had looked at results of
-    what it changes, and why."""
-
-    what: str
-    when: str
-    looked: Literal["before a look", "after a look"]
-    why: str
 
 
 @dataclass(frozen=True)
@@ -63,9 +52,11 @@ class Judged:
 
     def shown(self) -> str:
         """The measured value as tables print it."""
-        if self.kind != "each":
-            return str(self.measured)
-        return f"{self.measured.point:.3g}, the worst of {len(self.values)} seeds"
+        return (
+            f"{self.measured.point:.3g}, the worst of {len(self.values)} seeds"
+            if self.kind == "each"
+            else f"{self.measured:.3g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +119,9 @@ def run_claim(
     cache = out / f".{slug}.runs.json"
     known = kept_runs(cache, key)
     first = min(len(before.by_seed), n)
-    jobs = [(path, arm, seed) for seed in range(first, n) for arm in module.ARMS if f"{arm}/{seed}" not in known["runs"]]
+    jobs = [
+        (path, arm, seed) for seed in range(first, n) for arm in module.ARMS if f"{arm}/{seed}" not in known["runs"]
+    ]
     with counting(len(jobs), slug, quiet=quiet) as tick:
         for arm, seed, result, seconds in in_workers(one, jobs, workers):
             known["runs"][f"{arm}/{seed}"] = {"result": result, "processor_seconds": seconds}
@@ -202,9 +195,7 @@ def judge(slug: str, module: ModuleType, by_seed: list[Results]) -> Verdict:
                    checks, len(by_seed), list(getattr(module, "AMENDMENTS", ())))  # fmt: skip
 
 
-def record(
-    out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Results], made: list[dict[str, Any]]
-) -> None:
+def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Results], made: list[dict[str, Any]]) -> None:
     """The evidence files: every number of every run, and the figure, of which runs without a curve leave the old one."""
     runs = {arm: [results[arm] for results in by_seed] for arm in module.ARMS}
     value: dict[str, Any] = {**asdict(verdict), "provenance": made, "runs": runs}

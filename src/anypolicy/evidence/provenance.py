@@ -82,6 +82,7 @@ def provenance(path: Path, seeds: list[int], processor_seconds: float) -> dict[s
 
 def commit(path: Path) -> str | None:
     """The commit of the checkout that holds a file, with a mark if the sources differ from it; None outside of one."""
+
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(path.resolve().parent), *words], capture_output=True, text=True, check=True)  # fmt: skip
         return done.stdout.strip()
