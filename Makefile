@@ -8,7 +8,7 @@ BIN := .venv/bin
 TRAIN := train ngrpo --policy smollm2-135m --lr 2e-5 --prompts 8 --minibatches 2 --steps 30 --eval-every 15 --checkpoint-every 15 \
   --task "reasoning-gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2,extract=last-number,max_tokens=12,instruction=Reply with the answer only."
 
-.PHONY: setup train test fuzz lint types contracts docs bench check clean
+.PHONY: setup train test fuzz lint types contracts docs readme bench check clean
 
 setup: .venv/.ready
 
@@ -35,6 +35,9 @@ test: .venv/.ready-dev
 CASES ?= 1000
 fuzz: .venv/.ready-dev
 	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -n auto tests/fuzz
+
+readme: .venv/.ready-dev
+	@$(BIN)/python docs/readme.py
 
 lint: .venv/.ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -7,6 +7,9 @@ from pathlib import Path
 import mkdocs_gen_files
 
 from anypolicy import catalogue
+from anypolicy.evidence.claims import Judged, counted
+from anypolicy.evidence.claims import table as table_of_claims
+from anypolicy.evidence.stats import Interval
 from anypolicy.runs.metrics import NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -43,20 +46,43 @@ def claims_of(slug: str) -> list[str]:
 
 
 def evidence(slug: str, e: dict) -> list[str]:
-    """What `anypolicy reproduce` measured."""
+    """What `anypolicy reproduce` measured, at which scale, what was amended, and where the numbers come from."""
     lines = ["", f"## Evidence: {slug}", "", f"{e['claim']}: **{e['verdict']}** over {e['seeds']} seeds.", ""]
+    lines += [e["note"][:1].upper() + e["note"][1:] + ".", ""] if e["note"] else []
     if (EVIDENCE / f"{slug}.svg").exists():
         lines += [f"![learning curves](../evidence/{slug}.svg)", ""]
-    lines += ["| check | expected | measured [95 %] | verdict |", "|---|---|---|---|"]
+    lines += ["| check | kind | expected | refuted at | measured | verdict |", "|---|---|---|---|---|---|"]
     for c in e["checks"]:
-        x = c["measured"]
+        judged = Judged(**c | {"measured": Interval(**c["measured"])})
         note = "" if c["core"] else " (reported)"
-        shown = f"{x['point']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
-        lines.append(f"| {c['name']}{note} | {c['expected']} | {shown} | {c['verdict']} |")
+        against = "" if c["refuted"] is None else f"{c['refuted']:g}"
+        why = f" ({c['why']})" if c["why"] else ""
+        cells = (c["name"] + note, c["kind"], c["expected"], against, judged.shown(), c["verdict"] + why)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Scope:", "", "```text", e["scope"], "```", "", "Amendments:", ""]
+    lines += [f"- {a['when']}, {a['looked']}: {a['what']}. {a['why']}." for a in e["amendments"]] or ["- none"]
+    lines += ["", "Provenance:", ""]
+    lines += [
+        "| seeds | date | commit | claim | sources | machine | processor | versions |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for p in e["provenance"]:
+        seeds = f"{p['seeds'][0]}–{p['seeds'][-1]}"
+        spent = "not recorded" if p["processor_seconds"] is None else f"{p['processor_seconds']:.0f} s"
+        versions = ", ".join(f"{k} {v}" for k, v in p["versions"].items())
+        known = (
+            str(p["commit"])[:10],
+            p["claim_sha256"][:10],
+            p["sources_sha256"][:10],
+            p["machine"] or "not recorded",
+        )
+        cells = (seeds, p["date"], *known, spent, versions)
+        lines.append(f"| {' | '.join(cells)} |")
     return [
         *lines,
         "",
-        f"`anypolicy reproduce {slug}` runs it again; every number of every run is in `docs/evidence/{slug}.json`.",
+        f"[How a verdict comes about](../evidence.md). `anypolicy reproduce {slug}` runs it again; every number of "
+        f"every run is in `docs/evidence/{slug}.json`.",
     ]
 
 
@@ -86,4 +112,7 @@ names += [f"| `{name}` | {meaning} |" for name, meaning in NAMES.items()]
 for slug, m in METHODS.items():
     names += [f"| `{name}` | {meaning} ({slug}) |" for name, meaning in m.card.metrics.items()]
 write("metrics.md", "\n".join(names) + "\n")
+shown = ["# Claims", "", f"Of {len(list(EVIDENCE.glob('*.json')))} claims: {counted(EVIDENCE)}. "
+         "[How a verdict comes about](evidence.md).", "", table_of_claims(EVIDENCE)]  # fmt: skip
+write("claims.md", "\n".join(shown))
 write("add-a-method.md", (ROOT / "CONTRIBUTING.md").read_text())

@@ -1,22 +1,24 @@
 """From a number per seed to a word: what a claim expects, and how its seeds decide.
 
-A check is one statement of a claim: a number per seed and the bound that it is expected above or below. Its kind says how seeds
-become a verdict, and is chosen by what the number is, not by how it comes out:
+A check is one statement of a claim: a number per seed and the bound that it is expected above or below. Its kind says
+how seeds become a verdict, and is chosen by what the number is, not by how it comes out:
 
     mean    varies about a mean (a return, a loss, an exponent): t interval of the mean, at least 5 seeds
     ratio   a positive ratio: t interval of the mean logarithm, so of the geometric mean, at least 5 seeds
-    share   success, accuracy, or whatever is bounded or can fail as a whole on one seed: t interval of the mean, at least 10 seeds
+    share   success, accuracy, whatever is bounded or can fail as a whole on one seed: t interval of the mean, corrected
+            for skewness, at least 10 seeds
     each    an identity, a bound, or "on every seed": all of at least 5 seeds, no interval
 
 Its verdict is one of four:
 
     confirmed                      the 95 % interval lies on the expected side of the bound
-    refuted                        all of the interval lies on the wrong side of `refuted`, the value at which the effect is absent
-    short of the expected effect   the direction holds (beyond `refuted`), but all of the interval falls short of the bound
-    undecided                      otherwise, with fewer seeds than the kind needs, and where no two seeds differ
+    refuted                        the interval lies on the wrong side of `refuted`, where the effect is absent
+    short of the expected effect   the direction holds (beyond `refuted`), but the interval falls short of the bound
+    undecided                      otherwise; with fewer seeds than the kind needs; where no two seeds differ
 
-What speaks against a claim is corrected for the number of its core checks m: those intervals have the level 1 − 0.05/m
-(Bonferroni), so that a true claim is refuted with at most 5 %. What speaks for it needs no correction, since all must hold.
+What speaks against a claim is corrected for the number of its core checks m: those intervals have the level
+1 − 0.05/m (Bonferroni), so that a true claim is refuted in at most
+5 % of cases. What speaks for it needs no correction, since all must hold.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 
 from anypolicy.errors import InputError
-from anypolicy.evidence.stats import Interval, mean_interval
+from anypolicy.evidence.stats import Interval, mean_interval, skewed_interval
 
 Kind = Literal["mean", "ratio", "share", "each"]
 Outcome = Literal["confirmed", "short of the expected effect", "refuted", "undecided"]
@@ -41,10 +43,10 @@ SEEDS: dict[Kind, int] = {"mean": 5, "ratio": 5, "share": 10, "each": 5}
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation: `value` of a seed's results, and the bound it must lie `above` or `below`. `refuted` is the value
-    at which the effect is absent; without it, of a bound that says a direction only (0, of a ratio 1), the bound itself;
-    of any other bound nothing refutes. Every statement of the claim's sentence is a `core` check; others are reported
-    beside and decide nothing."""
+    """One expectation: `value` of a seed's results, and the bound it lies `above` or `below`. `refuted` is the value
+    at which the effect is absent; without it, of a bound that says a direction only (0, of a ratio 1), the bound
+    itself; of any other bound nothing refutes. Every statement of the claim's sentence is a `core` check; others are
+    reported beside and decide nothing."""
 
     name: str
     expected: str
@@ -80,8 +82,8 @@ class Check:
         return self.bound if self.refuted is None and direction else self.refuted
 
     def judge(self, values: Sequence[float], checks: int = 1) -> tuple[Interval, Outcome]:
-        """What was measured and the verdict, where the claim has so many core `checks`. An `each` has for its interval the
-        worst, the least and the greatest value."""
+        """What was measured and the verdict, where the claim has so many core `checks`. An `each` has for its interval
+        the worst, the least and the greatest value."""
         if not np.isfinite(values).all():
             raise InputError("check", self.name, f"a value of it is not finite: {list(values)}")
         if self.kind == "each":
@@ -89,19 +91,18 @@ class Check:
         measured, strict = (self.interval(values, level) for level in (0.95, 1 - 0.05 / checks))
         if len(values) < SEEDS[self.kind] or len(set(values)) == 1:
             return measured, "undecided"
-        (low, _), (least, most) = self.beyond(measured, self.bound), self.beyond(strict, self.bound)
-        assert least <= most
-        if low > 0:
+        if self.beyond(measured, self.bound)[0] > 0:
             return measured, "confirmed"
         if self.absent is not None and self.beyond(strict, self.absent)[1] < 0:
             return measured, "refuted"
         direction = self.absent is None or self.beyond(measured, self.absent)[0] > 0
-        return measured, "short of the expected effect" if most < 0 and direction else "undecided"
+        short = direction and self.beyond(strict, self.bound)[1] < 0
+        return measured, "short of the expected effect" if short else "undecided"
 
     def interval(self, values: Sequence[float], level: float) -> Interval:
-        """The t interval of the mean, of a ratio that of the geometric mean."""
+        """The interval of the mean, of a ratio that of the geometric mean."""
         if self.kind != "ratio":
-            return mean_interval(values, level)
+            return (skewed_interval if self.kind == "share" else mean_interval)(values, level)
         if min(values) <= 0:
             raise InputError("check", self.name, f"a ratio is above 0, and here one is {min(values):g}")
         return Interval(*np.exp(mean_interval(np.log(values).tolist(), level)).tolist())
@@ -133,7 +134,7 @@ class Check:
 
 
 def total(core: Sequence[Outcome]) -> Outcome:
-    """The claim: refuted by any core check, confirmed by all, short of the effect where all hold but some in direction only."""
+    """The claim: refuted by any core check, confirmed by all, short where all hold but some in direction only."""
     if "refuted" in core:
         return "refuted"
     if "undecided" in core or not core:

@@ -4,22 +4,21 @@ A claim file says what is expected before anything is measured:
 
     CLAIM = "what the paper says, at this scale"       SEEDS = 10       ARMS = ("grpo", "ngrpo")
     def run(arm: str, seed: int) -> dict[str, Any]:    numbers by name; "curve" (optional) [step, value] pairs
-    CHECKS = [Check("ngrpo ends above grpo", "> 0", lambda r: r["ngrpo"]["final"] - r["grpo"]["final"], above=0.0, kind="share")]
+    CHECKS = [Check("above grpo", "> 0", lambda r: r["ngrpo"]["end"] - r["grpo"]["end"], above=0.0, kind="share")]
 
-Its docstring says what is run and at which scale. `CURVE` labels the figure and `CURVE_ARMS` says which arms it shows. `NOTE` is one
-sentence on the result, in which `{0:.2f}` stands for what the first check measured. `AMENDMENTS` lists what was changed since the
-file was written. How checks are judged: `evidence/checks.py`.
+Its docstring says what is run and at which scale. `CURVE` labels the figure and `CURVE_ARMS` says which arms it shows.
+`NOTE` is one sentence on the result, in which `{0:.2f}` stands for what the first check measured. `AMENDMENTS` lists
+what was changed since the file was written. How checks are judged: `evidence/checks.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -93,7 +92,8 @@ def load(path: Path) -> ModuleType:
 
 
 def one(path: Path, arm: str, seed: int) -> tuple[str, int, dict[str, Any], float]:
-    """One arm with one seed, on one thread so that its numbers do not depend on the machine's size; the processor seconds."""
+    """One arm with one seed, on one thread so that its numbers do not depend on the machine's size, and the processor
+    seconds it took."""
     torch.set_num_threads(1)
     began = processor_seconds()
     return arm, seed, load(path).run(arm, seed), processor_seconds() - began
@@ -104,9 +104,9 @@ def run_claim(
     keep: bool = False,
 ) -> Verdict:  # fmt: skip
     """Run what is missing, judge, and write <slug>.json and <slug>.svg into `out`. Finished runs are kept there in a
-    hidden file, so a claim that was killed goes on where it was; a claim whose file or sources changed starts anew. With
-    `keep` the runs of <slug>.json stand, whatever made them: seeds they lack are run, and the checks of today judge all.
-    A file that the user has not run before is refused without `trust`."""
+    hidden file, so a claim that was killed goes on where it was; a claim whose file or sources changed starts anew.
+    With `keep` the runs of <slug>.json stand, whatever made them: seeds they lack are run, and the checks of today
+    judge all. A file that the user has not run before is refused without `trust`."""
     if trust:
         allow({"claim": path})
     module, slug = load(path), path.stem.replace("_", "-")
@@ -119,9 +119,8 @@ def run_claim(
     cache = out / f".{slug}.runs.json"
     known = kept_runs(cache, key)
     first = min(len(before.by_seed), n)
-    jobs = [
-        (path, arm, seed) for seed in range(first, n) for arm in module.ARMS if f"{arm}/{seed}" not in known["runs"]
-    ]
+    missing = [(arm, seed) for seed in range(first, n) for arm in module.ARMS]
+    jobs = [(path, arm, seed) for arm, seed in missing if f"{arm}/{seed}" not in known["runs"]]
     with counting(len(jobs), slug, quiet=quiet) as tick:
         for arm, seed, result, seconds in in_workers(one, jobs, workers):
             known["runs"][f"{arm}/{seed}"] = {"result": result, "processor_seconds": seconds}
@@ -132,7 +131,7 @@ def run_claim(
     for seed in range(first, n):
         by_seed.append({arm: known["runs"][f"{arm}/{seed}"]["result"] for arm in module.ARMS})
     if first < n:
-        own = [known["runs"][f"{arm}/{seed}"]["processor_seconds"] for seed in range(first, n) for arm in module.ARMS]
+        own = [known["runs"][f"{arm}/{seed}"]["processor_seconds"] for arm, seed in missing]
         made = [*made, provenance(path, list(range(first, n)), sum(own))]
     verdict = judge(slug, module, by_seed)
     record(out, verdict, module, by_seed, made)
@@ -196,7 +195,7 @@ def judge(slug: str, module: ModuleType, by_seed: list[Results]) -> Verdict:
 
 
 def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Results], made: list[dict[str, Any]]) -> None:
-    """The evidence files: every number of every run, and the figure, of which runs without a curve leave the old one."""
+    """The evidence files: every number of every run, and the figure; runs without a curve leave the old one."""
     runs = {arm: [results[arm] for results in by_seed] for arm in module.ARMS}
     value: dict[str, Any] = {**asdict(verdict), "provenance": made, "runs": runs}
     for check, judged in zip(value["checks"], verdict.checks, strict=True):
@@ -209,3 +208,16 @@ def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Result
             curves.append(Curve(arm, lines[0][:, 0].astype(int).tolist(), [x[:, 1].tolist() for x in lines]))
     if curves:
         save_curves(out / f"{verdict.slug}.svg", curves, y=getattr(module, "CURVE", "value"))
+
+
+def table(folder: Path) -> str:
+    """All claims in one table of Markdown, from the JSON of each."""
+    rows = [json_value(path.read_bytes()) for path in sorted(folder.glob("[!.]*.json"))]
+    lines = ["| claim | verdict | |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| `{r['slug']}` | {r['verdict']} | {r['note']} |" for r in rows)]) + "\n"
+
+
+def counted(folder: Path) -> str:
+    """How many claims have which verdict, in words."""
+    verdicts = [json_value(path.read_bytes())["verdict"] for path in folder.glob("[!.]*.json")]
+    return ", ".join(f"{verdicts.count(v)} {v}" for v in get_args(Outcome))

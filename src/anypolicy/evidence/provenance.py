@@ -38,8 +38,13 @@ def sources(path: Path, package: Path = PACKAGE) -> list[Path]:
 
 
 def imported(file: Path) -> Iterator[str]:
-    """The names that a file imports anywhere in it; those behind `from` may be modules or not."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    """The names that a file imports anywhere in it when it runs; those behind `from` may be modules or not."""
+    waiting: list[ast.AST] = [ast.parse(file.read_bytes())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        waiting += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -71,7 +76,7 @@ def provenance(path: Path, seeds: list[int], processor_seconds: float) -> dict[s
     return {
         "seeds": seeds,
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(path),
+        "commit": commit(),
         "claim_sha256": digest([path.resolve()], path.resolve().parent),
         "sources_sha256": digest(sources(path), PACKAGE),
         "machine": machine(),
@@ -80,16 +85,15 @@ def provenance(path: Path, seeds: list[int], processor_seconds: float) -> dict[s
     }
 
 
-def commit(path: Path) -> str | None:
-    """The commit of the checkout that holds a file, with a mark if the sources differ from it; None outside of one."""
+def commit(package: Path = PACKAGE) -> str | None:
+    """The commit of the checkout that the package is in, with a mark if its files differ; None outside of one."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(path.resolve().parent), *words], capture_output=True, text=True, check=True)  # fmt: skip
-        return done.stdout.strip()
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=package).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", str(path.resolve()), str(PACKAGE))
-        return git("rev-parse", "HEAD") + (" with changes" if changed else "")
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
