@@ -16,6 +16,7 @@ import torch
 from anypolicy.compose import compose
 from anypolicy.data.batch import Batch
 from anypolicy.evidence.checks import Check
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import Choice, GroupRecipe, Optimiser
 from anypolicy.loops.stages import Clip, PolicyLoss
 from anypolicy.methods.language.d3s import DualLevelSelection, between, top_tokens
@@ -46,7 +47,7 @@ class RandomSelection:
     """As many rows and tokens as the schedule says, drawn without looking."""
 
     seed: int
-    needs_progress = True
+    needs = Needs(progress=True)
     max_rounds = 1
 
     def __call__(self, batch: Batch, target: int) -> Choice:

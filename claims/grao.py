@@ -13,6 +13,7 @@ import torch
 
 from anypolicy.compose import compose
 from anypolicy.evidence.checks import Check
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import GroupRecipe, LossTerms, Optimiser
 from anypolicy.loops.stages import NoClip, PolicyLoss
 from anypolicy.loops.targets import WithImitation
@@ -52,8 +53,7 @@ class WithoutExploration:
     """GRAO's loss without its first term."""
 
     loss: AlignmentLoss = field(default_factory=AlignmentLoss)
-    needs_entropy = needs_reference = False
-    whole_groups = True
+    needs = Needs(whole_groups=True)
 
     def active(self, batch):
         return self.loss.active(batch)

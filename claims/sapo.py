@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from anypolicy.compose import compose
 from anypolicy.data.records import Group
 from anypolicy.evidence.checks import Check
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import Optimiser, World
 from anypolicy.loops.stages import Clip, NoClip, PolicyLoss, VerifierReward
 from anypolicy.methods.language.sapo import SoftGate
@@ -44,7 +45,7 @@ class NoisyVerifier:
     """The verifier's bit flipped with a probability, for the reward alone."""
 
     probability: float
-    needs_labels = True
+    needs = Needs(labels=True, verifier=True)
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         VerifierReward()(world, groups)

@@ -27,6 +27,7 @@ from anypolicy.loops.describe import outlined
 from anypolicy.loops.evaluate import evaluate
 from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.lengths import Long, fit_prompts
+from anypolicy.loops.needs import union
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.loops.recorded import stream_rows
 from anypolicy.policies.base import Denoises, Policy
@@ -201,7 +202,7 @@ def overridden(recipe: GroupRecipe, s: Settings) -> GroupRecipe:
         if recipe.rollout.group_size == 0 and getattr(s, name) is not None:
             raise InputError(name, getattr(s, name), "this method samples no responses: leave it out")
     for name in ("reward", "reward_model"):
-        if getattr(recipe.reward, "needs_recorded", False) and getattr(s, name) is not None:
+        if recipe.reward.needs.recorded and getattr(s, name) is not None:
             raise InputError(name, getattr(s, name), "this method learns from recorded scores: leave it out")
     if s.group_size is not None:
         recipe = replace(recipe, rollout=replace(recipe.rollout, group_size=s.group_size))  # type: ignore[type-var]
@@ -266,7 +267,7 @@ def sampling_of(s: Settings, policy: Policy) -> Sampling:
 
 def reference_of(recipe: GroupRecipe, policy: Policy, given: str | None = None, dtype: Any = None) -> Policy | None:
     """A frozen policy, if a stage of the recipe needs one: the `given` one, or a copy of the policy as it is now."""
-    needed = any(getattr(stage, "needs_reference", False) for stage in stages(recipe))
+    needed = union(stage.needs for stage in stages(recipe)).reference
     if given is None:
         return copy.deepcopy(policy) if needed else None
     if not needed:

@@ -29,7 +29,7 @@ def collected(loop):
     """One batch of experience as the loop would train on, with its first mini-batch's denominators."""
     batch, _ = loop.collect()
     loss = loop.recipe.loss
-    if loss.needs_reference:
+    if loss.needs.reference:
         batch = loop.referenced(batch)
     return loop.with_baseline(replace(batch, totals=batch.counted(), row_seed=loop.row_seeds(batch, 0)))
 
@@ -78,9 +78,7 @@ def test_no_signal_moves_nothing(slug, reward):
         assert reward in (0.0, 1.0)
         return
     recipe = compose(slug).recipe
-    if getattr(
-        recipe.advantage, "needs_reference", False
-    ):  # a divergence in the reward is a signal: rounding, at first
+    if recipe.advantage.needs.reference:  # a divergence in the reward is a signal: rounding, at first
         recipe = replace(recipe, advantage=replace(recipe.advantage, kl_coef=0.0))
     loop = lock_loop(recipe)
     loop.world.task.score = lambda prompt, response, text: Score(reward, reward == 1)
@@ -126,7 +124,7 @@ def test_the_first_ratio_is_one_and_the_first_divergence_zero(slug):
     recipe = replace(recipe, optimiser=replace(recipe.optimiser, epochs=1, minibatches=1))
     batch = collected(lock_loop(recipe))
     known, sampled = batch.logp_old.isfinite(), batch.mask & (batch.version >= 0)
-    assert known[sampled].all() or recipe.rollout.unknown_behaviour
+    assert known[sampled].all() or not recipe.rollout.gives.behaviour
     sampled &= known
     loop = lock_loop(recipe)
     torch.testing.assert_close(loop.scores(batch, loop.world.policy).logp[sampled], batch.logp_old[sampled])

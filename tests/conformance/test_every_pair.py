@@ -35,24 +35,24 @@ def declared(origin):
 
 def apart(slug, stage):
     """Stages that sampled responses have no use for: supervised ones, and losses that ask which kind each answer is."""
-    return catalogue.get(slug).card.family == "supervised" or getattr(
-        getattr(compose(slug).recipe, stage), "needs_kinds", False
-    )
+    own = getattr(compose(slug).recipe, stage)
+    return catalogue.get(slug).card.family == "supervised" or (stage in STAGES and own.needs.kinds)
 
 
 def needs_partner(recipe):
     """What stages declare themselves: an advantage with value targets goes with a critic, what compares responses needs
     groups of at least so many, and what learns from targets or compares nothing is not for sampled responses."""
-    valued, size = getattr(recipe.advantage, "needs_value", False), recipe.rollout.group_size
-    users = (recipe.sampler, recipe.reward, recipe.advantage, recipe.selection, recipe.loss)
-    untaught = getattr(recipe.loss, "needs_targets", False) and not getattr(recipe.rollout, "gives_targets", False)
-    least = [getattr(s, "min_group", 0 if getattr(s, "needs_targets", False) else 1) for s in users]
-    most = [getattr(s, "max_group", size) for s in users]
-    by_hand, known = getattr(recipe.rollout, "unknown_behaviour", False), getattr(recipe.loss, "any_behaviour", False)
-    recorded = getattr(recipe.reward, "needs_recorded", False)
-    unread = recorded and (not by_hand or getattr(recipe.selection, "needs_verdicts", False))
-    unkind = getattr(recipe.loss, "needs_kinds", False) and not getattr(recipe.rollout, "gives_kinds", False)
-    unseen = recipe.reference.moves and not any(getattr(s, "needs_reference", False) for s in stages(recipe))
+    valued, size = recipe.advantage.needs.value, recipe.rollout.group_size
+    users = [s.needs for s in (recipe.sampler, recipe.reward, recipe.advantage, recipe.selection, recipe.loss)]
+    gives, loss = recipe.rollout.gives, recipe.loss.needs
+    untaught = loss.targets and not gives.targets
+    least = [n.responses for n in users]
+    most = [size if n.most_responses is None else n.most_responses for n in users]
+    by_hand, known = not gives.behaviour, not loss.behaviour
+    verdicts = recipe.selection.needs.verdicts or recipe.advantage.needs.verdicts
+    unread = recipe.reward.needs.recorded and (not by_hand or verdicts)
+    unkind = loss.kinds and not gives.kinds
+    unseen = recipe.reference.moves and not any(s.needs.reference for s in stages(recipe))
     return (
         unread
         or unkind
@@ -98,7 +98,7 @@ def test_pair(a, b):
 def test_with_every_selection_and_sampler(advantage, loss):
     for selection, sampler in itertools.product(distinct("selection"), distinct("sampler")):
         owners = dict(zip(COMPARED, (advantage, loss, selection, sampler), strict=True))
-        critic = "+ppo.critic" if getattr(compose(advantage).recipe.advantage, "needs_value", False) else ""
+        critic = "+ppo.critic" if compose(advantage).recipe.advantage.needs.value else ""
         spec = "+".join(["grpo", *(f"{slug}.{stage}" for stage, slug in owners.items() if slug != "grpo")]) + critic
         if reason := declared(owners):
             with pytest.raises(InputError, match=re.escape(reason)):

@@ -13,6 +13,7 @@ from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory, from_json, to_json
 from anypolicy.errors import InputError
 from anypolicy.loops.describe import describe, describe_targets
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.stages import Clip, DropSolved, GroupAdvantage, GroupRollout, PolicyLoss, VerifierReward
 from anypolicy.loops.targets import WithImitation, reference_target, resampled_target
 from anypolicy.parts.reduce import count, reduce
@@ -177,7 +178,7 @@ class Watching:
     """The verifier, and how many trajectories it was shown."""
 
     seen: list
-    needs_labels = True
+    needs = Needs(labels=True)
 
     def __call__(self, world, groups):
         self.seen.extend(len(g.trajectories) for g in groups)

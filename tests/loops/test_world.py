@@ -12,6 +12,7 @@ from anypolicy.engines.base import Request, Sampling
 from anypolicy.errors import InputError
 from anypolicy.loops.describe import describe
 from anypolicy.loops.group import GroupLoop
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.stages import DropSolved, SumReward, VerifierReward
 from anypolicy.tasks.tabular_lock import TabularLock
 from anypolicy.training import fit, reference_of
@@ -22,8 +23,7 @@ from tests.helpers import lock_loop, segment
 class Counting:
     """A reward that counts its calls in the memory."""
 
-    needs_labels = False
-    needs_reference = True
+    needs = Needs(reference=True)
 
     def check(self, world):
         if world.seed == 13:
@@ -134,7 +134,7 @@ def test_targets_of_dropped_groups_stay_and_those_of_carried_groups_come_later()
 
     @dataclass(frozen=True)
     class Known:
-        needs_labels = True
+        needs = Needs(labels=True)
 
         def __call__(self, world, groups):
             pass

@@ -15,6 +15,7 @@ from anypolicy.engines.base import Sampling
 from anypolicy.errors import InputError
 from anypolicy.loops.checks import check
 from anypolicy.loops.group import GroupLoop
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import World
 from anypolicy.loops.stages import GroupAdvantage, VerifierReward
 from anypolicy.loops.targets import resampled_target
@@ -266,7 +267,7 @@ def test_targets_alone_are_a_step_and_nothing_at_all_is_none():
 class KnownVerdicts:
     """The verdicts that the rollout has found."""
 
-    needs_labels = True
+    needs = Needs(labels=True)
 
     def __call__(self, world, groups):
         for t in (t for g in groups for t in g.trajectories):
@@ -365,7 +366,7 @@ def test_token_prompts_need_a_task_that_words_them():
 
 def test_rewards_that_must_not_see_the_answers_are_refused():
     class LabelFree:
-        needs_labels = False
+        needs = Needs()
 
     with pytest.raises(InputError, match="LabelFree must not see"):
         check(replace(cog_rethinker(), reward=LabelFree()), 8)

@@ -297,9 +297,9 @@ def test_defaults_and_the_card():
     assert recipe.rollout.group_size == 8
     assert recipe.loss == ExplanationLoss(PolicyLoss(kl="k3"), 0.04, "mean", "constant")
     assert isinstance(grpo().rollout, GroupRollout)
-    assert not recipe.loss.needs_reference
-    assert not recipe.loss.needs_entropy
-    assert expo_self_explanation(kl_coef=0.1).loss.needs_reference
+    assert not recipe.loss.needs.reference
+    assert not recipe.loss.needs.entropy
+    assert expo_self_explanation(kl_coef=0.1).loss.needs.reference
     assert math.isclose(recipe.optimiser.lr, 1e-6)
 
 

@@ -14,6 +14,7 @@ from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.loops.group import GroupLoop
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import World
 from anypolicy.loops.stages import VerifierReward
 from anypolicy.methods.language.grao import AlignmentLoss, ComparedAdvantage, ComparedReward, ReferenceRollout, grao
@@ -185,7 +186,7 @@ def test_the_reward_is_the_sign_of_the_difference():
     group.prompt = replace(prompt, reference=target)
     ComparedReward()(ours, [group])
     assert [t.reward for t in group.trajectories] == [-1, -1]
-    assert not ComparedReward(type("Free", (), {"needs_labels": False})()).needs_labels
+    assert not ComparedReward(type("Free", (), {"needs": Needs()})()).needs.labels
 
 
 def test_the_reference_stands_beside_the_group():
@@ -216,7 +217,7 @@ def test_defaults():
     assert recipe.reward == ComparedReward(VerifierReward())
     assert recipe.loss == AlignmentLoss(0.5, 0.6)
     assert (recipe.optimiser.lr, recipe.optimiser.weight_decay, recipe.optimiser.grad_clip) == (1e-6, 0.01, 1.0)
-    assert not recipe.loss.needs_reference
+    assert not recipe.loss.needs.reference
 
 
 def test_a_text_task_end_to_end(tmp_path):

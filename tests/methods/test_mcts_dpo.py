@@ -424,8 +424,8 @@ def test_an_offline_search_asks_the_reference():
     groups = loop.sample(0)
     tokens = np.concatenate([t.response for g in groups for t in g.trajectories])
     assert (tokens != 0).mean() > 0.5
-    assert mcts_dpo(online=False).rollout.needs_reference
-    assert not mcts_dpo().rollout.needs_reference
+    assert mcts_dpo(online=False).rollout.needs.reference
+    assert not mcts_dpo().rollout.needs.reference
 
 
 def test_a_random_worse_step_is_never_the_best():

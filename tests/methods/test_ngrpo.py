@@ -94,6 +94,6 @@ def test_the_entropy_bonus_lets_gradient_through_the_entropy():
     loss = PolicyLoss(Clip(), aggregation="token-mean", entropy_coef=1e-3)
     batch = batch_of([right(2, 4)])
     batch = replace(batch, advantage=batch.to_rows(batch.reward))
-    assert loss.needs_entropy
+    assert loss.needs.entropy
     value, _ = gradient(loss, batch, torch.zeros(4, 1, dtype=torch.float64), entropy=True)
     assert value == pytest.approx(-0.5)

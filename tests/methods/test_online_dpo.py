@@ -3,12 +3,13 @@
 import torch
 
 from anypolicy.data.records import Group, Prompt, Trajectory
+from anypolicy.loops.needs import Needs
 from anypolicy.methods.preference.online_dpo import EndPenalty, online_dpo
 from tests.helpers import lock_loop, segment
 
 
 class Fixed:
-    needs_labels = False
+    needs = Needs()
 
     def __call__(self, world, groups):
         for t in (t for g in groups for t in g.trajectories):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import World
 from anypolicy.parts.elbo import MaskDraw, elbo_sample, random_mask
 from anypolicy.policies.base import Policy, PredictsMasked
@@ -68,8 +69,7 @@ class ElboLoss:
 
     samples: int
     draw: MaskDraw = "count"
-    needs_entropy = needs_reference = False
-    whole_responses = any_behaviour = True
+    needs = Needs(behaviour=False, whole_responses=True)
 
     def __post_init__(self) -> None:
         if self.samples < 1:

@@ -24,7 +24,16 @@ from anypolicy.loops.checks import check_images, stages
 from anypolicy.loops.describe import describe
 from anypolicy.loops.optimise import Updater
 from anypolicy.loops.pairs import with_pairs
-from anypolicy.loops.recipe import Choice, Credit, GroupRecipe, LossTerms, OwnPasses, World
+from anypolicy.loops.recipe import (
+    Baselined,
+    ChecksWorld,
+    Choice,
+    Credit,
+    GroupRecipe,
+    LossTerms,
+    OwnPasses,
+    World,
+)
 from anypolicy.loops.reference import Reference
 from anypolicy.parts.moments import Moments
 from anypolicy.policies.base import Denoises, Policy, Scores, media_of
@@ -50,11 +59,11 @@ class GroupLoop:
         self.reference: Reference | None = None
         if reference is not None:
             self.reference = Reference(recipe.reference, reference, world.policy, world.seed)
-        if total_steps is None and getattr(recipe.selection, "needs_progress", False):
+        if total_steps is None and recipe.selection.needs.progress:
             raise InputError("total_steps", None, f"{type(recipe.selection).__name__} follows a schedule of the run")
         check_images(world.policy, world.task.train)
         for stage in stages(recipe):
-            if hasattr(stage, "check"):
+            if isinstance(stage, ChecksWorld):
                 stage.check(world)
         self.order = recipe.sampler.begin(len(world.task.train), world.seed)
         self.steps, self.carried, self.replayed, self.seen = 0, list[Group](), list[Group](), list[Group]()
@@ -95,10 +104,10 @@ class GroupLoop:
     # --- experience --------------------------------------------------------------------------------------------------
     def collect(self) -> tuple[Batch, dict[str, float]]:
         """Sampler, rollout, reward, advantage and selection, with refill; replayed and carried groups come first. An
-        advantage `on_kept` comes after the selection, and before it too unless the selection reads none."""
+        advantage of `kept` rows comes after the selection, and before it too unless the selection reads none."""
         groups, seen = self.replayed + self.carried, list[Group]()
-        round, late = 0, getattr(self.recipe.advantage, "on_kept", False)
-        early = not late or getattr(self.recipe.selection, "needs_advantage", True)
+        round, late = 0, self.recipe.advantage.needs.kept
+        early = not late or self.recipe.selection.needs.advantage
         while True:
             if len(self.carried) < self.prompts or round > 0:
                 new = self.sample(round)
@@ -118,9 +127,9 @@ class GroupLoop:
             metrics["rows/kept"] = float(batch.rows)
         if late and batch.rows:
             batch = replace(self.credited(replace(batch, mask=batch.chosen)), mask=batch.mask)
-        if choice.mask is not None and not getattr(self.recipe.loss, "whole_responses", False):
+        if choice.mask is not None and not self.recipe.loss.needs.whole_responses:
             batch = batch.trimmed()
-        if getattr(self.recipe.loss, "needs_pairs", False) and batch.rows:
+        if self.recipe.loss.needs.pairs and batch.rows:
             batch = with_pairs(batch)
             if self.recipe.critic is None:
                 batch = batch.select(self.recipe.loss.active(batch))
@@ -139,7 +148,7 @@ class GroupLoop:
             world = replace(world, sampling=replace(world.sampling, entropy=True))
         positions = self.order.draw(self.prompts, self.steps, round)
         prompts = [world.task.train[i] for i in positions]
-        if not self.recipe.reward.needs_labels:
+        if not self.recipe.reward.needs.labels:
             prompts = [p.without_label() for p in prompts]
         groups = self.recipe.rollout(world, prompts, generator(world.seed, "sampling", self.steps, round))
         where = {p.id: i for p, i in zip(prompts, positions, strict=True)}
@@ -157,16 +166,16 @@ class GroupLoop:
     @property
     def reads_entropy(self) -> bool:
         """Whether advantage or selection reads the entropy of the policy that sampled."""
-        return any(getattr(s, "needs_entropy", False) for s in (self.recipe.advantage, self.recipe.selection))
+        return self.recipe.advantage.needs.entropy or self.recipe.selection.needs.entropy
 
     def credited(self, batch: Batch) -> Batch:
         """Fill in what the advantage asks for, then the advantage."""
         stage: Any = self.recipe.advantage
-        if getattr(stage, "needs_reference", False):
+        if stage.needs.reference:
             batch = self.referenced(batch)
         if batch.entropy is None and self.reads_entropy:
             batch = replace(batch, entropy=self.scores(batch, self.world.policy, entropy=True).entropy)
-        if getattr(stage, "needs_value", False) and batch.value is None:
+        if stage.needs.value and batch.value is None:
             hidden = self.scores(batch, self.world.policy, hidden=True).hidden
             batch = replace(batch, value=self.value(hidden).detach())
         credit = stage(batch)
@@ -178,7 +187,7 @@ class GroupLoop:
     def update(self, batch: Batch) -> dict[str, float]:
         """All epochs and mini-batches over one batch of experience; the log of the first and last update."""
         loss, settings = self.recipe.loss, self.recipe.optimiser
-        if loss.needs_reference:
+        if loss.needs.reference:
             batch = self.referenced(batch)
         if self.temperature != self.world.sampling.temperature:
             batch = replace(batch, logp_old=torch.full_like(batch.logp_old, torch.nan))
@@ -252,7 +261,7 @@ class GroupLoop:
         assert batch.totals is not None
         batch = self.with_baseline(replace(batch, totals=batch.totals._replace(watched=float(batch.mask.sum()))))
         log: dict[str, float] = {}
-        for rows in self.chunks(batch, whole_groups=getattr(self.recipe.loss, "whole_groups", False)):
+        for rows in self.chunks(batch, whole_groups=self.recipe.loss.needs.whole_groups):
             for terms, metrics in self.parts(batch.select(rows)):
                 torch.stack(list(terms.values())).sum().backward()
                 self.updater.accumulate()
@@ -278,8 +287,8 @@ class GroupLoop:
                 yield critic.loss(self.value(scores.hidden), micro)
             return
         scores = self.world.policy.score(
-            micro, temperature, entropy=loss.needs_entropy, hidden=critic is not None,
-            logits=getattr(loss, "needs_logits", False),
+            micro, temperature, entropy=loss.needs.entropy, hidden=critic is not None,
+            logits=loss.needs.logits,
         )  # fmt: skip
         if self.rescores and self.recipe.optimiser.epochs * self.recipe.optimiser.minibatches == 1:
             micro = self.rescored(micro, scores)
@@ -293,7 +302,7 @@ class GroupLoop:
     @property
     def temperature(self) -> float:
         """Of the log-probabilities that are trained."""
-        return 1.0 if getattr(self.recipe.loss, "plain_temperature", False) else self.world.sampling.temperature
+        return self.world.sampling.temperature if self.recipe.loss.needs.sampling_temperature else 1.0
 
     def referenced(self, batch: Batch) -> Batch:
         """With the reference's log-probabilities."""
@@ -305,11 +314,11 @@ class GroupLoop:
 
     def with_baseline(self, batch: Batch) -> Batch:
         """With the number of the whole optimiser batch that the loss asks for, if it does."""
-        baseline = getattr(self.recipe.loss, "baseline", None)
-        if baseline is None or (reference := self.reference) is None:
+        loss: Any = self.recipe.loss
+        if not isinstance(loss, Baselined) or (reference := self.reference) is None:
             return batch
         policies = (self.world.policy, reference.policy)
-        return replace(batch, baseline=baseline(batch, *(
+        return replace(batch, baseline=loss.baseline(batch, *(
             lambda part, p=p: self.scores(part, p).logp for p in policies
         )))  # fmt: skip
 

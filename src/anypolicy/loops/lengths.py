@@ -73,9 +73,10 @@ def fit_prompts(
     """A world whose task's prompts all fit, and how many of each split were dropped or cut for it."""
     task, rollout, most = world.task, recipe.rollout, world.sampling.max_tokens
     room = min(p.context_length for p in (world.policy, reference) if p is not None)
-    known, labels = getattr(rollout, "unknown_behaviour", False), recipe.reward.needs_labels
-    sampled = getattr(rollout, "reaches_limit", rollout.group_size > 0) or (reference is not None and not task.heldout)
-    learnt = labels and (known or getattr(rollout, "gives_targets", False))
+    known, labels = not rollout.gives.behaviour, recipe.reward.needs.labels
+    written = rollout.group_size > 0 if rollout.gives.reaches_limit is None else rollout.gives.reaches_limit
+    sampled = written or (reference is not None and not task.heldout)
+    learnt = labels and (known or rollout.gives.targets)
     reward = world.reward_function if isinstance(world.reward_function, RewardModel) else None
     train = Measure(world.policy, room, most * sampled, learnt, known, reward)
     held = Measure(world.policy, room, most * (verifies(task) or reference is not None), True, reference is not None)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import Choice, LossTerms
 from anypolicy.loops.stages import distances
 from anypolicy.parts.pairing import Pairing, make_pairs
@@ -70,8 +71,8 @@ def preferences(batch: Batch, pairing: Pairing) -> Made:
 class MakePairs:
     """Groups with at least one pair are kept; with `replay` the step's own groups are trained on again in the next."""
 
-    max_rounds, min_group = 1, 2
-    needs_advantage = False
+    needs = Needs(advantage=False, responses=2)
+    max_rounds = 1
     pairing: Pairing = "best_worst"
     replay: bool = False
 
@@ -150,9 +151,10 @@ class PairLoss:
     """Mean over the pairs of the whole optimiser batch of `objective`, + nll_coef · the mean over the chosen response's
     tokens of −log π. Scored at temperature 1, whatever the responses were sampled at."""
 
-    needs_reference = needs_pairs = whole_groups = whole_responses = any_behaviour = plain_temperature = True
-    needs_entropy = False
-    min_group = 2
+    needs = Needs(
+        reference=True, pairs=True, responses=2, behaviour=False, sampling_temperature=False, whole_groups=True,
+        whole_responses=True,
+    )  # fmt: skip
     objective: Objective
     nll_coef: float = 0.0
 

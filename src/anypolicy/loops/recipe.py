@@ -2,9 +2,9 @@
 
     sampler → rollout → reward → advantage → selection → loss → optimiser
 
-A stage may have `check_task(task)` and `check(world)`, which refuse before any work what it cannot work with, and,
-where it is written so below, say what it needs by an attribute. What a stage has to remember from step to step lies
-in `World.memory`.
+A stage declares what it `needs`, and a rollout what it `gives` (`loops/needs.py`). It may have `check_task(task)` and
+`check(world)`, which refuse before any work what it cannot work with. What a stage has to remember from step to step
+lies in `World.memory`.
 
 A stage is a small frozen dataclass of numbers that can be called. Equal numbers make equal recipes, so a recipe can be
 written down, printed and compared. Protocols carry no code; `loops/stages.py` holds the stages that several methods
@@ -25,6 +25,7 @@ from torch import Tensor
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.engines.base import Engine, Sampling
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.reference import Fixed, ReferenceMode
 from anypolicy.policies.base import Policy, Scores
 from anypolicy.tasks.base import Task
@@ -49,38 +50,52 @@ class PromptOrder(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
 
-class Sampler(Protocol):
+class Stage(Protocol):
+    """What all stages have."""
+
+    @property
+    def needs(self) -> Needs: ...
+
+
+@runtime_checkable
+class ChecksTask(Protocol):
+    """A stage that refuses a task without what it learns from."""
+
+    def check_task(self, task: Task) -> None: ...
+
+
+@runtime_checkable
+class ChecksWorld(Protocol):
+    """A stage that refuses a policy, task or setting that it cannot work with."""
+
+    def check(self, world: World) -> None: ...
+
+
+class Sampler(Stage, Protocol):
     def begin(self, prompts: int, seed: int) -> PromptOrder:
         """A fresh order over `prompts` training prompts."""
         ...
 
 
-class Rollout(Protocol):
+class Rollout(Stage, Protocol):
+    @property
+    def gives(self) -> Gives: ...
+
     @property
     def group_size(self) -> int:
-        """Responses of a prompt; 0 if there are only targets. A rollout that gives targets says so with a
-        `gives_targets` class attribute, one whose responses nobody knows the likelihood of with `unknown_behaviour`,
-        one that tells the answers of a group apart (`info["kind"]`) with `gives_kinds`. `reaches_limit` says whether
-        responses may be as long as the response limit; by default, whether there are any."""
+        """Responses of a prompt; 0 if there are only targets."""
         ...
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
-        """Unscored groups; may call the engine as often as the paper needs. A rollout that verifies answers on its own
-        says so by `needs_labels`; one that samples from the frozen reference by `needs_reference`."""
+        """Unscored groups; may call the engine as often as the paper needs."""
         ...
 
 
-class Reward(Protocol):
-    @property
-    def needs_labels(self) -> bool:
-        """Whether it may see the answers. A label-free reward gets prompts without them; one that needs labels, but no
-        task that verifies, says `needs_verifier = False`."""
-        ...
-
+class Reward(Stage, Protocol):
     def __call__(self, world: World, groups: list[Group]) -> None:
-        """Set reward, the named parts and, if it knows, `correct` of every trajectory. Sees whole groups. May say
-        `needs_reference`, as a rollout. One that gives the verifier a part of a response only, or nothing, has it as
-        `read(world, response)`: held-out answers are then read in the same way."""
+        """Set reward, the named parts and, if it knows, `correct` of every trajectory. Sees whole groups. One that
+        gives the verifier a part of a response only, or nothing, has it as `read(world, response)`: held-out answers
+        are then read in the same way."""
         ...
 
 
@@ -91,12 +106,9 @@ class Credit(NamedTuple):
     value_target: Float[Tensor, "rows tokens"] | None = None
 
 
-class Advantage(Protocol):
+class Advantage(Stage, Protocol):
     def __call__(self, batch: Batch) -> Tensor | Credit:
-        """One value per trajectory, or a (rows, tokens) `Credit`. May read `needs_reference`, `needs_value`,
-        `needs_entropy` fields of itself as class attributes: the loop then fills logp_ref, value, entropy. With an
-        attribute `on_kept` it is computed on what the selection kept, so that its statistics are those of kept rows
-        (whole ones, also where only some of their tokens are kept)."""
+        """One value per trajectory, or a (rows, tokens) `Credit`."""
         ...
 
 
@@ -121,18 +133,14 @@ class Choice(NamedTuple):
     pairs: Int[Tensor, "pairs 2"] | None = None
 
 
-class Selection(Protocol):
-    """May set the class attributes `needs_entropy` (the loop then fills `batch.entropy`, recorded while sampling where
-    the engine can), `needs_progress` (it follows a schedule) and `needs_verdicts` (it reads the verifier's)."""
-
+class Selection(Stage, Protocol):
     @property
     def max_rounds(self) -> int:
         """How often a step may draw prompts; 1 means that it never refills."""
         ...
 
     def __call__(self, batch: Batch, target: int) -> Choice:
-        """Choose among all groups of the step so far; `target` is the number of groups a full step has. One that reads
-        no advantage may say so (`needs_advantage` = False): what it drops then costs not even that."""
+        """Choose among all groups of the step so far; `target` is the number of groups a full step has."""
         ...
 
 
@@ -144,24 +152,7 @@ class LossTerms(NamedTuple):
     metrics: dict[str, Float[Tensor, ""]]
 
 
-class Loss(Protocol):
-    """May say more as class attributes: `whole_groups`, it couples the rows of a group, so micro-batches never split
-    one; `whole_responses`, it reads log-probabilities of tokens that a selection has dropped; `any_behaviour`, it needs
-    no log-probability of the behaviour policy; `min_group`, the responses that it compares; `needs_targets`, it learns
-    from target tokens alone; `needs_logits`, it needs the whole distribution there (`scores.logits`); `needs_pairs`, it
-    learns from `batch.pairs`; `min_prompts`, the prompts that an optimiser batch must have; `plain_temperature`, it
-    scores at temperature 1, whatever the responses were sampled at; `baseline(batch, score, score_reference)`, a number
-    of the whole optimiser batch that it needs beforehand (`batch.baseline`), made of scorings without gradient;
-    `needs_kinds`, it reads `batch.kind`."""
-
-    @property
-    def needs_entropy(self) -> bool:
-        """Whether the loss lets a gradient flow through the entropy."""
-        ...
-
-    @property
-    def needs_reference(self) -> bool: ...
-
+class Loss(Stage, Protocol):
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         """Rows that contribute to some term; the others cost no forward pass."""
         ...
@@ -170,15 +161,21 @@ class Loss(Protocol):
 
 
 @runtime_checkable
+class Baselined(Protocol):
+    """A loss that needs a number of the whole optimiser batch beforehand, which it finds in `batch.baseline`."""
+
+    def baseline(self, batch: Batch, policy: Callable[[Batch], Tensor], reference: Callable[[Batch], Tensor]) -> float:
+        """The number, of scorings without gradient by policy and reference."""
+        ...
+
+
+@runtime_checkable
 class OwnPasses(Protocol):
     """A loss that makes its own forward passes and is a sum of independent parts: every part is backwarded and freed
     before the next is computed. Its attributes are those of a `Loss`; it reads no entropy."""
 
     @property
-    def needs_entropy(self) -> bool: ...
-
-    @property
-    def needs_reference(self) -> bool: ...
+    def needs(self) -> Needs: ...
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]: ...
 

@@ -17,6 +17,7 @@ import torch
 from anypolicy.data.media import Media
 from anypolicy.data.records import Group, Prompt, Segment, Tokens, Trajectory
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.recipe import World
 from anypolicy.policies.base import Policy, media_of
 from anypolicy.runs.seeds import generator
@@ -65,8 +66,7 @@ def recorded_group(policy: Policy, prompt: Prompt, which: Sequence[int] | None =
 class RecordedRollout:
     """Up to `group_size` recorded responses of every prompt, drawn anew without repetition at each visit."""
 
-    unknown_behaviour = True
-    reaches_limit = False
+    needs, gives = Needs(), Gives(behaviour=False, reaches_limit=False)
     group_size: int = 8
     least: int = 2
 
@@ -134,6 +134,7 @@ class StreamOrder:
 class StreamSampler:
     """A recorded stream, step by step as it was recorded (window 1), or in windows of so many steps shuffled."""
 
+    needs = Needs()
     window: int = 1
 
     def __post_init__(self) -> None:
@@ -148,8 +149,7 @@ class StreamSampler:
 class RecordedReward:
     """The recorded score of each response. Scores are labels."""
 
-    needs_labels, needs_verifier = True, False
-    needs_recorded = True
+    needs = Needs(labels=True, recorded=True)
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         for t in (t for group in groups for t in group.trajectories):

@@ -19,6 +19,7 @@ from anypolicy.data.media import Media
 from anypolicy.data.records import Group, Prompt, Tokens, Trajectory
 from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.recipe import World
 from anypolicy.loops.recorded import recorded, written_before
 from anypolicy.policies.base import Policy, media_of
@@ -154,8 +155,7 @@ class RevisedRollout:
     the first two also under one masked copy of these, drawn anew at every visit, without a score. Tokens weigh by their
     sentence's score, those of the masked revision by its kind of error."""
 
-    unknown_behaviour = gives_kinds = True
-    reaches_limit = False
+    needs, gives = Needs(), Gives(behaviour=False, kinds=True, reaches_limit=False)
     language: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     image: float = 1.0
     mask_ratio: float = 0.3

@@ -16,7 +16,8 @@ from anypolicy.data.records import Group, Prompt, Segment, Stop, Tokens, Traject
 from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
 from anypolicy.loops.evaluate import verify
-from anypolicy.loops.recipe import Choice, LossTerms, Reward, World
+from anypolicy.loops.needs import Gives, Needs, union
+from anypolicy.loops.recipe import ChecksWorld, Choice, LossTerms, Reward, World
 from anypolicy.parts import surrogate
 from anypolicy.parts.advantages import Std, group_normalise
 from anypolicy.parts.kl import Estimator, kl
@@ -60,7 +61,7 @@ class EpochOrder:
 class UniformSampler:
     """Shuffled epochs over the training prompts."""
 
-    min_group = 0
+    needs = Needs(responses=0)
 
     def begin(self, prompts: int, seed: int) -> EpochOrder:
         return EpochOrder(prompts, seed)
@@ -71,6 +72,7 @@ class UniformSampler:
 class GroupRollout:
     """`group_size` independent responses to every prompt."""
 
+    needs, gives = Needs(), Gives()
     group_size: int = 8
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
@@ -91,7 +93,7 @@ class VerifierReward:
     """The task's verifier: its score is the reward, its verdict is `correct`. A user's own reward function, if given,
     replaces the score and leaves the verdict."""
 
-    needs_labels = True
+    needs = Needs(labels=True, verifier=True)
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         texts = [[world.policy.decode(t.response) for t in g.trajectories] for g in groups]
@@ -143,21 +145,13 @@ class SumReward:
     parts: tuple[Reward, ...]
 
     @property
-    def needs_labels(self) -> bool:
-        return any(p.needs_labels for p in self.parts)
-
-    @property
-    def needs_verifier(self) -> bool:
-        return any(getattr(p, "needs_verifier", p.needs_labels) for p in self.parts)
-
-    @property
-    def needs_reference(self) -> bool:
-        return any(getattr(p, "needs_reference", False) for p in self.parts)
+    def needs(self) -> Needs:
+        return union(p.needs for p in self.parts)
 
     def check(self, world: World) -> None:
         for part in self.parts:
-            if hasattr(part, "check"):
-                part.check(world)  # type: ignore[attr-defined]
+            if isinstance(part, ChecksWorld):
+                part.check(world)
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         trajectories = [t for g in groups for t in g.trajectories]
@@ -177,7 +171,7 @@ class SumReward:
 class GroupAdvantage:
     """A_i = (r_i − mean) / (std + eps) over the trajectories of i's group."""
 
-    min_group = 2
+    needs = Needs(responses=2)
     std: Std = "sample"
     eps: float = 1e-6
 
@@ -190,7 +184,7 @@ class GroupAdvantage:
 class KeepAll:
     """Every group is trained on."""
 
-    min_group = 0
+    needs = Needs(responses=0, advantage=True)
     max_rounds = 1
 
     def __call__(self, batch: Batch, target: int) -> Choice:
@@ -203,14 +197,13 @@ class DropSolved:
     are all wrong, and draw new prompts until `target` groups are kept or `max_rounds` draws were made. Groups beyond
     the target begin the next step if `carry`, else they are dropped. Responses without a trained token do not count."""
 
-    needs_verdicts = True
     all_wrong: bool = False
     carry: bool = False
     max_rounds: int = 10
 
     @property
-    def min_group(self) -> int:
-        return 2 if self.all_wrong else 1
+    def needs(self) -> Needs:
+        return Needs(verdicts=True, responses=2 if self.all_wrong else 1)
 
     def __call__(self, batch: Batch, target: int) -> Choice:
         groups = int(batch.group_id.max()) + 1
@@ -268,20 +261,13 @@ class PolicyLoss:
     entropy_coef: float = 0.0
 
     @property
-    def needs_entropy(self) -> bool:
-        return self.entropy_coef != 0
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl is not None and self.kl_coef != 0
-
-    @property
-    def whole_responses(self) -> bool:
-        return self.ratio != "token"
+    def needs(self) -> Needs:
+        return Needs(entropy=self.entropy_coef != 0, reference=self.kl is not None and self.kl_coef != 0,
+                     whole_responses=self.ratio != "token")  # fmt: skip
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         mask = batch.mask
-        if not (self.needs_entropy or self.needs_reference):
+        if not (self.needs.entropy or self.needs.reference):
             mask = mask & (batch.advantage != 0) & (batch.weight != 0)[:, None]
         return mask.any(1)
 
@@ -298,10 +284,10 @@ class PolicyLoss:
         else:
             ratio = surrogate.product_ratio(scores.logp, batch.logp_old, batch.chosen)
         terms = {"policy": -mean(weight * self.gate(ratio, advantage))}
-        if self.needs_reference and batch.logp_ref is not None and self.kl is not None:
+        if self.needs.reference and batch.logp_ref is not None and self.kl is not None:
             divergence = kl(scores.logp, batch.logp_ref, self.kl)
             terms["kl"] = self.kl_coef * mean(weight * divergence)
-        if self.needs_entropy and scores.entropy is not None:
+        if self.needs.entropy and scores.entropy is not None:
             terms["entropy"] = -self.entropy_coef * mean(weight * scores.entropy)
         return LossTerms(terms, distances(scores, batch, ratio, self.gate.metrics(ratio.detach(), advantage)))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt, Segment, Tokens, Trajectory
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import Loss, LossTerms
 from anypolicy.parts.reduce import Mode, reduce
 from anypolicy.policies.base import Policy, Scores, media_of
@@ -65,28 +66,8 @@ class WithImitation:
     aggregation: Mode = "group-mean-token-mean"
 
     @property
-    def needs_entropy(self) -> bool:
-        return self.loss.needs_entropy
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.loss.needs_reference
-
-    @property
-    def whole_groups(self) -> bool:
-        return getattr(self.loss, "whole_groups", False)
-
-    @property
-    def whole_responses(self) -> bool:
-        return getattr(self.loss, "whole_responses", False)
-
-    @property
-    def any_behaviour(self) -> bool:
-        return getattr(self.loss, "any_behaviour", False)
-
-    @property
-    def min_group(self) -> int:
-        return getattr(self.loss, "min_group", 1)
+    def needs(self) -> Needs:
+        return self.loss.needs
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         rows = self.loss.active(batch)

@@ -18,6 +18,7 @@ from anypolicy.data.records import Group, Prompt, Segment, Tokens, Trajectory
 from anypolicy.engines.base import Engine, Request
 from anypolicy.errors import InputError
 from anypolicy.loops.evaluate import verifies, verify
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.recipe import World
 from anypolicy.parts.tree_search import (
     Decision,
@@ -58,7 +59,7 @@ class TreeSearch:
     one candidate: the rest of the response. `self_evaluation` asks the policy how sure it is of a partial solution.
     """
 
-    needs_labels = unknown_behaviour = True
+    gives = Gives(behaviour=False)
     group_size: int = 2
     root_candidates: int = 2
     search: Search = field(default_factory=Search)
@@ -86,8 +87,8 @@ class TreeSearch:
             raise InputError("step_end", self.step_end, "write the text that ends a step")
 
     @property
-    def needs_reference(self) -> bool:
-        return not self.online
+    def needs(self) -> Needs:
+        return Needs(labels=True, reference=not self.online)
 
     def check_task(self, task: Task) -> None:
         """Paths need a verdict, and a bonus for another solution than the known one needs that one."""

@@ -27,6 +27,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request, ask
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
 from anypolicy.loops.stages import Clip, PolicyLoss, group_of, verified
 from anypolicy.methods.language.grpo import grpo
@@ -78,6 +79,7 @@ class ForcedModes:
     """π_IS: the first token is the end-of-thinking token with probability `share` and the start token otherwise; the
     policy samples the rest. Without thinking a response may have `direct_limit` of the generation limit."""
 
+    needs, gives = Needs(), Gives()
     group_size: int = 16
     share: float = 0.5
     direct_limit: float = 0.25
@@ -107,8 +109,7 @@ class ReferenceReward:
     bonus: float = 0.05
     samples: int = 16
     marks: Marks = Marks()
-    needs_labels = True
-    needs_reference = True
+    needs = Needs(labels=True, verifier=True, reference=True)
 
     def check(self, world: World) -> None:
         self.marks.ids(world.policy)
@@ -155,6 +156,8 @@ class ReferenceReward:
 @dataclass(frozen=True)
 class RewardAsIs:
     """A = the reward: no group mean, no standard deviation, no whitening."""
+
+    needs = Needs()
 
     def __call__(self, batch: Batch) -> Float[Tensor, " trajectories"]:
         return batch.reward.nan_to_num()

@@ -23,6 +23,7 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import GroupRecipe, LossTerms
 from anypolicy.loops.stages import Clip, GroupAdvantage, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
@@ -71,8 +72,8 @@ class LengthAwareAdvantage:
             raise InputError("stcr_base", self.base, "use a number above 1")
 
     @property
-    def min_group(self) -> int:
-        return getattr(self.inner, "min_group", 1)
+    def needs(self) -> Needs:
+        return self.inner.needs
 
     def __call__(self, batch: Batch) -> Float[Tensor, " trajectories"]:
         advantage = self.inner(batch)
@@ -92,19 +93,11 @@ class AsymmetricLoss:
     dads_coef: float = math.e
 
     @property
-    def needs_entropy(self) -> bool:
-        return self.surrogate.needs_entropy
-
-    @property
-    def whole_responses(self) -> bool:
-        return self.surrogate.whole_responses
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef != 0
+    def needs(self) -> Needs:
+        return replace(self.surrogate.needs, reference=self.kl_coef != 0)
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
-        return batch.mask.any(1) if self.needs_reference else self.surrogate.active(batch)
+        return batch.mask.any(1) if self.needs.reference else self.surrogate.active(batch)
 
     def weight(self, batch: Batch) -> Float[Tensor, " rows"]:
         """κ of each row's response."""
@@ -115,7 +108,7 @@ class AsymmetricLoss:
 
     def __call__(self, scores: Scores, batch: Batch) -> LossTerms:
         terms, log = self.surrogate(scores, batch)
-        if not self.needs_reference:
+        if not self.needs.reference:
             return LossTerms(terms, log)
         assert batch.logp_ref is not None
         kappa, totals = self.weight(batch)[:, None], batch.counted()

@@ -23,6 +23,7 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.loops.stages import DropSolved, VerifierReward, group_of
 from anypolicy.loops.targets import WithImitation, resampled_target
@@ -76,13 +77,13 @@ class FallbackRollout:
     responses to a prompt with one wrong response. Right responses of the last two become targets under the direct
     prompt (the `kept` shortest a prompt) and examples for later prompts."""
 
+    needs, gives = Needs(labels=True), Gives()
     group_size: int = 16
     stages: tuple[str, ...] = ("decompose", "reflect")
     examples: int = 2
     capacity: int = 256
     kept: int = 4
     rl_on_stages: Literal["own_prompt", "none"] = "own_prompt"
-    needs_labels = True
 
     def check(self, world: World) -> None:
         if self.stages and not isinstance(world.task, Reasks) and not world.task.train[0].messages:

@@ -21,6 +21,7 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import Choice, GroupRecipe, LossTerms
 from anypolicy.loops.recorded import RecordedReward, RecordedRollout
 from anypolicy.loops.stages import KeepAll, distances
@@ -81,9 +82,7 @@ def responses(logp: Float[Tensor, "rows tokens"], batch: Batch) -> Responses:
 class ContrastiveLoss:
     """−mean over pairs of sg[R_β(y) − R_β(y')] (ln π(y) − ln π(y'))."""
 
-    needs_reference = whole_groups = whole_responses = any_behaviour = True
-    needs_entropy = False
-    min_group = 2
+    needs = Needs(reference=True, responses=2, behaviour=False, whole_groups=True, whole_responses=True)
     beta: float = 0.06
 
     def __post_init__(self) -> None:
@@ -114,6 +113,7 @@ class ContrastiveLoss:
 class Replay:
     """Everything is trained on, and the newest `memory` groups again in the next step."""
 
+    needs = Needs()
     max_rounds = 1
     memory: int = 8
 

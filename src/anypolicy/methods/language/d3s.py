@@ -24,6 +24,7 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import Choice, GroupRecipe
 from anypolicy.loops.stages import PolicyLoss
 from anypolicy.methods.language.grpo import grpo
@@ -66,7 +67,7 @@ class DualLevelSelection:
     """Rows by the variance of their advantages, then tokens by |advantage| · entropy; both shares follow the progress
     of the run. Nothing is kept where every advantage is 0."""
 
-    needs_entropy = needs_progress = True
+    needs = Needs(entropy=True, progress=True)
     max_rounds = 1
     rows: tuple[float, float] = (0.25, 0.75)
     tokens: tuple[float, float] = (0.2, 0.8)

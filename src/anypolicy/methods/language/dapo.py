@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.loops.stages import Clip, DropSolved, PolicyLoss, SumReward, VerifierReward
 from anypolicy.methods.language.grpo import grpo
@@ -30,8 +31,8 @@ def soft_overlong(length: int, limit: float, cache: float) -> float:
 class SoftOverlong:
     """The soft penalty on the last `fraction` of the generation limit."""
 
+    needs = Needs()
     fraction: float = 0.2
-    needs_labels = False
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         limit = world.sampling.max_tokens

@@ -20,6 +20,7 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
 from anypolicy.loops.elbo import denoiser
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import GroupRecipe, LossTerms, World
 from anypolicy.loops.stages import Clip, GroupAdvantage, PolicyLoss
 from anypolicy.methods.language.bgpo import bgpo
@@ -32,8 +33,7 @@ class OnePassLoss:
 
     clip: float = 0.2
     prompt_mask: float = 0.15
-    needs_entropy = needs_reference = False
-    whole_responses = any_behaviour = True
+    needs = Needs(behaviour=False, whole_responses=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.prompt_mask < 1:

@@ -29,6 +29,7 @@ from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
 from anypolicy.loops.lengths import check_lengths
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.recipe import GroupRecipe, Loss, LossTerms, World
 from anypolicy.loops.stages import GroupRollout
 from anypolicy.loops.targets import WithImitation, resampled_target
@@ -75,13 +76,13 @@ class SelfExplanation:
     """Ordinary groups and, for every prompt with an answer, targets: explanations sampled with the answer in sight, cut
     before their own answer, ended by the known one, to be trained under the plain prompt."""
 
+    needs, gives = Needs(labels=True), Gives()
     group_size: int = 8
     when: When = "always"
     explanations: int = 1
     only_correct: bool = False
     marker: str = "The answer is"
     conclusion: str = "\nThe answer is {answer}."
-    needs_labels = True
 
     def check(self, world: World) -> None:
         known = [p for p in world.task.train if p.answer is not None]
@@ -146,12 +147,8 @@ class ExplanationLoss:
     schedule: Schedule = "constant"
 
     @property
-    def needs_entropy(self) -> bool:
-        return self.loss.needs_entropy
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.loss.needs_reference
+    def needs(self) -> Needs:
+        return self.loss.needs
 
     def at(self, progress: float | None) -> WithImitation:
         """The loss with this step's β."""

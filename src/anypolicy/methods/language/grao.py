@@ -26,6 +26,7 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.recipe import GroupRecipe, LossTerms, Reward, World
 from anypolicy.loops.stages import GroupRollout, NoClip, PolicyLoss, VerifierReward
 from anypolicy.loops.targets import reference_target
@@ -42,6 +43,7 @@ Stats = Literal["outputs+reference", "outputs"]
 class ReferenceRollout:
     """Ordinary groups, each with its prompt's reference response as a target."""
 
+    needs, gives = Needs(), Gives()
     group_size: int = 8
 
     def check(self, world: World) -> None:
@@ -64,8 +66,8 @@ class ComparedReward:
     score: Reward = field(default_factory=VerifierReward)
 
     @property
-    def needs_labels(self) -> bool:
-        return self.score.needs_labels
+    def needs(self) -> Needs:
+        return self.score.needs
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         for group in groups:
@@ -84,8 +86,8 @@ class ComparedAdvantage:
 
     stats: Stats = "outputs+reference"
     eps: float = 1e-6
+    needs = Needs(responses=2)
     limit: float = 5.0
-    min_group = 2
 
     def __call__(self, batch: Batch) -> Float[Tensor, " trajectories"]:
         sampled = batch.sampled
@@ -109,8 +111,7 @@ class AlignmentLoss:
     beta: float = 0.5
     lam: float = 0.6
     reuse_ratio: bool = False
-    needs_entropy = needs_reference = False
-    whole_groups = True
+    needs = Needs(whole_groups=True)
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         assert batch.advantage is not None

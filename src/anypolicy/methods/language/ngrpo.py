@@ -18,6 +18,7 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.loops.stages import Clip, DropSolved, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
@@ -28,6 +29,7 @@ from anypolicy.parts.advantages import Std, group_normalise
 class CalibratedAdvantage:
     """A_i = (r_i − mean(R⁺)) / (std(R⁺) + eps), R⁺ = the group's rewards and `count` copies of `maximum` (eq. 5–6)."""
 
+    needs = Needs()
     maximum: float = 1.0
     count: int = 1
     std: Std = "sample"

@@ -21,6 +21,7 @@ import torch
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import Choice, GroupRecipe
 from anypolicy.methods.language.ppo import ppo
 from anypolicy.parts.filtration import Rule, keep
@@ -37,8 +38,8 @@ class FilterByReward:
     power: float = 2.0
     high: float = 0.0
     low: float = 0.0
+    needs = Needs(advantage=False)
     max_rounds = 1
-    needs_advantage = False
 
     def __call__(self, batch: Batch, target: int) -> Choice:
         groups = torch.ones(int(batch.group_id.max()) + 1, dtype=torch.bool)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import Credit, GroupRecipe, LossTerms
 from anypolicy.loops.stages import Clip, GroupRollout, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
@@ -34,7 +35,6 @@ class GeneralisedAdvantage:
     that a selection has kept.
     """
 
-    needs_value = True
     discount: float = 1.0
     lam: float = 0.95
     kl_coef: float = 1e-3
@@ -43,8 +43,8 @@ class GeneralisedAdvantage:
     on_kept: bool = False
 
     @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef != 0
+    def needs(self) -> Needs:
+        return Needs(value=True, reference=self.kl_coef != 0, kept=self.on_kept)
 
     def __call__(self, batch: Batch) -> Credit:
         assert batch.value is not None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import Credit, GroupRecipe
 from anypolicy.loops.stages import Clip, GroupRollout, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
@@ -25,8 +26,8 @@ class WhitenedReturns:
     discount: float = 1.0
 
     @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef != 0
+    def needs(self) -> Needs:
+        return Needs(reference=self.kl_coef != 0)
 
     def __call__(self, batch: Batch) -> Credit:
         reward = token_rewards(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.loops.stages import GroupRollout, NoClip, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
@@ -25,12 +26,11 @@ from anypolicy.parts.kl import kl
 class LeaveOneOut:
     """A_i = R_i − mean of the group's other R_j, with R = r − kl_coef · Σ_t k1."""
 
-    min_group = 2
     kl_coef: float = 0.03
 
     @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef != 0
+    def needs(self) -> Needs:
+        return Needs(responses=2, reference=self.kl_coef != 0)
 
     def __call__(self, batch: Batch) -> Float[Tensor, " trajectories"]:
         reward = batch.reward

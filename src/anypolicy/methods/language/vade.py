@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.runs.seeds import numpy_generator
@@ -92,6 +93,7 @@ class ThompsonOrder:
 class ThompsonSampler:
     """Thompson sampling of the information gain; `fast` forgets visited prompts, `slow` the others."""
 
+    needs = Needs()
     fast: float = 0.2
     slow: float = 0.999
     gain: Gain = "p(1-p)^2"

@@ -34,6 +34,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.pairs import MakePairs, PairLoss
 from anypolicy.loops.recipe import Choice, GroupRecipe, World
 from anypolicy.loops.recorded import RecordedReward, recorded, recorded_group
@@ -86,7 +87,7 @@ class AgainstDissatisfaction:
     """The recorded response with the lowest score, scored 0, and `group_size` − 1 fresh samples, scored 1, which are
     trained under the plain prompt though they were sampled in view of the feedback (`guided`)."""
 
-    unknown_behaviour = True
+    needs, gives = Needs(), Gives(behaviour=False)
     group_size: int = 2
     guided: bool = True
 
@@ -141,8 +142,8 @@ class AgainstDissatisfaction:
 class FixedNegativePairs:
     """Every fresh response with the fixed one, unless they are equal."""
 
-    max_rounds, min_group = 1, 2
-    needs_advantage = False
+    needs = Needs(advantage=False, responses=2)
+    max_rounds = 1
 
     def __call__(self, batch: Batch, target: int) -> Choice:
         choice = MakePairs("all")(batch, target)

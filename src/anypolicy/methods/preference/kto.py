@@ -20,6 +20,7 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.pairs import behaviour_metrics, check_positive, responses
 from anypolicy.loops.recipe import GroupRecipe, LossTerms
 from anypolicy.loops.recorded import RecordedReward, RecordedRollout
@@ -40,9 +41,7 @@ def mismatched(batch: Batch) -> Batch:
 class KahnemanTversky:
     """Mean over the responses of λ (1 − σ(±β(u − ρ))), + for good and − for bad ones."""
 
-    needs_reference = whole_responses = any_behaviour = plain_temperature = True
-    needs_entropy = False
-    min_group, min_prompts = 1, 2
+    needs = Needs(reference=True, prompts=2, behaviour=False, sampling_temperature=False, whole_responses=True)
     beta: float = 0.1
     weight_desirable: float = 1.0
     weight_undesirable: float = 1.0
@@ -53,7 +52,7 @@ class KahnemanTversky:
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         rows = torch.isin(batch.trajectory, batch.trajectory[batch.mask.any(1)])
-        return rows & (len(torch.unique(batch.context_index[rows])) >= self.min_prompts)
+        return rows & (len(torch.unique(batch.context_index[rows])) >= self.needs.prompts)
 
     def baseline(self, batch: Batch, policy: Callable[[Batch], Tensor], reference: Callable[[Batch], Tensor]) -> float:
         """ρ of the optimiser batch."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.pairs import Pair, PairLoss, check_positive, preferences
 from anypolicy.loops.recipe import Choice, GroupRecipe
 from anypolicy.loops.recorded import RecordedReward
@@ -39,8 +40,8 @@ ONE_VERDICT = (
 class StepPairs:
     """Pairs of steps, the first `most` of a path; every path counts the same."""
 
-    max_rounds, min_group = 1, 2
-    needs_advantage = False
+    needs = Needs(advantage=False, responses=2)
+    max_rounds = 1
     pairing: Pairing = "best_worst"
     most: int = 8
 

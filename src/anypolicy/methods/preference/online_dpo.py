@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.pairs import MakePairs, PairLoss
 from anypolicy.loops.recipe import GroupRecipe, Loss, Reward, World
 from anypolicy.loops.stages import GroupRollout, VerifierReward
@@ -32,8 +33,8 @@ class EndPenalty:
     amount: float
 
     @property
-    def needs_labels(self) -> bool:
-        return self.reward.needs_labels
+    def needs(self) -> Needs:
+        return self.reward.needs
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         self.reward(world, groups)

@@ -31,6 +31,7 @@ from torch.nn.functional import logsigmoid
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.pairs import check_positive
 from anypolicy.loops.recipe import GroupRecipe, LossTerms
 from anypolicy.loops.recorded import RecordedReward
@@ -102,9 +103,10 @@ def corrected(batch: Batch) -> Bool[Tensor, "rows tokens"]:
 class RevisionLoss:
     """c_s L1 + c_a L2 + γ_img (c_s L3 + c_a L4) + γ_anc L_anc, mean over the items of the whole optimiser batch."""
 
-    needs_reference = needs_kinds = whole_groups = whole_responses = any_behaviour = plain_temperature = True
-    needs_entropy = False
-    min_group = 3
+    needs = Needs(
+        reference=True, kinds=True, responses=3, behaviour=False, sampling_temperature=False, whole_groups=True,
+        whole_responses=True,
+    )  # fmt: skip
     beta: float = 0.1
     reference_coef: float = 1.0
     revision_coef: float = 1.0

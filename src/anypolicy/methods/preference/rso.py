@@ -30,6 +30,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.pairs import MakePairs, Objective, Pair, PairLoss, check_positive, contents
 from anypolicy.loops.recipe import Choice, GroupRecipe, World
 from anypolicy.loops.stages import group_of
@@ -63,7 +64,7 @@ class Hinge:
 class ReferenceRollout:
     """`group_size` responses of the reference policy to every prompt."""
 
-    needs_reference = True
+    needs, gives = Needs(reference=True), Gives()
     group_size: int = 64
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
@@ -90,8 +91,8 @@ class RejectionPairs:
     """Of every group up to `accepted` responses by rejection sampling, the others are dropped; and pairs among those
     that are left, in an order drawn anew."""
 
-    max_rounds, min_group = 1, 2
-    needs_advantage = False
+    needs = Needs(advantage=False, responses=2)
+    max_rounds = 1
     beta: float = 0.5
     accepted: int = 8
     pairing: Pairing = "first_round"

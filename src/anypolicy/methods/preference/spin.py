@@ -18,6 +18,7 @@ import torch
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group, Prompt
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.pairs import MakePairs, PairLoss
 from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.loops.recorded import RecordedReward, recorded_group
@@ -32,7 +33,7 @@ from anypolicy.tasks.base import Task
 class AgainstOwn:
     """The reference response of a prompt, scored 1, and `group_size` − 1 samples, scored 0."""
 
-    unknown_behaviour = True
+    needs, gives = Needs(), Gives(behaviour=False)
     group_size: int = 2
 
     def check_task(self, task: Task) -> None:

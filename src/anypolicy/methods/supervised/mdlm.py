@@ -24,6 +24,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Segment
 from anypolicy.errors import InputError
 from anypolicy.loops.elbo import denoiser, elbo_samples
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.recipe import GroupRecipe, LossTerms, Optimiser, World
 from anypolicy.loops.targets import reference_target, target_of
 from anypolicy.methods.supervised.sft import ReferenceRollout, sft
@@ -37,7 +38,7 @@ class FilledRollout:
     """The reference response of every prompt, filled up with the stop token to the response limit."""
 
     group_size = 0
-    gives_targets = reaches_limit = True
+    needs, gives = Needs(), Gives(targets=True, reaches_limit=True)
 
     def check_task(self, task: Task) -> None:
         ReferenceRollout().check_task(task)
@@ -80,8 +81,7 @@ class EvidenceLoss:
 
     samples: int = 1
     draw: MaskDraw = "count"
-    needs_entropy = needs_reference = False
-    needs_targets = True
+    needs = Needs(targets=True, responses=0)
 
     def __post_init__(self) -> None:
         if self.samples < 1:

@@ -19,6 +19,7 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import GroupRecipe, LossTerms
 from anypolicy.loops.targets import reduce_targets, target_of
 from anypolicy.methods.supervised.sft import sft
@@ -70,10 +71,7 @@ class OneTokenLoss:
     beta: float = -0.1
     exact: bool = False
     aggregation: Mode = "seq-mean-token-mean"
-    needs_entropy = False
-    needs_reference = False
-    needs_targets = True
-    needs_logits = True
+    needs = Needs(targets=True, logits=True, responses=0)
 
     def __post_init__(self) -> None:
         if self.samples < 1:

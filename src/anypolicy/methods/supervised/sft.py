@@ -18,6 +18,7 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.recipe import GroupRecipe, LossTerms, Optimiser, World
 from anypolicy.loops.stages import KeepAll, UniformSampler
 from anypolicy.loops.targets import reduce_targets, reference_target, target_of
@@ -31,7 +32,7 @@ class ReferenceRollout:
     """The reference response of every prompt, as a target; nothing is sampled."""
 
     group_size = 0
-    gives_targets = True
+    needs, gives = Needs(), Gives(targets=True)
 
     def check_task(self, task: Task) -> None:
         for prompt in task.train:
@@ -46,8 +47,7 @@ class ReferenceRollout:
 class NoReward:
     """Nothing to score. It lets the rollout see labels: a reference response is one."""
 
-    needs_labels, needs_verifier = True, False
-    min_group = max_group = 0
+    needs = Needs(labels=True, responses=0, most_responses=0)
 
     def __call__(self, world: World, groups: list[Group]) -> None:
         """Targets have no reward."""
@@ -57,7 +57,7 @@ class NoReward:
 class NoAdvantage:
     """Nothing to compare."""
 
-    min_group = max_group = 0
+    needs = Needs(responses=0, most_responses=0)
 
     def __call__(self, batch: Batch) -> Float[Tensor, " trajectories"]:
         return torch.zeros_like(batch.reward)
@@ -68,9 +68,7 @@ class NegativeLogLikelihood:
     """reduce(−log π) over the target tokens."""
 
     aggregation: Mode = "token-mean"
-    needs_entropy = False
-    needs_reference = False
-    needs_targets = True
+    needs = Needs(targets=True, responses=0)
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         return target_of(batch).any(1) & (batch.weight != 0)
