@@ -18,7 +18,7 @@ from anypolicy.runs.seeds import numpy_generator
 from anypolicy.tasks.one_sided import load
 
 CLAIM = "a penalty of T^¼ cuts the rounds in which auditors object to a quarter, with errors still below 0.35 (arXiv 2206.04475)"
-SEEDS = 5
+SEEDS = 10
 ARMS = ("free", "penalised", "free-8", "penalised-8", "free-32", "penalised-32", "hedge")
 CURVE = "share of rounds with a report so far"
 CURVE_ARMS = ("free", "penalised")
@@ -58,4 +58,10 @@ AMENDMENTS = (
               "a ratio varies about a geometric mean, and a t interval of few shares decides too often"),
     Amendment("a penalty without effect refutes", "2026-12-01", "after a look",
               "it is the rule by which the claim is refuted, and no check had it"),
+    Amendment(
+        "ten seeds instead of five",
+        "2026-12-01",
+        "after a look",
+        "an error rate is a share, which needs ten",
+    ),
 )  # fmt: skip

@@ -23,7 +23,7 @@ CLAIM = (
     "IPO, the start, no baseline; CoPG's is below 0.0001 after 200, and after 300 still at the optimum, where no rival is "
     "below it and the value baseline is above 0.01 again (arXiv 2406.19185)"
 )
-SEEDS = 5
+SEEDS = 10
 CURVE = "regret"
 ARMS = ("copg", "pg-value", "ipo", "pg-zero")
 EPOCHS, PAIRS, SIZE, BETA = 300, 10_000, 512, 0.5
@@ -124,4 +124,10 @@ AMENDMENTS = (
               "they ask for a direction, as those with other arms do"),
     Amendment("the sentence tells the epochs apart", "2026-12-01", "after a look",
               "every core check is a statement of the sentence, and every statement a core check"),
+    Amendment(
+        "ten seeds instead of five",
+        "2026-12-01",
+        "after a look",
+        "the number that stood there before its first evidence",
+    ),
 )  # fmt: skip

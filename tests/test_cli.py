@@ -127,12 +127,12 @@ def test_reproduce_prints_the_verdict(here, capsys):
     (here / "claims").mkdir()
     (here / "claims" / "thing.py").write_text(
         "from anypolicy.evidence.checks import Check\n"
-        "CLAIM, SEEDS, ARMS = 'one is above zero', 2, ('a',)\n"
-        "def run(arm, seed): return {'x': 1.0}\n"
+        "CLAIM, SEEDS, ARMS = 'one is above zero', 5, ('a',)\n"
+        "def run(arm, seed): return {'x': 1.0 + seed}\n"
         "CHECKS = [Check('x', '> 0', lambda r: r['a']['x'], above=0.0)]\n"
     )
     assert main(["reproduce", "thing", "--trust"]) == 0
-    assert "confirmed over 2 seeds" in capsys.readouterr().out
+    assert "confirmed over 5 seeds" in capsys.readouterr().out
     assert (here / "docs" / "evidence" / "thing.json").exists()
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -106,9 +107,11 @@ def run_claim(
     """Run what is missing, judge, and write <slug>.json and <slug>.svg into `out`. Finished runs are kept there in a
     hidden file, so a claim that was killed goes on where it was; a claim whose file or sources changed starts anew.
     With `keep` the runs of <slug>.json stand, whatever made them: seeds they lack are run, and the checks of today
-    judge all. A file that the user has not run before is refused without `trust`."""
+    judge all. A file that the user has not run before is refused without `trust`, which lets it load the claims
+    beside it, too."""
     if trust:
-        allow({"claim": path})
+        for file in (path, *path.parent.glob("*.py")):
+            allow({"claim": file})
     module, slug = load(path), path.stem.replace("_", "-")
     out.mkdir(parents=True, exist_ok=True)
     before = recorded(out / f"{slug}.json", module) if keep else Recorded([], [])
@@ -200,7 +203,7 @@ def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Result
     value: dict[str, Any] = {**asdict(verdict), "provenance": made, "runs": runs}
     for check, judged in zip(value["checks"], verdict.checks, strict=True):
         check["measured"] = judged.measured._asdict()
-    write_text(out / f"{verdict.slug}.json", json_text(value, indent=1))
+    write_text(out / f"{verdict.slug}.json", on_one_line(json_text(value, indent=1)))
     curves: list[Curve] = []
     for arm in getattr(module, "CURVE_ARMS", module.ARMS):
         if all("curve" in results[arm] for results in by_seed):
@@ -208,6 +211,12 @@ def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Result
             curves.append(Curve(arm, lines[0][:, 0].astype(int).tolist(), [x[:, 1].tolist() for x in lines]))
     if curves:
         save_curves(out / f"{verdict.slug}.svg", curves, y=getattr(module, "CURVE", "value"))
+
+
+def on_one_line(text: str) -> str:
+    """JSON with every list of plain numbers on a line of its own."""
+    number = r"-?[\d.eE+-]+"
+    return re.sub(rf"\[\s+({number}(?:,\s+{number})*)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
 
 
 def table(folder: Path) -> str:
