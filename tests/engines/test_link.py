@@ -364,6 +364,20 @@ def test_an_actor_that_has_ended_ends_the_run_with_what_was_learnt(sent, match):
     assert looked == ([1] if sent else [])
 
 
+def test_an_actor_that_ends_before_it_sends_is_noticed_within_seconds(monkeypatch):
+    p = plan("serl", ControlSettings("wall", trackers=()), KNOBS)
+    world, waited = World(p), []
+    end = learner_end(p, world)
+    monkeypatch.setattr(end, "wait", waited.append)
+    try:
+        with pytest.raises(InputError, match="before it sent anything"):
+            learn(p, world, end, 100, Pace(), 1000.0, lambda i: {}, lambda: len(waited) < 3)
+    finally:
+        end.close()
+        world.environments.close()
+    assert waited == [1.0] * 3
+
+
 def test_what_ends_an_actor_is_one_line():
     p = plan("serl", ControlSettings("wall", trackers=()), KNOBS)
     end = LearnerEnd(p.written() | {"seed": 5}, (1, 1))
