@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -177,8 +178,10 @@ def learn(
 
     end.publish(0, weights_of(world.learner))
     while steps < max(loop.warmup, 1):
-        before = steps
-        end.wait(patience)
+        before, until = steps, time.monotonic() + patience
+        while steps == before and acting() and time.monotonic() < until:
+            end.wait(min(patience, 1.0))
+            store()
         store()
         if steps == before and not acting():
             raise InputError(

@@ -108,3 +108,41 @@ def test_a_ledger_that_is_no_file_is_not_read(tmp_path, name):
         (run.path / name).symlink_to("/dev/zero")
         with pytest.raises(InputError, match="no ordinary file"):
             run.truncate_to(Position(0, 0))
+
+
+@pytest.mark.parametrize("lock", [True, False])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "groups.jsonl", "timing.jsonl", ".lock", "checkpoints", "checkpoints/000001", "samples",
+             "policy", "reward-model", "tensorboard"],
+)  # fmt: skip
+def test_a_run_whose_parts_are_links_writes_nowhere_else(tmp_path, name, lock):
+    """Where somebody hands us a folder, going on with it must not change another run."""
+    (other := tmp_path / "other").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").write_text("{}")
+    link = tmp_path / "run" / name
+    if link.is_dir():
+        link.rmdir()
+    for target in (other, tmp_path / "not there"):
+        link.symlink_to(target)
+        with pytest.raises(InputError, match="it is a link"):
+            RunDirectory.open(tmp_path / "run", lock=lock)
+        link.unlink()
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "run")
+    with RunDirectory.open(tmp_path / "elsewhere", lock=lock) as run:
+        assert run.read() == []
+    assert not list(other.iterdir()) and not (tmp_path / "not there").exists()
+
+
+@pytest.mark.parametrize("name", [".writing-x", ".old-kept", ".old-gone"])
+def test_leftovers_that_are_links_or_files_are_swept(tmp_path, name):
+    (other := tmp_path / "other").mkdir()
+    (other / "file").write_text("mine")
+    (run := tmp_path / "run").mkdir()
+    (run / "recipe.yaml").write_text("{}")
+    (run / "kept").write_text("kept")
+    for make in (lambda path: path.symlink_to(other), lambda path: path.write_text("x")):
+        make(run / name)
+        RunDirectory.open(run).__exit__(None, None, None)
+        assert not (run / name).exists() and not [p for p in run.iterdir() if p.is_symlink()]
+        assert (other / "file").read_text() == "mine" and (run / "kept").read_text() == "kept"

@@ -35,6 +35,11 @@ REFUSED = [
     ({"chosen": [U, TWO, THREE], "rejected": [U, TWO, TWO]}, "ends with the assistant's message"),
     ({"prompt": [U, TWO], "chosen": "4", "rejected": "5"}, "ends with the assistant's message"),
     ({"prompt": [1, 2], "chosen": [U, TWO], "rejected": [U, THREE]}, "'chosen' is not the prompt"),
+    ({"chosen": [U, TWO | {"tool_calls": [{"name": "f"}]}], "rejected": [U, THREE]}, "assistant has tool_calls"),
+    ({"chosen": [U, TWO], "rejected": [U, THREE | {"images": ["a.png"]}]}, "assistant has images"),
+    ({"prompt": "a", "chosen": "2", "rejected": "3", "tools": [{"name": "f"}]}, "'tools' is not given"),
+    ({"prompt": "a", "chosen": "2", "rejected": "3", "margin": 1e19}, "'margin' is 1e\\+19"),
+    ({"prompt": "a", "chosen": "2", "rejected": "3", "margin": 10**400}, "line 2|308 digits"),
 ]
 
 
@@ -68,6 +73,11 @@ def test_ways_to_write_one_pair(tmp_path, row):
         ({"prompt": "what is 1+2?", "completion": [U, TWO], "label": True}, "'completion' is not the prompt"),
         ({"prompt": "what is 1+1?", "completion": [TWO, AND], "label": True}, "ends with a message of the user"),
         ({"prompt": [U, TWO], "completion": "3", "label": False}, "ends with the assistant's message"),
+        ({"completion": [U, TWO | {"reasoning_content": "1 and 1"}], "label": False}, "has reasoning_content"),
+        ({"prompt": "a", "completion": "3", "label": False, "tools": [{"name": "f"}]}, "'tools' is not given"),
+        ({"prompt": "a", "completion": "3", "label": "false"}, "'label' is 'false'"),
+        ({"prompt": "a", "completion": "3", "label": 2}, "'label' is 2"),
+        ({"prompt": "a", "completion": "3", "label": None}, "'label' is None"),
     ],
 )
 def test_labelled_conversations(tmp_path, row, why):
@@ -84,6 +94,8 @@ def test_labelled_conversations(tmp_path, row, why):
         ({"messages": [U, TWO], "response": "3"}, "not what 'messages' ends with"),
         ({"prompt": [U, TWO], "response": "3"}, "ends with the assistant's message"),
         ({"messages": [U, TWO, THREE]}, "ends with the assistant's message"),
+        ({"messages": [U, TWO | {"tool_calls": [{"name": "f"}]}]}, "assistant has tool_calls"),
+        ({"messages": [U, TWO], "tools": [{"name": "f"}]}, "'tools' is not given"),
     ],
 )
 def test_prompts_and_references_of_messages(tmp_path, row, why):
@@ -94,6 +106,14 @@ def test_prompts_and_references_of_messages(tmp_path, row, why):
     with pytest.raises(InputError, match=why) as error:
         load_task(write(tmp_path / "x.jsonl", *good, row))
     assert error.value.value == "line 3"
+
+
+def test_what_a_logged_message_says_beside_its_content_is_refused(tmp_path):
+    asked = {"conversation": [U, TWO, {"role": "user", "content": "wrong", "satisfied": False}]}
+    shown = {"conversation": [U | {"images": ["a.png"]}, TWO]}
+    assert load_task(write(tmp_path / "good.jsonl", asked, asked | {"conversation": [V, *asked["conversation"][1:]]}))
+    with pytest.raises(InputError, match="user has images"):
+        load_task(write(tmp_path / "x.jsonl", asked, shown))
 
 
 def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path):

@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple, flatten, flatten_space
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 from anypolicy.data.replay import Replay
@@ -180,6 +180,75 @@ def test_vectors_are_taken_as_they_stand_and_another_box_of_actions_is_refused(s
     gymnasium.registry.pop("Showing-v0")
     [e] = load_demonstrations(name, showing(SPACES["by name"], acts))
     assert e.observation.flatten().tolist() == list(range(15))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+def test_vectors_in_another_order_are_refused(kind, showing, tmp_path, monkeypatch):
+    """Gymnasium's own flattening keeps the order of the space, and channels first."""
+    space = (
+        SPACES["channels first"]
+        if kind is np.uint8
+        else Dict(a=Box(-1, 1, (3,)), eye=Box(0, 255, (16, 20, 3), np.uint8))
+    )
+    theirs, acts = flatten_space(space), Box(-1, 1, (1,), np.float32)
+    space.seed(0)
+    seen = np.stack([flatten(space, space.sample()) for _ in range(3)])
+    name = dataset(tmp_path, monkeypatch, theirs, acts, seen, np.ones((2, 1), np.float32))
+    assert theirs.dtype == kind and Layout(space).box.shape == theirs.shape
+    with pytest.raises(InputError, match="its observations are Box"):
+        load_demonstrations(name, showing(space, acts))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("observations", np.zeros((2, 5)), "observations are float32 of the shape"),
+        ("observations", np.zeros((4, 5)), "observations are float32 of the shape"),
+        ("actions", np.zeros((1, 2)), "actions are float64 of the shape"), ("actions", None, "'actions' doesn't exist"),
+        ("rewards", np.zeros(3), "of the shape"), ("rewards", np.zeros((2, 1)), "rewards are float64 of the shape"),
+        ("rewards", np.full(2, 1j), "rewards are complex128"), ("rewards", [b"a", b"b"], "rewards are object"),
+        ("terminations", np.zeros(1, bool), "terminations are bool of the shape"),
+        ("truncations", np.full(2, 0.5), "a flag is 0 or 1"), (None, None, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_damaged_episodes_of_minari_are_one_error(field, value, match, showing, tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    space, acts = Box(-9, 9, (5,), np.float32), Box(-1, 1, (1,), np.float32)
+    name = dataset(tmp_path, monkeypatch, space, acts, np.zeros((3, 5), np.float32), np.zeros((2, 1)))
+    task, file = showing(space, acts), tmp_path / name / "data" / "main_data.hdf5"
+    assert len(load_demonstrations(name, task)) == 1
+    if field is None:
+        file.write_bytes(file.read_bytes()[:-500])
+    else:
+        with h5py.File(file, "r+") as data:
+            del data["episode_0"][field]
+            if value is not None:
+                data["episode_0"][field] = value
+    with pytest.raises(InputError, match=match):
+        load_demonstrations(name, task)
+
+
+def test_an_episode_of_no_step_is_refused(showing, tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    space, acts = Box(-9, 9, (5,), np.float32), Box(-1, 1, (1,), np.float32)
+    name = dataset(tmp_path, monkeypatch, space, acts, np.zeros((3, 5), np.float32), np.zeros((2, 1)))
+    with h5py.File(tmp_path / name / "data" / "main_data.hdf5", "r+") as data:
+        for field in ("observations", "actions", "rewards", "terminations", "truncations"):
+            kept = data["episode_0"][field][: field == "observations"]
+            del data["episode_0"][field]
+            data["episode_0"][field] = kept
+    with pytest.raises(InputError, match="episode 0 has no step"):
+        load_demonstrations(name, showing(space, acts))
+
+
+def test_a_bound_of_the_actions_that_is_known_is_the_tasks(showing, tmp_path, monkeypatch):
+    space, half = Box(-9, 9, (5,), np.float32), Box(np.float32([-np.inf, -1]), np.float32([np.inf, 1]))
+    name = dataset(tmp_path, monkeypatch, space, half, np.zeros((3, 5), np.float32), np.ones((2, 2), np.float32))
+    with pytest.raises(InputError, match="its actions are Box"):
+        load_demonstrations(name, showing(space, Box(-2, 2, (2,), np.float32)))
+    gymnasium.registry.pop("Showing-v0")
+    [e] = load_demonstrations(name, showing(space, Box(-1, 1, (2,), np.float32)))
+    assert e.action.flatten().tolist() == [1] * 4
 
 
 def npz(path, **changed):

@@ -27,6 +27,10 @@ LOGGED = ("metrics.jsonl", "groups.jsonl")
 """What a checkpoint counts on: the ledger, and the groups of every step where the run keeps them."""
 
 
+KEPT = (*LOGGED, "timing.jsonl", ".lock", "checkpoints", "samples", "policy", "reward-model", "tensorboard")
+"""What a run writes beside its recipe. A folder that somebody hands us must not lead this elsewhere by links."""
+
+
 class Fingerprint(TypedDict):
     """Lines of a file."""
 
@@ -40,6 +44,10 @@ class RunDirectory:
 
     def __init__(self, path: Path, *, lock: bool = True, new: bool = False):
         self.path, self.new = path, new
+        for own in (*(path / name for name in KEPT), *(path / "checkpoints").glob("*")):
+            if own.is_symlink():
+                raise InputError("run", str(own), "it is a link: what a run writes and removes lies in its own folder, "
+                                 "so put the files themselves there (all of the run may lie elsewhere)")  # fmt: skip
         self._lock: int | None = None
         if not lock:
             return

@@ -71,10 +71,11 @@ def drive(
             kept, saved = at.step, time.monotonic()
 
         def pause(at: Position) -> None:
-            if wish.number or (s.minutes and time.monotonic() - saved >= 60 * s.minutes):
+            number = wish.number  # a signal may come after this: it waits for the next pause, which keeps a checkpoint
+            if number or (s.minutes and time.monotonic() - saved >= 60 * s.minutes):
                 keep(at)
-            if wish.number:
-                raise Stopped(wish.number, run.goes_on())
+            if number:
+                raise Stopped(number, run.goes_on())
 
         def evaluated(step: int) -> None:
             bar.note("evaluating")
@@ -90,9 +91,9 @@ def drive(
                 pause(at)
                 if at.step == 0 or last or s.due(at.step, s.eval_every):
                     evaluated(at.step)
+                pause(at)
                 if last:
                     return
-                pause(at)
             tick, before, end = time.monotonic(), at, max(s.after(at.began), at.step)
             row = learn(end - before.step, lambda made, b=before: pause(Position(b.step + made, b.began)))
             log(row := {"step": before.began, **row})

@@ -113,8 +113,8 @@ def sweep(folder: Path) -> None:
     """Put back or remove what a killed writer left behind."""
     for old in folder.glob(OLD + "*"):
         target = folder / old.name.removeprefix(OLD)
-        if target.exists():
-            shutil.rmtree(old)
+        if target.exists() or old.is_symlink():
+            remove(old)
         else:
             os.replace(old, target)
     for leftover in folder.glob(PREFIX + "*"):
@@ -130,5 +130,5 @@ def sweep_old(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file or a folder."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """A file, a link or a folder."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.tasks.lines import json_lines
-from anypolicy.tasks.preferences import message, name_of
+from anypolicy.tasks.preferences import check_spoken, message, name_of
 from anypolicy.tasks.recorded import RecordedTask, parted, record
 from anypolicy.tasks.shown import FIELDS
 
@@ -43,6 +43,7 @@ def turns(path: str, where: str, given: Any) -> Turns:
     if not isinstance(given, list) or not given or not all(message(m) for m in given):
         raise InputError(path, where, "'conversation' must be a list of messages with role and content")
     for i, m in enumerate(given):
+        check_spoken(path, f"{where}, message {i}", m)
         mark = m.get("satisfied")
         if mark is None:
             continue

@@ -145,6 +145,14 @@ class Layout:
         """Observations of which every part is stacked, as rows."""
         return np.concatenate([p.numbers(p.of(observations)) for p in self.parts], 1)
 
+    def writes(self, space: Box) -> bool:
+        """Whether vectors of a space are those that this layout makes, and not the same numbers in another order: where
+        observations have parts, bounds and type are those that we record them with."""
+        if space.shape != self.box.shape:
+            return False
+        same = np.allclose(space.low, self.box.low) and np.allclose(space.high, self.box.high)
+        return self.vector or (same and space.dtype == self.box.dtype)
+
     def fits(self, space: gymnasium.Space[Any]) -> bool:
         """Whether the observations of another space have the same parts."""
         theirs = {p.path: p for p in leaves(space)}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
 from typing import Any
 
 from anypolicy.data.preferences import Preference
-from anypolicy.data.records import Prompt
+from anypolicy.data.records import LARGEST, Prompt, said_beside
 from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.lines import json_lines
@@ -37,8 +36,8 @@ def read(path: str, where: str, row: dict[str, Any]) -> Preference:
     if chosen == rejected:
         raise InputError(path, where, "chosen and rejected are the same: remove the line")
     margin = row.get("margin")
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float) or not finite(margin)):
-        raise InputError(path, where, f"'margin' is {margin!r}: write a finite number or leave it out")
+    if margin is not None and (type(margin) not in (int, float) or not abs(margin) <= LARGEST):
+        raise InputError(path, where, f"'margin' is {margin!r}: write a number of at most {LARGEST:g} or leave it out")
     return Preference(asked, chosen, rejected, None if margin is None else float(margin))
 
 
@@ -46,6 +45,7 @@ def prompt(path: str, where: str, row: dict[str, Any], *responses: str) -> Promp
     """The prompt and what it shows (`image` or `images`, paths relative to the file), named after its own content.
     Where the fields `responses` hold conversations, what stands before their last message is the prompt; beside a
     `prompt` of its own they repeat it or leave it out."""
+    check_rendering(path, where, row)
     given = row.get("prompt")
     before = {name: history(path, where, name, row[name]) for name in responses if isinstance(row.get(name), list)}
     if given is None and before:
@@ -99,11 +99,27 @@ def check_turn(path: str, where: str, asked: list[dict[str, Any]]) -> None:
                          "cannot go on with one, so end the prompt with the user's message")  # fmt: skip
 
 
+def check_spoken(path: str, where: str, m: dict[str, Any]) -> None:
+    """Refuse a message that says something beside its content, where only that is read."""
+    if more := said_beside(m):
+        raise InputError(path, where, f"a message of the {m['role']} has {', '.join(more)}: only its content is read, "
+                         "so write it there or remove it")  # fmt: skip
+
+
+def check_rendering(path: str, where: str, row: dict[str, Any]) -> None:
+    """Refuse a row that says how its messages are rendered: they are given to the chat template alone."""
+    for name in ("tools", "chat_template_kwargs"):
+        if row.get(name) not in (None, "", [], {}):
+            raise InputError(path, where, f"{name!r} is not given to the chat template: write it into the system "
+                             "message, or remove it")  # fmt: skip
+
+
 def response(path: str, where: str, name: str, row: dict[str, Any]) -> str:
     """The text of a response, or of the last message of a conversation."""
     given = row.get(name)
     if isinstance(given, list):
         history(path, where, name, given)
+        check_spoken(path, where, given[-1])
         given = given[-1]["content"]
     if not isinstance(given, str) or not given:
         raise InputError(path, where, f"{name!r} is {given!r}: write the text of a response", choices=row)
@@ -112,7 +128,3 @@ def response(path: str, where: str, name: str, row: dict[str, Any]) -> str:
 
 def message(m: Any) -> bool:
     return isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-
-
-def finite(x: float) -> bool:
-    return math.isfinite(x)

@@ -16,7 +16,7 @@ from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.base import Score
 from anypolicy.tasks.lines import json_lines
-from anypolicy.tasks.preferences import check_turn
+from anypolicy.tasks.preferences import check_rendering, check_spoken, check_turn
 from anypolicy.tasks.shown import FIELDS, of_row
 from anypolicy.tasks.split import split
 from anypolicy.tasks.verifiers import check_golds, check_verifier, verify
@@ -81,6 +81,7 @@ class PromptTask:
         for field in self.needed:
             if not has(row, field):
                 raise InputError(self.name, where, f"it has no {field!r} (fields: {', '.join(row)})", choices=row)
+        check_rendering(self.name, where, row)
         messages = self.messages(where, prompt, row[prompt])
         label = self.label(where, answer, row[answer], kind) if self.verifies else None
         media, digests = of_row(self.name, where, row, self.folder)
@@ -168,6 +169,7 @@ def conversation(name: str, where: str, row: dict[str, Any], prompt: str, refere
         return row
     if has(row, reference) and row[reference] != last.get("content"):
         raise InputError(name, where, f"{reference!r} is not what 'messages' ends with: keep one of the two")
+    check_spoken(name, where, last)
     rest = {k: v for k, v in row.items() if k != "messages"}
     return rest | {prompt: messages[:-1], reference: last.get("content")}
 

@@ -3,12 +3,11 @@ and the stream of scored groups that a run has written. All become prompts with 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from anypolicy.data.preferences import Preference
-from anypolicy.data.records import Prompt, Tokens
+from anypolicy.data.records import LARGEST, Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.base import Score
@@ -109,7 +108,9 @@ def group(path: str, where: str, row: dict[str, Any]) -> Prompt:
         raise InputError(path, where, "'responses' must be lists of token ids, none of them empty")
     known: list[float] = [float(s) for s in scores if finite(s)] if isinstance(scores, list) else []
     if len(known) < len(answers) or len(scores or ()) != len(answers):
-        raise InputError(path, where, f"'scores' is {scores!r}: it must be {len(answers)} finite numbers")
+        raise InputError(
+            path, where, f"'scores' is {scores!r}: it must be {len(answers)} numbers of at most {LARGEST:g}"
+        )
     name = Prompt("group", tokens=tuple(context or ()))
     return record(name, where, answers, known, None, exact=True, step=row.get("step"))
 
@@ -139,5 +140,5 @@ def ids(x: Any) -> bool:
 
 
 def finite(x: Any) -> bool:
-    """Whether it is a finite number."""
-    return type(x) in (int, float) and math.isfinite(x)
+    """Whether it is a number that a score can be."""
+    return type(x) in (int, float) and abs(x) <= LARGEST
