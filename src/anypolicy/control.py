@@ -42,7 +42,7 @@ from anypolicy.loops.seeds import SeedsLoop
 from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
-from anypolicy.runs.files import disk_errors
+from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.recipes import checkpoint_of, keep, made_checkpoint, put_back, recipe_of, rewind, settings_from
@@ -393,6 +393,8 @@ def record(path: str | Path, *, episodes: int, out: str, explore: bool = False, 
         raise InputError("episodes", episodes, "use at least 1")
     if not out.startswith("minari:") and not out.endswith(".safetensors"):
         raise InputError("out", out, "name a .safetensors file, or minari:NAME")
+    if out.endswith(".safetensors"):
+        make_place(Path(out))
     with RunDirectory.open(path, lock=False) as run:
         p, learner = trained(run, trust=trust)
         task, seed = p.task.one_by_one(), p.settings.seed

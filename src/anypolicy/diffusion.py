@@ -24,7 +24,7 @@ from anypolicy.policies.image_models import PipelineModel, load_model
 from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
-from anypolicy.runs.files import write_bytes
+from anypolicy.runs.files import disk_errors, write_bytes
 from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import choose_threads
 from anypolicy.runs.recipes import checkpoint_of, keep, made_checkpoint, put_back, recipe_of, rewind, settings_from
@@ -279,7 +279,8 @@ def picture(task: PictureTask, samples: Tensor) -> bytes:
 
 def write_png(run: Path, name: str, png: bytes) -> None:
     """samples/NAME.png"""
-    (run / "samples").mkdir(exist_ok=True)
+    with disk_errors(run / "samples"):
+        (run / "samples").mkdir(exist_ok=True)
     write_bytes(run / "samples" / f"{name}.png", png)
 
 

@@ -40,6 +40,7 @@ from anypolicy.policies.actors import CategoricalActor
 from anypolicy.progress import counting
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.files import make_place
 from anypolicy.runs.recipes import put_back
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.demonstrations import load_demonstrations
@@ -253,6 +254,7 @@ def inspect(
         raise InputError("seed" if data else "data", seed if data else data, "use 0 or more, and name a data set")
     if figure.suffix not in (".svg", ".png"):
         raise InputError("figure", str(figure), "name a .svg or .png file")
+    make_place(figure)
     known = known_of(data[0])
     name, ref, high = task or known.task, reference or known.reference, known.g_max if g_max is None else g_max
     if name is None:

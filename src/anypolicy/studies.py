@@ -16,6 +16,7 @@ from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Text, write_report
 from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.files import check_places
 from anypolicy.runs.notes import notes
 from anypolicy.runs.recipes import comparable, differences, made_checkpoint, put_back
 from anypolicy.runs.workers import in_workers
@@ -275,6 +276,9 @@ def compare(
         for seed in range(seeds)
         for arm in methods
     ]
+    check_places(folder, ("report.html", "curves.svg"), methods)
+    for _, _, place, *_ in jobs:
+        RunDirectory.check_usable(place)
     ledgers: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in methods}
     with counting(len(jobs), "compare", quiet=quiet) as tick:
         for arm, seed, rows in in_workers(one_run, jobs, workers):

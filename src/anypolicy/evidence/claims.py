@@ -29,7 +29,7 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.stats import Interval, mean_interval
 from anypolicy.progress import counting
-from anypolicy.runs.files import write_text
+from anypolicy.runs.files import check_places, disk_errors, write_text
 from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, load_module
 from anypolicy.runs.workers import in_workers
@@ -125,7 +125,9 @@ def run_claim(
     n = module.SEEDS if seeds is None else seeds
     if n < 2:
         raise InputError("seeds", n, "an interval needs at least 2")
-    out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    check_places(out, (f".{slug}.runs.json", f"{slug}.json", f"{slug}.svg"))
     key = hashlib.sha256(path.read_bytes() + __version__.encode()).hexdigest()
     cache = out / f".{slug}.runs.json"
     known = kept_runs(cache, key)

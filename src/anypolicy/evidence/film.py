@@ -11,7 +11,7 @@ import numpy as np
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Learner, parts_of
-from anypolicy.runs.files import disk_errors
+from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.environments import EnvironmentTask
 
@@ -23,6 +23,7 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
     """Write the first episode as .mp4 or .gif, every step of it a frame; the number of frames."""
     if path.suffix not in (".mp4", ".gif"):
         raise InputError("video", str(path), "name a .mp4 or .gif file")
+    make_place(path)
     for module in ("imageio", "imageio_ffmpeg") if path.suffix == ".mp4" else ("imageio",):
         if importlib.util.find_spec(module) is None:
             raise InputError("video", str(path), "install imageio: pip install 'anypolicy[control]'")
@@ -58,7 +59,6 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
         vector.close()
     rate = int(vector.envs[0].metadata.get("render_fps") or 30)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".mp4":
             imageio.imwrite(path, frames, fps=rate, macro_block_size=2)
         else:

@@ -19,12 +19,16 @@ import yaml
 from anypolicy.data.readers import parsed, yaml_value
 from anypolicy.errors import InputError
 from anypolicy.runs.checkpoint import Position, latest_checkpoint
-from anypolicy.runs.files import disk_errors, new_folder, sweep, sync, write_text
+from anypolicy.runs.files import check_places, disk_errors, new_folder, sweep, sync, write_text
 from anypolicy.runs.stop import Stopped
 from anypolicy.runs.strict_json import json_text
 
 LOGGED = ("metrics.jsonl", "groups.jsonl")
 """What a checkpoint counts on: the ledger, and the groups of every step where the run keeps them."""
+
+FILES = ("recipe.yaml", *LOGGED, "timing.jsonl", "report.html")
+FOLDERS = ("checkpoints", "samples", "policy", "reward-model", "tensorboard")
+"""What runs write."""
 
 
 class Fingerprint(TypedDict):
@@ -34,6 +38,13 @@ class Fingerprint(TypedDict):
     sha256: str
 
 
+def check_run(path: Path) -> None:
+    """Refuse a run in which something else stands where a file or a folder is written."""
+    check_places(path, FILES, FOLDERS)
+    samples = path / "samples"
+    check_places(samples, (f.name for f in samples.glob("*") if f.suffix in (".jsonl", ".png")))
+
+
 class RunDirectory:
     """An open run directory; one process at a time. The ledger holds only numbers that a resumed run repeats bit for
     bit; times stand apart in timing.jsonl."""
@@ -41,6 +52,7 @@ class RunDirectory:
     def __init__(self, path: Path, *, lock: bool = True, new: bool = False):
         self.path, self.new = path, new
         self._lock: int | None = None
+        check_run(path)
         if not lock:
             return
         with disk_errors(path):
@@ -74,6 +86,11 @@ class RunDirectory:
                 raise InputError("out", str(path), "it exists and is no run: choose an empty or new directory")
             if path.resolve() == Path.cwd():
                 raise InputError("out", str(path), "it is the working directory: choose another")
+
+    @classmethod
+    def check_usable(cls, path: Path) -> None:
+        """Refuse a place where neither a new run can be made nor one goes on."""
+        check_run(path) if isfile(path / "recipe.yaml") else cls.check_free(path)
 
     @classmethod
     def open(cls, path: str | Path, *, lock: bool = True) -> RunDirectory:
