@@ -1,7 +1,6 @@
 """The command line. Options are generated from the functions and the settings of the methods themselves."""
 
 import dataclasses
-import os
 import sys
 import typing
 import webbrowser
@@ -644,9 +643,6 @@ def open_page(path: Positional[Path]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 if it worked, 2 for input that cannot be used, 128 + n where signal n stopped it."""
-    if argv is None and "PYTHONHASHSEED" not in os.environ:
-        # some generated data sets follow the order of Python's sets of text: the same in every process, then
-        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONHASHSEED": "0"})
     args = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> None:
