@@ -1,6 +1,7 @@
 """The command line. Options are generated from the functions and the settings of the methods themselves."""
 
 import dataclasses
+import functools
 import sys
 import typing
 import webbrowser
@@ -13,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from anypolicy.ending import ended
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, outliving
 from anypolicy.runs.strict_json import json_text
 
 EXAMPLES = """Any policy learns by any published method.
@@ -646,9 +647,21 @@ def main(argv: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> None:
-        tyro.extras.subcommand_cli_from_dict(commands(args), prog="anypolicy", description=EXAMPLES, args=args)
+        known = {name: outlived(own) for name, own in commands(args).items()}
+        tyro.extras.subcommand_cli_from_dict(known, prog="anypolicy", description=EXAMPLES, args=args)
 
     return ended(args[0] if args else "", command)
+
+
+def outlived(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose end is its own: sys.exit in code that it runs is an error."""
+
+    @functools.wraps(command)
+    def run(*given: Any, **named: Any) -> Any:
+        with outliving("command"):
+            return command(*given, **named)
+
+    return run
 
 
 def commands(args: list[str]) -> dict[str, Callable[..., Any]]:

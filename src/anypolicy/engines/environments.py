@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from anypolicy.engines.guard import LARGEST, TOLD, EnvironmentFailed, check_bounds, guarded
 from anypolicy.engines.snapshots import put_back, snapshot
-from anypolicy.errors import InputError
+from anypolicy.errors import RAISED, InputError
 
 TOOK, PAID = "anypolicy: steps of the chunk", "anypolicy: rewards of the chunk, not discounted"
 """What `tasks.chunks` says in `info`, in words that no environment uses."""
@@ -88,7 +89,7 @@ class Environments:
             return what()
         except InputError as error:
             raise self.fault(error.field, error.value, error.allowed) from error
-        except Exception as error:
+        except RAISED as error:
             raise self.fault("environment", f"{type(error).__name__}: {error}", "it must not raise") from error
 
     def fault(self, field: str, value: object, allowed: str) -> EnvironmentFailed:
@@ -217,7 +218,7 @@ class Environments:
         try:
             for env, saved in zip(self.vector.envs, state["environments"], strict=True):  # type: ignore[attr-defined]
                 put_back(env, saved)
-        except Exception:
+        except RAISED:
             self.current = self.seen(self.asked(lambda: self.vector.reset(seed=self.seed))[0])
             return False
         self.current = torch.tensor(state["current"], dtype=torch.float32)
@@ -227,7 +228,12 @@ class Environments:
         return True
 
     def close(self) -> None:
-        self.vector.close()
+        """Close them. What goes wrong there costs no results: it is said and left."""
+        try:
+            self.vector.close()
+        except RAISED as error:
+            print(f"warning: the environment failed when it was closed ({type(error).__name__}: {error})",
+                  file=sys.stderr)  # fmt: skip
 
 
 def successes(info: dict[str, Any], n: int, same_step: bool) -> np.ndarray | None:

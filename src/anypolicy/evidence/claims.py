@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, outliving
 from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.stats import Interval, mean_interval
 from anypolicy.progress import counting
@@ -110,7 +110,8 @@ def load(path: Path) -> ModuleType:
 def one(path: Path, arm: str, seed: int) -> tuple[str, int, dict[str, Any]]:
     """One arm with one seed, on one thread so that its numbers do not depend on the machine's size."""
     torch.set_num_threads(1)
-    return arm, seed, load(path).run(arm, seed)
+    with outliving("claim"):
+        return arm, seed, load(path).run(arm, seed)
 
 
 def run_claim(
@@ -168,7 +169,8 @@ def judge(slug: str, module: ModuleType, by_seed: list[Results], seconds: float)
     """All checks, and the claim: refuted by any core check, confirmed by all of them, undecided otherwise."""
     checks: list[Judged] = []
     for c in module.CHECKS:
-        values = [float(c.value(results)) for results in by_seed]
+        with outliving("claim"):
+            values = [float(c.value(results)) for results in by_seed]
         measured = mean_interval(values)
         checks.append(Judged(c.name, c.expected, measured, values, c.judge(measured), c.core))
     core = {c.verdict for c in checks if c.core}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from anypolicy.engines.environments import Environments
-from anypolicy.errors import InputError
+from anypolicy.errors import RAISED, InputError
 from anypolicy.loops.control import Learner, parts_of
 from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.seeds import generator
@@ -34,7 +34,7 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
     try:
         make = task.one_by_one().make
         vector = SyncVectorEnv([lambda: make(render_mode="rgb_array")], autoreset_mode=AutoresetMode.SAME_STEP)
-    except Exception as error:
+    except RAISED as error:
         raise InputError("video", str(path), f"{task.name} cannot be filmed here: {error}") from error
     frames: list[np.ndarray] = []
     try:
@@ -51,7 +51,7 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
         raise
     except NotImplementedError as error:
         raise InputError("video", str(path), f"{task.name} draws no pictures: it cannot be filmed") from error
-    except Exception as error:
+    except RAISED as error:
         raise InputError(
             "video", str(path), f"no renderer works here ({error}): set MUJOCO_GL=osmesa or egl"
         ) from error

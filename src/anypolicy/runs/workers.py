@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, outliving
 from anypolicy.runs.stop import Stopped
 from anypolicy.runs.trust import ALLOWED, inherit
 
@@ -120,7 +120,8 @@ def work(pipe: Connection, function: Callable[..., Any], allowed: tuple[str, ...
 def done(function: Callable[..., Any], job: tuple[Any, ...]) -> tuple[bool, Any]:
     """What `Worker.answer` gives."""
     try:
-        return True, function(*job)
+        with outliving("workers"):
+            return True, function(*job)
     except Stopped:
         raise
     except BaseException as error:
