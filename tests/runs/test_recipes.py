@@ -1,5 +1,6 @@
 """A run's recipe: written and read back, compared before the run goes on, the ledger cut to where it does."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from anypolicy import control, diffusion, reward_models, training
+from anypolicy import control, diffusion, reward_models, studies, training
 from anypolicy.errors import InputError
 from anypolicy.runs.checkpoint import Position, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory
@@ -16,6 +17,7 @@ from anypolicy.runs.recipes import (
     differences,
     keep,
     made_checkpoint,
+    plain,
     recipe_of,
     rewind,
     settings_from,
@@ -74,6 +76,76 @@ def test_only_what_decides_the_numbers_must_stay(tmp_path):
         assert made_checkpoint(run, longer).step == 4
         with pytest.raises(InputError, match=r"lr: 0\.1 → 0\.5"):
             checkpoint_of(run, written | {"lr": 0.5})
+
+
+@pytest.fixture(scope="module")
+def small_runs(tmp_path_factory):
+    """A finished run of every family."""
+    work, settings = tmp_path_factory.mktemp("runs"), {"trackers": (), "quiet": True, "checkpoint_every": 1}
+    pairs = work / "pairs.jsonl"
+    pairs.write_text("".join(f'{{"prompt": "q{i}", "chosen": "yes", "rejected": "no"}}\n' for i in range(4)))
+    knobs = {"hidden": (4,), "warmup": 4, "batch": 2}
+    training.train("grpo", task="tabular-lock", steps=1, out=work / "language", **settings)
+    control.train_controller(
+        "dqn", task="gym/CartPole-v1", steps=8, eval_episodes=1, out=work / "control", knobs=knobs, **settings
+    )
+    diffusion.train_diffusion(
+        "diffusion-sft", task="ring8", policy="fresh", steps=1, eval_samples=8, out=work / "diffusion",
+        knobs={"batch": 4}, **settings,
+    )  # fmt: skip
+    reward_models.train_reward_model(
+        "bradley-terry", pairs=pairs, policy="transformer:layers=1,width=8,heads=2,context=64", out=work / "reward model",
+        **settings,
+    )  # fmt: skip
+    return work
+
+
+OPEN = {
+    "language": (training.resume, studies.evaluate), "control": (control.resume, control.evaluate_run),
+    "diffusion": (diffusion.resume, diffusion.evaluate_run),
+    "reward model": (reward_models.resume, reward_models.evaluate),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OPEN)
+@pytest.mark.parametrize(
+    "changed",
+    [{"task": "tiny-add", "pairs": "others.jsonl"}, {"seed": 7}, {"knobs": {"hidden": (5,)}}, {"method": "rloo"}],
+    ids=lambda x: next(iter(x)),
+)
+def test_a_recipe_that_says_something_else_than_its_checkpoint_is_refused_before_all_else(small_runs, family, changed):
+    """Nothing is made by it: another task may not even fit the policy."""
+    recipe = small_runs / family / "recipe.yaml"
+    before = recipe.read_text()
+    written = yaml.safe_load(before)
+    changed = plain({k: v for k, v in changed.items() if k in written})
+    recipe.write_text(yaml.safe_dump(written | changed))
+    name = "task|pairs" if {"task", "pairs"} & changed.keys() else next(iter(changed))
+    try:
+        for call in OPEN[family]:
+            with pytest.raises(
+                InputError, match=rf"recipe\.yaml: got ['\"]({name}): .* → .*was made with other settings"
+            ):
+                call(small_runs / family)
+    finally:
+        recipe.write_text(before)
+
+
+def test_what_is_only_seen_may_change_when_a_run_goes_on(small_runs):
+    recipe = small_runs / "language" / "recipe.yaml"
+    before = recipe.read_text()
+    changed = {"eval_prompts": 3, "eval_every": 1, "trackers": [], "checkpoint_minutes": 0.0, "steps": 2}
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(before) | changed))
+    assert [r["step"] for r in training.resume(small_runs / "language", quiet=True).rows][-1] == 2
+    recipe.write_text(before)
+
+
+def test_a_comparison_does_not_take_runs_that_were_evaluated_otherwise(tmp_path):
+    given = {"task": "tabular-lock", "steps": 1, "seeds": 2, "trackers": (), "quiet": True}
+    given["out"] = tmp_path
+    studies.compare(["grpo", "rloo"], eval_prompts=4, **given)
+    with pytest.raises(InputError, match=r"other settings is there \(eval_prompts: 4 → 5\)"):
+        studies.compare(["grpo", "rloo"], eval_prompts=5, **given)
 
 
 def test_the_ledger_is_cut_and_the_recipe_renewed(tmp_path):
@@ -188,6 +260,7 @@ def test_a_recipe_with_a_value_of_another_type_is_refused(family, field, value, 
 def test_knobs_of_a_recipe_are_checked_too(tmp_path):
     run = training.train("ngrpo", task="tabular-lock", steps=1, out=tmp_path / "run", trackers=(), quiet=True).path
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    shutil.rmtree(run / "checkpoints")  # with one, they are no longer its own
     for knobs, says in (({"ngrpo": {"group_size": "4"}}, "a whole number"), ({"ngrpo": 4}, "by name"), (3, "by name")):
         (run / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"knobs": knobs}))
         with pytest.raises(InputError, match=says):
