@@ -1,5 +1,6 @@
 """A run's recipe: written and read back, compared before the run goes on, the ledger cut to where it does."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,35 +168,67 @@ def test_the_ledger_is_cut_and_the_recipe_renewed(tmp_path):
 def saved_run(folder: Path, rows: int = 6, at: int = 4) -> RunDirectory:
     """A run with a ledger and a checkpoint."""
     run = RunDirectory.create(folder, recipe_of("grpo", {}, GIVEN))
+    run.append({"step": 0, "event": "eval"})
     for step in range(at):
         run.append({"step": step, "x": step / 3})
+        run.append_timing({"step": step, "seconds": 0.1})
     save(run, at, run.recipe())
     for step in range(at, rows):
         run.append({"step": step, "x": step / 3})
     return run
 
 
+LACKS = "metrics.jsonl lacks"
+
+
 @pytest.mark.parametrize(
-    ("damage", "left"),
-    [(lambda rows: None, None), (lambda rows: rows[1:], [1, 2, 3]), (lambda rows: rows[:2], [0, 1]),
-     (lambda rows: [rows[0].replace("0.0", "9.0"), *rows[1:]], [0, 1, 2, 3])],
-    ids=["deleted", "its head lost", "its tail lost", "a number changed"],
+    ("damage", "says"),
+    [(lambda rows: None, f"{LACKS} the rows of steps 0–3 (5 of 5 rows)"),
+     (lambda rows: rows[2:], f"{LACKS} the rows of steps 0 (2 of 5 rows)"),
+     (lambda rows: rows[:3], f"{LACKS} the rows of steps 2–3 (2 of 5 rows)"),
+     (lambda rows: rows[:2] + rows[3:4], f"{LACKS} the rows of steps 1, 3 (2 of 5 rows)"),
+     (lambda rows: rows[1:], f"{LACKS} 1 of 5 rows (of evaluations)"),
+     (lambda rows: rows[:2] + rows[:1] + rows[3:], f"{LACKS} the rows of steps 1 and has others"),
+     (lambda rows: [rows[0], rows[1].replace("0.0", "9.0"), *rows[2:]], "has rows that are not as they were written")],
+    ids=["deleted", "its head lost", "its tail lost", "here and there", "an evaluation lost", "one twice",
+         "a number changed"],
 )  # fmt: skip
-def test_rows_lost_before_the_checkpoint_are_reported_and_entered(tmp_path, capsys, damage, left):
+def test_rows_lost_before_the_checkpoint_are_named_and_entered(tmp_path, capsys, damage, says):
     with saved_run(tmp_path / "run") as run:
         ledger = run.path / "metrics.jsonl"
-        rows = damage(ledger.read_text().splitlines(keepends=True))
-        ledger.unlink() if rows is None else ledger.write_text("".join(rows))
+        rows = ledger.read_text().splitlines(keepends=True)[:5]
+        left = damage(rows)
+        ledger.unlink() if left is None else ledger.write_text("".join(left))
         rewind(run, made_checkpoint(run, run.recipe()), run.recipe(), 10)
-        assert "metrics.jsonl had 4 rows before step 4" in capsys.readouterr().err
+        assert f"{says}, before step 4; the run goes on" in capsys.readouterr().err
         *kept, event = run.read()
-        assert [row["step"] for row in kept] == (left or []) and event["event"] == "lost"
+        assert kept == [json.loads(row) for row in left or []] and event["event"] == "lost" and says in event["why"]
+
+
+def test_where_nobody_knows_which_rows_are_lost_their_number_is_said(tmp_path, capsys):
+    with saved_run(tmp_path / "run") as run:
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            (run.path / name).unlink()
+        rewind(run, made_checkpoint(run, run.recipe()), run.recipe(), 10)
+        assert f"{LACKS} 5 of 5 rows, before step 4" in capsys.readouterr().err
+
+
+def test_a_row_that_was_open_is_not_kept_where_others_are_lost(tmp_path):
+    """It will be written again."""
+    written = recipe_of("grpo", {}, GIVEN)
+    with RunDirectory.create(tmp_path / "run", written) as run:
+        for row in ({"step": 0}, {"step": 2, "event": "eval"}):
+            run.append(row)
+        keep(run, Position(3, 2), {}, {}, written)
+        (run.path / "metrics.jsonl").write_text('{"step": 2, "event": "eval"}\n{"step": 2, "x": 1.0}\n')
+        rewind(run, made_checkpoint(run, written), written, 10)
+        assert [(r["step"], r.get("event")) for r in run.read()] == [(2, "eval"), (3, "lost")]
 
 
 def test_a_ledger_as_it_was_is_no_news(tmp_path, capsys):
     with saved_run(tmp_path / "run") as run:
         rewind(run, made_checkpoint(run, run.recipe()), run.recipe(), 10)
-        assert capsys.readouterr().err == "" and [row["step"] for row in run.read()] == [0, 1, 2, 3]
+        assert capsys.readouterr().err == "" and [row["step"] for row in run.read()] == [0, 0, 1, 2, 3]
 
 
 def test_a_row_that_was_open_at_the_checkpoint_is_written_once(tmp_path):

@@ -182,7 +182,7 @@ def rewind(run: RunDirectory, saved: Checkpoint | None, written: dict[str, Any],
         raise InputError("steps", steps, f"the run has {at.step} steps already: use at least as many")
     lost = run.truncate_to(at, None if saved is None else saved.state.get("ledger"))
     for why in lost:
-        print(f"warning: {why}: the run goes on without them", file=sys.stderr)
+        print(f"warning: {why}; the run goes on with what is there", file=sys.stderr)
         run.append({"step": at.step, "event": "lost", "why": why})
     if run.recipe() != written:
         run.rewrite_recipe(written)
