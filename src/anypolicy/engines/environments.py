@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from anypolicy.data.arrays import single
 from anypolicy.engines.guard import LARGEST, TOLD, EnvironmentFailed, check_bounds, guarded
 from anypolicy.engines.snapshots import put_back, snapshot
 from anypolicy.errors import RAISED, InputError
@@ -106,9 +107,9 @@ class Environments:
         """Observations as float32, copied; anything else than the promised shape is an error."""
         space = self.vector.single_observation_space
         try:
-            x = np.array(observation, np.float32)
-        except (TypeError, ValueError) as error:
-            raise self.fault("observation", type(observation).__name__, "it must be numbers of one shape") from error
+            x = single("observation", observation)
+        except InputError as error:
+            raise self.fault(error.field, error.value, error.allowed) from error
         if x.shape != (len(self), *(space.shape or ())):
             raise self.fault("observation", x.shape, f"the environment promised {space.shape} for each of {len(self)}")
         self.finite(x)
@@ -140,7 +141,7 @@ class Environments:
         if self.same_step and over.any():
             after = after.clone()
             for e in np.flatnonzero(over):
-                after[e] = torch.from_numpy(np.asarray(info["final_obs"][e], np.float32))
+                after[e] = torch.from_numpy(single("observation", info["final_obs"][e]))
             self.finite(after)
         real = ~starting
         took = said(info, TOOK, np.ones(len(self)), self.same_step)

@@ -12,7 +12,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from anypolicy.data.arrays import load_arrays
+from anypolicy.data.arrays import load_arrays, single
 from anypolicy.data.demonstrations import FIELDS, Episode, check_choices, check_flags, episodes_of, load_episodes
 from anypolicy.data.readers import json_object
 from anypolicy.data.transitions import Transitions
@@ -179,5 +179,5 @@ def episode(x: Any, space: Space, layout: Layout | None, first: int) -> Episode:
     action = torch.from_numpy(np.asarray(x.actions)).float().reshape(len(x.rewards), -1)
     action = action - first if space.discrete else space.unit(action).clamp(-1, 1)
     numbers = [torch.from_numpy(np.asarray(v)).float() for v in (x.rewards, x.terminations, x.truncations)]
-    seen = np.asarray(x.observations, np.float32) if layout is None else layout.many(x.observations)
+    seen = single("demos", x.observations) if layout is None else layout.many(x.observations)
     return Episode(torch.from_numpy(seen), action, *numbers)
