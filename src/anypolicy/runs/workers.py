@@ -17,6 +17,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
 from anypolicy.errors import InputError, outliving
+from anypolicy.runs.output import lasting_output
 from anypolicy.runs.stop import Stopped
 from anypolicy.runs.trust import ALLOWED, inherit
 
@@ -112,7 +113,7 @@ def work(pipe: Connection, function: Callable[..., Any], allowed: tuple[str, ...
     die_with_parent()
     inherit(allowed)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(EOFError, OSError, Stopped):
+    with suppress(EOFError, OSError, Stopped), lasting_output():
         while True:
             pipe.send(done(function, pipe.recv()))
 
