@@ -31,6 +31,7 @@ from anypolicy.loops.control import (
 )
 from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.output import lasting_output
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Stopped
 from anypolicy.runs.strict_json import json_text, json_value
@@ -72,7 +73,8 @@ def act(written: str, address: tuple[str, int], secret: str, pace: Pace) -> None
     learner's file."""
     die_with_parent()
     try:
-        act_on(written, address, secret, pace)
+        with lasting_output():
+            act_on(written, address, secret, pace)
     except InputError as error:
         raise SystemExit(f"actor: {error}") from error
 

@@ -1,7 +1,7 @@
 """The command line. Options are generated from the functions and the settings of the methods themselves."""
 
 import dataclasses
-import os
+import functools
 import sys
 import typing
 import webbrowser
@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from anypolicy.ending import ended
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, outliving
 from anypolicy.runs.strict_json import json_text
 
 EXAMPLES = """Any policy learns by any published method.
@@ -651,15 +651,24 @@ def open_page(path: Positional[Path]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 if it worked, 2 for input that cannot be used, 128 + n where signal n stopped it."""
-    if argv is None and "PYTHONHASHSEED" not in os.environ:
-        # some generated data sets follow the order of Python's sets of text: the same in every process, then
-        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONHASHSEED": "0"})
     args = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> None:
-        tyro.extras.subcommand_cli_from_dict(commands(args), prog="anypolicy", description=EXAMPLES, args=args)
+        known = {name: outlived(own) for name, own in commands(args).items()}
+        tyro.extras.subcommand_cli_from_dict(known, prog="anypolicy", description=EXAMPLES, args=args)
 
     return ended(args[0] if args else "", command)
+
+
+def outlived(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose end is its own: sys.exit in code that it runs is an error."""
+
+    @functools.wraps(command)
+    def run(*given: Any, **named: Any) -> Any:
+        with outliving("command"):
+            return command(*given, **named)
+
+    return run
 
 
 def commands(args: list[str]) -> dict[str, Callable[..., Any]]:

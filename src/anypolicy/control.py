@@ -42,10 +42,19 @@ from anypolicy.loops.seeds import SeedsLoop
 from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
-from anypolicy.runs.files import disk_errors
+from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import Products, choose_products, use_products
-from anypolicy.runs.recipes import checkpoint_of, keep, made_checkpoint, put_back, recipe_of, rewind, settings_from
+from anypolicy.runs.recipes import (
+    checkpoint_of,
+    keep,
+    made_checkpoint,
+    put_back,
+    recipe_in,
+    recipe_of,
+    rewind,
+    settings_from,
+)
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.stop import Pause
 from anypolicy.runs.strict_json import json_text
@@ -300,7 +309,7 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, t
     """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
     and the user has not run before (here, and where a run is evaluated or recorded)."""
     with RunDirectory.open(path) as run:
-        written = dict(run.recipe())
+        written = dict(recipe_in(run))
         if "apart" in written:
             raise InputError("run", str(path), "actor and learner stood apart: such a run cannot be resumed")
         if steps is not None:
@@ -393,6 +402,8 @@ def record(path: str | Path, *, episodes: int, out: str, explore: bool = False, 
         raise InputError("episodes", episodes, "use at least 1")
     if not out.startswith("minari:") and not out.endswith(".safetensors"):
         raise InputError("out", out, "name a .safetensors file, or minari:NAME")
+    if out.endswith(".safetensors"):
+        make_place(Path(out))
     with RunDirectory.open(path, lock=False) as run:
         p, learner = trained(run, trust=trust)
         task, seed = p.task.one_by_one(), p.settings.seed
@@ -428,7 +439,7 @@ def recorded(
 
 def trained(run: RunDirectory, *, trust: bool = False) -> tuple[ControlPlan, Learner]:
     """The plan of a run, and its learner at the newest checkpoint, or as it was last saved where there are none."""
-    p = plan_from(run.recipe(), trust=trust)
+    p = plan_from(recipe_in(run), trust=trust)
     folder, saved = latest_checkpoint(run.path), run.path / "policy" / "controller.safetensors"
     if folder is None and not saved.exists():
         raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")

@@ -79,8 +79,8 @@ def make_datasets(
     for name in ("epsilon", "mix"):
         if not 0 <= getattr(s, name) <= 1:
             raise InputError(name, getattr(s, name), "use a share from 0 to 1")
-    if s.out.exists() and any(s.out.iterdir()):
-        raise InputError("out", str(s.out), "the folder is not empty: choose another")
+    if s.out.exists() and (not s.out.is_dir() or any(s.out.iterdir())):
+        raise InputError("out", str(s.out), "it is a file, or a folder that is not empty: choose another")
     given = ControlSettings(s.task, s.transitions, s.seed, trackers=(), eval_episodes=s.eval_episodes,
                             method_file=s.method_file)  # fmt: skip
     p = plan(method, given, knobs)

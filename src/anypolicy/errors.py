@@ -8,7 +8,8 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -37,6 +38,20 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         """How one goes from a worker to the process that waits for it."""
         return functools.partial(type(self), choices=self.choices), (self.field, self.value, self.allowed)
+
+
+RAISED = (Exception, SystemExit)
+"""What to expect of code of others: its sys.exit would end us, and as if all had gone well."""
+
+
+@contextmanager
+def outliving(field: str) -> Generator[None]:
+    """Code of others runs here, whose sys.exit is an error like any other."""
+    try:
+        yield
+    except SystemExit as end:
+        raise InputError(field, f"sys.exit({end.code!r})", "it must not end the process: let it raise an exception "
+                         "that says what is wrong") from end  # fmt: skip
 
 
 def shown(value: object) -> str:

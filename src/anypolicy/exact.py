@@ -13,7 +13,7 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.plots import draw
 from anypolicy.evidence.report import Block, Figure, Table, Text, write_report
 from anypolicy.parts.reports import Report, Solution
-from anypolicy.runs.files import write_text
+from anypolicy.runs.files import disk_errors, write_text
 from anypolicy.runs.strict_json import json_text
 from anypolicy.version import __version__
 
@@ -27,7 +27,8 @@ def solve(method: str, *, out: Path | None = None, **settings: Any) -> Solution:
         raise InputError("out", str(out), "choose a folder that does not exist or is empty")
     found: Solution = build(m, settings)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
         given = {k: settings.get(k, p.default) for k, p in m.knobs.items()} | dict(found.settings)
         write_solution(out, method, m.card.title, given, found)
     return found

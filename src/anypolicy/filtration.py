@@ -14,7 +14,7 @@ from anypolicy import training
 from anypolicy.errors import InputError, checked
 from anypolicy.loops.evaluate import verify
 from anypolicy.parts.filtration import Rule, equal_count_means, fit_line, keep
-from anypolicy.runs.files import write_text
+from anypolicy.runs.files import make_place, write_text
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.lines import json_lines
@@ -140,6 +140,7 @@ def collect_scores(
     out = settings.out or Path("scores.jsonl")
     if out.exists():
         raise InputError("out", str(out), "it exists: choose another file")
+    make_place(out)
     p = training.plan(method, settings, knobs)
     if (p.settings.prompts or 0) > len(p.task.train):
         raise InputError("prompts", p.settings.prompts, f"the task has {len(p.task.train)} training prompts")

@@ -16,7 +16,7 @@ from anypolicy.loops.recipe import World
 from anypolicy.loops.revised import generated_items
 from anypolicy.policies.load import load_policy
 from anypolicy.progress import counting
-from anypolicy.runs.files import disk_errors, new_folder, write_text
+from anypolicy.runs.files import make_place, new_folder, write_text
 from anypolicy.runs.strict_json import json_text
 from anypolicy.runs.trust import allow
 from anypolicy.tasks.base import MakesPolicy, Revises
@@ -57,6 +57,7 @@ def world_of(s: Settings) -> World:
     for path in (s.out, images_of(s.out)):
         if path.exists():
             raise InputError("out", str(path), "it exists: choose another file")
+    make_place(s.out)
     allow(vars(s))
     task = load_task(s.task, seed=s.seed)
     if s.expert and not isinstance(task, Revises):
@@ -90,8 +91,6 @@ def revise(s: Settings, *, quiet: bool = False) -> Made:
                 tick("")
     if not found:
         raise InputError("task", s.task, f"no item is left ({dict(dropped)}): look at the policy's answers")
-    with disk_errors(s.out):
-        s.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(s.out, "".join(json_text(row, ensure_ascii=False) + "\n" for row in rows(found, images_of(s.out))))
     return Made(len(found), dict(dropped))
 

@@ -20,6 +20,7 @@ def write(path, *rows):
 
 U, V = said("user", "what is 1+1?"), said("user", "what is 1+2?")
 TWO, THREE, AND = said("assistant", "2"), said("assistant", "3"), said("user", "and now?")
+KIND = said("system", "be kind")
 OTHER = {"prompt": "other", "chosen": "a", "rejected": "b"}
 REFUSED = [
     ({"chosen": [U, TWO], "rejected": [V, THREE]}, "'rejected' is not the prompt"),
@@ -40,6 +41,27 @@ REFUSED = [
     ({"prompt": "a", "chosen": "2", "rejected": "3", "tools": [{"name": "f"}]}, "'tools' is not given"),
     ({"prompt": "a", "chosen": "2", "rejected": "3", "margin": 1e19}, "'margin' is 1e\\+19"),
     ({"prompt": "a", "chosen": "2", "rejected": "3", "margin": 10**400}, "line 2|308 digits"),
+    ({"prompt": "what is 1+1?", "chosen": [KIND, U, TWO], "rejected": [U, THREE]}, "'chosen' is not the prompt"),
+    ({"prompt": "what is 1+1?", "chosen": [KIND, U, TWO], "rejected": "3"}, "'chosen' is not the prompt"),
+    ({"prompt": "what is 1+3?", "chosen": [KIND, U, TWO], "rejected": [KIND, U, THREE]}, "'chosen' is not the prompt"),
+    ({"prompt": "2", "chosen": [U, TWO, AND, TWO], "rejected": [U, TWO, AND, THREE]}, "'chosen' is not the prompt"),
+    ({"prompt": [U], "chosen": [KIND, U, TWO], "rejected": [KIND, U, THREE]}, "'chosen' is not the prompt"),
+    ({"chosen": [U | {"name": "Ada"}, TWO], "rejected": [U | {"name": "Bob"}, THREE]}, "part at message 0"),
+    ({"prompt": "", "chosen": [U, TWO], "rejected": "3"}, "only chosen is a conversation"),
+    ({"prompt": "", "chosen": "2", "rejected": "3"}, "'prompt' is"),
+    ({"prompt": "q", "chosen": " \n", "rejected": "3"}, "'chosen' is ' .n': write the text"),
+    ({"prompt": "q", "chosen": "2", "rejected": "\t"}, "'rejected' is '.t': write the text"),
+    ({"chosen": [U, TWO], "rejected": [U, said("assistant", " ")]}, "'rejected' is ' ': write the text"),
+    ({"prompt": "q", "chosen": "2", "rejected": "2\n"}, "the same"),
+    ({"chosen": [U, TWO], "rejected": [U, said("assistant", "2  ")]}, "the same"),
+    (
+        {"prompt": "q", "chosen": "2", "rejected": "3", "score_chosen": 1.5, "score_rejected": 8},
+        "below 'score_rejected'",
+    ),
+    (
+        {"prompt": "q", "chosen": "2", "rejected": "3", "chosen-rating": 1, "rejected-rating": 2},
+        "below 'rejected-rating'",
+    ),
 ]
 
 
@@ -59,6 +81,21 @@ def test_pairs_that_answer_different_prompts_are_refused_with_their_line(tmp_pat
         {"prompt": "what is 1+1?", "chosen": [U, TWO], "rejected": [U, THREE]},
         {"prompt": "what is 1+1?", "chosen": [TWO], "rejected": [THREE]},
         {"prompt": [U], "chosen": [U, TWO], "rejected": "3"},
+        {"prompt": "", "chosen": [U, TWO], "rejected": [U, THREE]},
+        {"prompt": " \n", "chosen": [U, TWO], "rejected": [U, THREE]},
+        {"prompt": [], "chosen": [U, TWO], "rejected": [U, THREE]},
+        {"prompt": "what is 1+1?\n", "chosen": [U, TWO], "rejected": [U, THREE]},
+        {"chosen": [U | {"time": 1}, TWO], "rejected": [U | {"time": 2}, THREE]},
+        {"chosen": [U, TWO], "rejected": [U | {"tool_calls": None, "id": "x"}, THREE]},
+        {"prompt": [U], "chosen": [U | {"time": 1}, TWO], "rejected": [U | {"time": 2}, THREE]},
+        {
+            "chosen": [U, TWO],
+            "rejected": [U, THREE],
+            "score_chosen": 2,
+            "score_rejected": 2,
+            "chosen_tokens": 1,
+            "rejected_tokens": 9,
+        },
     ],
 )
 def test_ways_to_write_one_pair(tmp_path, row):
@@ -67,9 +104,30 @@ def test_ways_to_write_one_pair(tmp_path, row):
     assert (pair.prompt.messages, pair.rejected) == ((U,), "3")
 
 
+@pytest.mark.parametrize("load", [load_pairs, load_task])
+@pytest.mark.parametrize("before", [[KIND], [V, THREE], [KIND, V, THREE]], ids=len)
+def test_a_text_that_is_one_of_the_user_s_messages_says_nothing_more(tmp_path, load, before):
+    """The histories are the prompt, whichever end of them the text repeats."""
+    asked = [*before, U]
+    both = {"chosen": [*asked, TWO], "rejected": [*asked, THREE]}
+    ends = [m["content"] for m in asked if m["role"] == "user"]
+    rows = [{"prompt": text, **both} for text in {ends[0], ends[-1]}]
+    found = load(write(tmp_path / "x.jsonl", OTHER, *rows))
+    prompts = [*found[0], *found[1]] if load is load_pairs else [*found.train, *found.heldout]
+    messages = [p.prompt.messages if load is load_pairs else p.messages for p in prompts]
+    assert [m for m in messages if len(m) > 1] == [tuple(asked)] * (len(rows) if load is load_pairs else 1)
+
+
+def test_what_only_one_history_says_beside_its_words_is_no_part_of_the_prompt(tmp_path):
+    row = {"chosen": [U | {"time": 1, "id": 7}, TWO], "rejected": [U | {"time": 2, "id": 7}, THREE]}
+    train, held = load_pairs(write(tmp_path / "x.jsonl", OTHER, row))
+    assert [p.prompt.messages for p in train + held if p.chosen == "2"] == [(U | {"id": 7},)]
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [
+        ({"prompt": "q", "completion": " ", "label": False}, "'completion' is ' ': write the text"),
         ({"prompt": "what is 1+2?", "completion": [U, TWO], "label": True}, "'completion' is not the prompt"),
         ({"prompt": "what is 1+1?", "completion": [TWO, AND], "label": True}, "ends with a message of the user"),
         ({"prompt": [U, TWO], "completion": "3", "label": False}, "ends with the assistant's message"),
@@ -84,6 +142,10 @@ def test_labelled_conversations(tmp_path, row, why):
     good = {"completion": [U, TWO], "label": True}, {"prompt": "b", "completion": "c", "label": False}
     task = load_task(write(tmp_path / "good.jsonl", *good))
     assert ((U,), ["2"]) in [(p.messages, p.info["responses"]) for p in task.train + task.heldout]
+    for more in ({"prompt": ""}, {"prompt": "what is 1+1?", "completion": [KIND, U, TWO]}):
+        task = load_task(write(tmp_path / "good.jsonl", good[0] | more, good[1]))
+        want = tuple(more.get("completion", [U, TWO])[:-1])
+        assert (want, ["2"]) in [(p.messages, p.info["responses"]) for p in task.train + task.heldout]
     with pytest.raises(InputError, match=why):
         load_task(write(tmp_path / "x.jsonl", *good, row))
 

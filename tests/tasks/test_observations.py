@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple, flatten, flatten_space
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
-from anypolicy.engines.environments import Environments
+from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError
 from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.environments import flat, load_environment
 from anypolicy.tasks.observations import Layout
 
 PIXELS = (20, 16)
@@ -295,3 +296,52 @@ def test_flags_of_data_are_0_or_1(name, value, showing, tmp_path):
 def test_observations_without_a_number_are_refused(space):
     with pytest.raises(InputError, match="observations must hold a number at least"):
         Layout(space)
+
+
+WIDE = (-np.inf, np.inf)
+HOLDING = {
+    "vector": Box(*WIDE, (2,), np.float64), "matrix": Box(*WIDE, (2, 2), np.float64),
+    "parts": Dict(a=Box(*WIDE, (2,), np.float64), b=Discrete(3)), "picture": Box(0, 1, (16, 16, 3), np.float32),
+    "bytes": Box(0, 255, (16, 16, 3), np.uint8), "whole": Box(-9, 9, (2,), np.int64), "bits": MultiBinary(3),
+    "choice": Discrete(3), "choices": MultiDiscrete([2, 3]),
+}  # fmt: skip
+
+
+def filled(space, value):
+    if isinstance(space, Dict):
+        return {k: filled(s, value) for k, s in space.spaces.items()}
+    return value if isinstance(space, Discrete) else np.full(space.shape, value)
+
+
+class Holding(gymnasium.Env):
+    """Shows an observation full of one value."""
+
+    action_space = Discrete(2)
+
+    def __init__(self, kind, value):
+        self.observation_space, self.value = HOLDING[kind], value
+
+    def reset(self, *, seed=None, options=None):
+        return filled(self.observation_space, 0), {}
+
+    def step(self, action):
+        return filled(self.observation_space, self.value), 0.0, False, False, {}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e300, -1e300, 10**400, np.inf, np.nan, 1j, "1"], ids=str)
+@pytest.mark.parametrize("kind", HOLDING)
+def test_what_float32_cannot_hold_is_refused_without_a_warning(kind, value):
+    vector = SyncVectorEnv([lambda: flat(Holding(kind, value))], autoreset_mode=AutoresetMode.SAME_STEP)
+    environments = Environments(vector, 0)
+    with pytest.raises(EnvironmentFailed, match="observation") as error:
+        environments.step(torch.zeros(1, 1))
+    assert "Warning" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_data_that_float32_cannot_hold_are_refused_without_a_warning(showing, tmp_path, monkeypatch):
+    space, acts = Box(*WIDE, (5,), np.float64), Box(-1, 1, (1,), np.float32)
+    name = dataset(tmp_path, monkeypatch, space, acts, np.full((3, 5), 1e300), np.ones((2, 1)))
+    with pytest.raises(InputError, match="not finite"):
+        load_demonstrations(name, showing(space, acts))

@@ -36,7 +36,7 @@ UNPACKED = 1032
 """Bytes that one byte of a deflated file can become."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -24,13 +24,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, outliving
 from anypolicy.evidence.checks import Amendment, Kind, Outcome, Results, total
 from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.provenance import PACKAGE, digest, processor_seconds, provenance, sources
 from anypolicy.evidence.stats import Interval
 from anypolicy.progress import counting
-from anypolicy.runs.files import write_text
+from anypolicy.runs.files import check_places, disk_errors, write_text
 from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, load_module
 from anypolicy.runs.workers import in_workers
@@ -97,7 +97,9 @@ def one(path: Path, arm: str, seed: int) -> tuple[str, int, dict[str, Any], floa
     seconds it took."""
     torch.set_num_threads(1)
     began = processor_seconds()
-    return arm, seed, load(path).run(arm, seed), processor_seconds() - began
+    with outliving("claim"):
+        result = load(path).run(arm, seed)
+    return arm, seed, result, processor_seconds() - began
 
 
 def run_claim(
@@ -113,11 +115,13 @@ def run_claim(
         for file in (path, *path.parent.glob("*.py")):
             allow({"claim": file})
     module, slug = load(path), path.stem.replace("_", "-")
-    out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     before = recorded(out / f"{slug}.json", module) if keep else Recorded([], [])
     n = max(module.SEEDS, len(before.by_seed)) if seeds is None else seeds
     if n < 2:
         raise InputError("seeds", n, "an interval needs at least 2")
+    check_places(out, (f".{slug}.runs.json", f"{slug}.json", f"{slug}.svg"))
     key = digest(sources(path), PACKAGE)
     cache = out / f".{slug}.runs.json"
     known = kept_runs(cache, key)
@@ -188,7 +192,8 @@ def judge(slug: str, module: ModuleType, by_seed: list[Results]) -> Verdict:
     decisive = sum(c.core for c in module.CHECKS)
     checks: list[Judged] = []
     for c in module.CHECKS:
-        values = [float(c.value(results)) for results in by_seed]
+        with outliving("claim"):
+            values = [float(c.value(results)) for results in by_seed]
         measured, verdict = c.judge(values, max(decisive, 1))
         why = c.why_undecided(values) if verdict == "undecided" else ""
         checks.append(Judged(c.name, c.expected, c.kind, c.absent, measured, values, verdict, why, c.core))

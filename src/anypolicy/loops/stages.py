@@ -13,7 +13,7 @@ from torch import Tensor
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import LARGEST, Group, Prompt, Segment, Stop, Tokens, Trajectory
 from anypolicy.engines.base import ask
-from anypolicy.errors import InputError
+from anypolicy.errors import RAISED, InputError
 from anypolicy.loops.evaluate import verify
 from anypolicy.loops.recipe import Choice, LossTerms, Reward, World
 from anypolicy.parts import surrogate
@@ -123,7 +123,7 @@ def call_reward(function: Any, prompt: Prompt, texts: list[str]) -> list[float]:
     name = f"reward {getattr(function, '__name__', function)}"
     try:
         values = [float(v) for v in function(prompt, texts)]
-    except Exception as error:
+    except RAISED as error:
         given = f"{type(error).__name__}: {error}"
         raise InputError(
             name, given, f"it failed on prompt {prompt.id!r}; it must return one number per response"

@@ -8,9 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from anypolicy.errors import outliving
 from anypolicy.progress import Progress
 from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.output import lasting_output
 from anypolicy.runs.stop import Pause, Stopped, first_signal
 from anypolicy.runs.trackers import make_trackers
 
@@ -51,7 +53,7 @@ def drive(
     `evaluate(step)` gives the row of an evaluation, `save(position)` writes a checkpoint. An exception in the middle
     leaves the last checkpoint as it is; a signal raises Stopped after the step in hand and a checkpoint."""
     s = schedule
-    with ExitStack() as ending:
+    with outliving("run"), lasting_output(), ExitStack() as ending:
         bar = ending.enter_context(Progress(s.steps, first.step, title, quiet=quiet))
         if not run.new:
             bar.say(f"goes on from step {first.step} of {s.steps}" if first.step else "begins at step 0: no checkpoint")

@@ -7,8 +7,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
+from os.path import isdir, isfile, lexists
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -45,6 +46,21 @@ def disk_errors(path: Path) -> Generator[None]:
         if code in UNUSABLE:
             raise InputError("out", str(path), f"it cannot be written ({error}): choose another place") from error
         raise
+
+
+def check_places(folder: Path, files: Iterable[str] = (), folders: Iterable[str] = ()) -> None:
+    """Refuse a folder in which something else stands where `files` and `folders` will be written."""
+    for names, fine, what in ((files, isfile, "an ordinary file"), (folders, isdir, "a folder")):
+        for path in (folder / name for name in names):
+            if lexists(path) and not fine(path):
+                raise InputError("out", str(path), f"it is not {what}, which will be written there: move or remove it")
+
+
+def make_place(file: Path) -> None:
+    """Make the folder of a file that will be written, before the work; refuse a place where it cannot be."""
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    check_places(file.parent, (file.name,))
 
 
 def sync(path: Path) -> None:
@@ -106,7 +122,8 @@ def new_folder(path: Path, *, fresh: bool = False) -> Generator[Path]:
                 os.replace(old, path)
             raise
         sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            remove(old)
 
 
 def sweep(folder: Path) -> None:
@@ -130,5 +147,5 @@ def sweep_old(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file, a link or a folder."""
+    """A file or a folder; of a link only the link."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -76,6 +76,6 @@ def items(path: str, where: str, given: Turns, pairs: bool) -> Iterator[Prompt]:
             yield record(own, place, [rejected], [0.0], None, **more)
         elif i + 2 < len(given) and given[i + 2].get("satisfied") is True:
             chosen = plain[i + 1]["content"]
-            if chosen == rejected:
+            if chosen.rstrip() == rejected.rstrip():
                 raise InputError(path, place, "the answer that satisfied is the one that did not: remove a mark")
             yield record(own, place, [chosen, rejected], [1.0, 0.0], chosen, **more)

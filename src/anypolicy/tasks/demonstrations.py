@@ -12,7 +12,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from anypolicy.data.arrays import load_arrays
+from anypolicy.data.arrays import load_arrays, single
 from anypolicy.data.demonstrations import FIELDS, Episode, check_choices, check_flags, episodes_of, load_episodes
 from anypolicy.data.readers import first_line, json_object
 from anypolicy.data.transitions import Transitions
@@ -188,7 +188,7 @@ def episode(x: Any, space: Space, layout: Layout | None, first: int) -> Episode:
     action = column("actions", x.actions, (n,) if space.discrete else (n, space.actions)).reshape(n, space.action_width)
     action = action - first if space.discrete else space.unit(action).clamp(-1, 1)
     numbers = [column(k, getattr(x, k), (n,)) for k in ("rewards", "terminations", "truncations")]
-    seen = np.asarray(x.observations, np.float32) if layout is None else layout.many(x.observations)
+    seen = single("demos", x.observations) if layout is None else layout.many(x.observations)
     return Episode(column("observations", seen, (n + 1, space.observations)), action, *numbers)
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,10 @@ def from_hub(
         from datasets import load_dataset
     except ImportError as error:
         raise InputError("task", f"hf/{name}", "install datasets: pip install 'anypolicy[tasks]'") from error
+    if name.isidentifier() and find_spec(f"datasets.packaged_modules.{name}"):
+        # of the working directory, and the reader "pandas" of versions before 5.2 would unpickle what lies there
+        raise InputError("task", f"hf/{name}", "datasets has a reader of files of this name, no data set: for a folder "
+                         f"write hf/./{name}, for a data set of the hub OWNER/NAME")  # fmt: skip
     try:
         table = load_dataset(name, config or None, split=split)
     except Exception as error:
