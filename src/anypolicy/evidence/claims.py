@@ -18,6 +18,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from os.path import isfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from anypolicy.errors import InputError
 from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.stats import Interval, mean_interval
 from anypolicy.progress import counting
-from anypolicy.runs.files import write_text
+from anypolicy.runs.files import disk_errors, write_text
 from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, load_module
 from anypolicy.runs.workers import in_workers
@@ -98,7 +99,7 @@ class Verdict:
 
 def load(path: Path) -> ModuleType:
     """A claim file as a module."""
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py" or not isfile(path):
         raise InputError("claim", str(path), "give an existing .py file")
     module = load_module("claim", path, f"anypolicy_claim_{path.stem}")
     for name in ("CLAIM", "SEEDS", "ARMS", "CHECKS", "run"):
@@ -125,7 +126,8 @@ def run_claim(
     n = module.SEEDS if seeds is None else seeds
     if n < 2:
         raise InputError("seeds", n, "an interval needs at least 2")
-    out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(path.read_bytes() + __version__.encode()).hexdigest()
     cache = out / f".{slug}.runs.json"
     known = kept_runs(cache, key)
