@@ -46,8 +46,11 @@ def field_values(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def cheap(case: tuple[str, dict[str, Any]]) -> bool:
-    """Whether no number in it is merely large: what is asked for would be done, and take its time."""
-    return not any(isinstance(v, int) and 50 < abs(v) < 2**63 for v in case[1].values())
+    """Whether no number in it is merely large, and the policy not the one of 135 million parameters that is meant by none:
+    what is asked for would be done, and take its time."""
+    return case[1].get("policy", "") is not None and not any(
+        isinstance(v, int) and 50 < abs(v) < 2**63 for v in case[1].values()
+    )
 
 
 def some(kinds: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
