@@ -21,7 +21,7 @@ def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
 def check_moments(optimiser: torch.optim.Optimizer, parameter: Tensor, saved: Mapping[str, Tensor]) -> None:
     """Refuse, by a ValueError, saved moments that are not a parameter's; there are none before its first step."""
     names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimiser, Adam) else set[str]()
-    if saved and saved.keys() != names:
+    if saved and set(saved) != names:
         raise ValueError(f"moments {', '.join(sorted(saved))}")
     for name, x in saved.items():
         shape = torch.Size() if name == "step" else parameter.shape
