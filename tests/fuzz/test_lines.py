@@ -131,6 +131,7 @@ ENVIRONMENTS = {
 
 
 @given(specs(ENVIRONMENTS))
+@found(spec="combination-lock:horizon=12:30:45")
 @cases(80)
 def test_names_of_environments(spec):
     allowed(load_environment, spec)
