@@ -7,6 +7,7 @@ import typing
 import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -643,7 +644,7 @@ def open_page(path: Positional[Path]) -> None:
         path: run or comparison directory
     """
     page = path / "report.html"
-    if not page.exists():
+    if not isfile(page):
         raise InputError("path", str(path), "it has no report.html: finish the run with `anypolicy resume`")
     webbrowser.open(page.resolve().as_uri())
     print(page)

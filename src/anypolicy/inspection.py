@@ -40,7 +40,7 @@ from anypolicy.policies.actors import CategoricalActor
 from anypolicy.progress import counting
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
-from anypolicy.runs.files import make_place
+from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.recipes import put_back, recipe_in
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.demonstrations import load_demonstrations
@@ -278,7 +278,8 @@ def inspect(
                 bins=bins, seed=seed,
             )  # fmt: skip
             tick(short(spec, {}))
-    save_plane(figure, {k: (r.tq, r.saco) for k, r in reports.items()}, tq=HIGH_TQ, saco=(LOW_SACO, HIGH_SACO))
+    with disk_errors(figure):
+        save_plane(figure, {k: (r.tq, r.saco) for k, r in reports.items()}, tq=HIGH_TQ, saco=(LOW_SACO, HIGH_SACO))
     return Inspection(reports, figure)
 
 

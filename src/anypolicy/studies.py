@@ -352,7 +352,7 @@ def reproduce(
     folder = Path(claims) if claims else find_claims()
     path = folder / f"{slug.replace('-', '_')}.py"
     known = sorted(f.stem.replace("_", "-") for f in folder.glob("*.py"))
-    if not path.exists():
+    if not isfile(path):
         raise InputError("method", slug, f"there are claims for {', '.join(known)}", choices=known)
     own = claims is not None or folder.resolve() == CHECKOUT / "claims"
     evidence = folder.parent / "docs" / "evidence"

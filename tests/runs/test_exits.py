@@ -117,7 +117,7 @@ def test_a_verifier_that_exits_has_failed():
 
 CLAIM = """
 import sys
-from anypolicy.evidence.claims import Check
+from anypolicy.evidence.checks import Check
 CLAIM, SEEDS, ARMS = "c", 2, ("a",)
 def run(arm, seed):
     return {"x": 1.0}

@@ -344,6 +344,14 @@ def test_reverse_and_pick():
     assert "steps" not in BASES["shown"]
     with pytest.raises(InputError, match="hard"):
         load_task("reverse-and-pick:hard=2")
+    with pytest.raises(InputError, match="prompts"):
+        load_task("reverse-and-pick:prompts=4001")
+
+
+def test_prompts_of_reverse_and_pick_are_as_many_as_were_asked_for(monkeypatch):
+    monkeypatch.setattr("anypolicy.tasks.reverse_and_pick.held_out", lambda digits: len(digits) > 3)
+    with pytest.raises(InputError, match=r"prompts: got 9; there are \d different ones"):
+        load_task("reverse-and-pick:prompts=9,hard=1.0")
 
 
 def test_the_base_of_reverse_and_pick_is_sure_of_the_wrong_way():

@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import re
 from dataclasses import asdict, dataclass
+from os.path import isfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -83,7 +84,7 @@ class Verdict:
 
 def load(path: Path) -> ModuleType:
     """A claim file as a module."""
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py" or not isfile(path):
         raise InputError("claim", str(path), "give an existing .py file")
     module = load_module("claim", path, f"anypolicy_claim_{path.stem}")
     for name in ("CLAIM", "SEEDS", "ARMS", "CHECKS", "run"):

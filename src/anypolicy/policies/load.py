@@ -4,7 +4,7 @@ masked-diffusion models."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from os.path import isdir, isfile
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -189,7 +189,7 @@ def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM
         model = kind.from_pretrained(
             source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=own_code
         )
-        local = Path(source).exists()
+        local = exists(source)
         tokenizer = tokenizer_of(source, own_code) if has_tokenizer(Path(source)) or not local else None
     except RAISED as error:  # what transformers raises has no common type
         raise InputError(

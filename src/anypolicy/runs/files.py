@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -20,7 +21,7 @@ PREFIX = ".writing-"
 OLD = ".old-"
 DAY = 24 * 3600.0
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
-            errno.EBUSY, errno.ELOOP, errno.EISDIR)  # fmt: skip
+            errno.EBUSY, errno.ELOOP, errno.EISDIR, errno.ENOENT, errno.EINVAL)  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -35,9 +36,10 @@ def disk_errors(path: Path) -> Generator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        code = getattr(error, "errno", None)
+        told = re.search(r"os error (\d+)", str(error))
+        code = int(told[1]) if told else getattr(error, "errno", None)
         full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-            word in str(error) for word in ("No space left", "File too large", "os error 28", "os error 27")
+            word in str(error) for word in ("No space left", "File too large")
         )
         if full:
             raise InputError(
@@ -61,6 +63,19 @@ def make_place(file: Path) -> None:
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     check_places(file.parent, (file.name,))
+
+
+def check_unused(path: Path, *, folder: bool = False) -> None:
+    """Refuse a place to write to where something is, but for an empty folder where a `folder` will be."""
+    with disk_errors(path):
+        if path.exists() and not (folder and path.is_dir() and not any(path.iterdir())):
+            raise InputError(
+                "out",
+                str(path),
+                "it is a file, or a folder that is not empty: choose another"
+                if folder
+                else "it exists: choose another file",
+            )
 
 
 def sync(path: Path) -> None:

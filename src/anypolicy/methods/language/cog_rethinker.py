@@ -94,7 +94,7 @@ class FallbackRollout:
         asked = self.ask(world, [(p, world.policy.encode(p)) for p in prompts], "direct", generator)
         groups = list(asked)
         for stage in self.stages:
-            buffer: Buffer = world.memory.setdefault(f"examples/{stage}", [])
+            buffer: Buffer = world.remembered(f"examples/{stage}", Buffer, [])
             if not buffer and prompts[0].messages:
                 buffer.append(list(WRITTEN[stage]))
             contexts = [
