@@ -19,7 +19,7 @@ from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.readers import read_tensors
 from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
-from anypolicy.engines.environments import EnvironmentFailed, Environments, Stepped
+from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves, over
@@ -35,9 +35,9 @@ from anypolicy.loops.control import (
     Recipe,
     evaluate,
     load_modules,
-    parts_of,
     weights_of,
 )
+from anypolicy.loops.episodes import recorded
 from anypolicy.loops.seeds import SeedsLoop
 from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint
 from anypolicy.runs.directory import RunDirectory
@@ -50,10 +50,10 @@ from anypolicy.runs.recipes import (
     keep,
     made_checkpoint,
     put_back,
-    recipe_in,
     recipe_of,
     rewind,
     settings_from,
+    stated,
 )
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.stop import Pause
@@ -309,7 +309,7 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, t
     """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
     and the user has not run before (here, and where a run is evaluated or recorded)."""
     with RunDirectory.open(path) as run:
-        written = dict(recipe_in(run))
+        written = dict(stated(run))
         if "apart" in written:
             raise InputError("run", str(path), "actor and learner stood apart: such a run cannot be resumed")
         if steps is not None:
@@ -419,27 +419,9 @@ def record(path: str | Path, *, episodes: int, out: str, explore: bool = False, 
     return sum(len(e.reward) for e in made)
 
 
-def recorded(
-    learner: Learner, task: EnvironmentTask, environments: Environments, rng: torch.Generator, explore: bool
-) -> Episode:  # fmt: skip
-    """One episode, action by action, from where the environment has just begun anew."""
-    observe = getattr(learner, "observe", lambda x: x)
-    seen, acted, steps, over = [environments.current[0]], list[Tensor](), list[Stepped](), False
-    while not over:
-        for action in parts_of(learner.act(observe(environments.current), rng, explore=explore), task):
-            steps.append(environments.step(action))
-            acted.append(action[0] if task.space.discrete else action[0].clamp(-1, 1))
-            seen.append(steps[-1].next_observation[0])
-            over = bool(steps[-1].terminated[0] or steps[-1].truncated[0])
-            if over:
-                break
-    flags = (torch.cat([getattr(s, name) for s in steps]) for name in ("reward", "terminated", "truncated"))
-    return Episode(torch.stack(seen), torch.stack(acted), *flags)
-
-
 def trained(run: RunDirectory, *, trust: bool = False) -> tuple[ControlPlan, Learner]:
     """The plan of a run, and its learner at the newest checkpoint, or as it was last saved where there are none."""
-    p = plan_from(recipe_in(run), trust=trust)
+    p = plan_from(stated(run), trust=trust)
     folder, saved = latest_checkpoint(run.path), run.path / "policy" / "controller.safetensors"
     if folder is None and not saved.exists():
         raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")

@@ -32,10 +32,10 @@ from anypolicy.runs.recipes import (
     keep,
     made_checkpoint,
     put_back,
-    recipe_in,
     recipe_of,
     rewind,
     settings_from,
+    stated,
 )
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.runs.trust import allow
@@ -226,7 +226,7 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, t
     """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
     and the user has not run before (here, and where a run is evaluated)."""
     with RunDirectory.open(path) as run:
-        p = plan_from(recipe_in(run) | ({} if steps is None else {"steps": steps}), trust=trust)
+        p = plan_from(stated(run) | ({} if steps is None else {"steps": steps}), trust=trust)
         return go(p, run, model_of(p), quiet=quiet)
 
 
@@ -268,7 +268,7 @@ def evaluate_run(path: str | Path, *, samples: int | None = None, trust: bool = 
     if samples is not None and samples < 2:
         raise InputError("samples", samples, "use at least 2")
     with RunDirectory.open(path, lock=False) as run:
-        p = plan_from(recipe_in(run), trust=trust)
+        p = plan_from(stated(run), trust=trust)
         saved, model = made_checkpoint(run, p.written()), model_of(p)
         loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, p.settings.seed)
         with put_back(saved) as (_, tensors):

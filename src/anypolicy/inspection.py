@@ -41,7 +41,7 @@ from anypolicy.progress import counting
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.files import disk_errors, make_place
-from anypolicy.runs.recipes import put_back, recipe_in
+from anypolicy.runs.recipes import put_back, stated
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
@@ -196,7 +196,7 @@ def load_dataset(spec: str, task: EnvironmentTask, *, trust: bool = False) -> li
 def replay_of(path: Path, *, trust: bool = False) -> list[Episode]:
     """What the newest checkpoint of a run holds in its replay."""
     with RunDirectory.open(path, lock=False) as run:
-        p, folder = plan_from(recipe_in(run), trust=trust), latest_checkpoint(run.path)
+        p, folder = plan_from(stated(run), trust=trust), latest_checkpoint(run.path)
     saved = None if folder is None else load_checkpoint(folder)
     if saved is None or "replay" not in saved.tensors:
         raise InputError("data", str(path), "this run has no replay in a checkpoint")

@@ -18,7 +18,7 @@ from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.files import check_places
 from anypolicy.runs.notes import notes
-from anypolicy.runs.recipes import EVALUATION, MAY_CHANGE, comparable, differences, made_checkpoint, put_back, recipe_in
+from anypolicy.runs.recipes import EVALUATION, MAY_CHANGE, comparable, differences, made_checkpoint, put_back, stated
 from anypolicy.runs.workers import in_workers
 
 FREE = tuple(name for name in MAY_CHANGE if name not in EVALUATION)
@@ -83,7 +83,7 @@ def evaluate(
     """Held-out accuracy of a run's newest checkpoint, with its interval; `trust` runs code that its recipe names and
     the user has not run before. Writes samples/eval.jsonl."""
     with RunDirectory.open(path, lock=False) as run:
-        p = training.plan_from(recipe_in(run), trust=trust)
+        p = training.plan_from(stated(run), trust=trust)
         world = training.world_of(p)
         loop = training.group_loop(p, world)
         saved = made_checkpoint(run, p.written())

@@ -89,9 +89,9 @@ def checkpoint_of(run: RunDirectory, written: dict[str, Any]) -> Checkpoint | No
     return saved
 
 
-def recipe_in(run: RunDirectory) -> dict[str, Any]:
-    """What recipe.yaml holds. Raises InputError where it says something else than what the newest checkpoint was made
-    with, before anything is made by it."""
+def stated(run: RunDirectory) -> dict[str, Any]:
+    """What a run's recipe.yaml states. Raises InputError where that is something else than the newest checkpoint was
+    made with, before anything is made by it."""
     written, folder = run.recipe(), latest_checkpoint(run.path)
     if folder is not None:
         try:
