@@ -31,7 +31,7 @@ train: setup
 test: .venv/.ready-dev
 	@$(BIN)/python -m pytest -n auto
 
-# new cases of everything that is read: CASES=10000 of each kind
+# new cases of everything that is read: CASES of them, shared out over all kinds
 CASES ?= 1000
 fuzz: .venv/.ready-dev
 	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -n auto tests/fuzz

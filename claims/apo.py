@@ -14,7 +14,7 @@ import torch
 from anypolicy.compose import compose
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.recipe import GroupRecipe, Optimiser
 from anypolicy.methods.language.apo import length_weight
 from anypolicy.policies.table import TablePolicy
@@ -23,7 +23,7 @@ from anypolicy.training import fit
 
 CLAIM = (
     "STCR shortens the more, the larger its base, without loss of success; DADS lifts the hardest third by more than 0.01 at "
-    "equal KL weight and leaves the easiest (arXiv 2506.21655)"
+    "equal KL weight, more than the easiest, which it leaves as it is (arXiv 2506.21655)"
 )
 SEEDS = 5
 CURVE = "success on the hardest third"
@@ -102,18 +102,35 @@ def gap(a: str, b: str, name: str):
     return lambda r: r[a][name] - r[b][name]
 
 
+def sided(r: dict) -> float:
+    """What DADS gains on the hardest third, less what it gains on the easiest."""
+    return gap("dads-kl", "grpo-kl", "hardest")(r) - gap("dads-kl", "grpo-kl", "easiest")(r)
+
+
 CHECKS = [
-    Check("STCR 1.1 shortens", "length, STCR 1.1 − GRPO < −0.3", gap("stcr-1.1", "grpo", "length"), below=-0.3),
+    Check("STCR 1.1 shortens", "length, STCR 1.1 − GRPO < −0.3", gap("stcr-1.1", "grpo", "length"), below=-0.3, refuted=0.0),
     Check("STCR 2 shortens more", "length, STCR 2 − STCR 1.1 < 0", gap("stcr-2", "stcr-1.1", "length"), below=0.0),
-    Check("STCR 1.1 loses no success", "difference > −0.01", gap("stcr-1.1", "grpo", "all"), above=-0.01),
-    Check("STCR 2 loses no success", "difference > −0.01", gap("stcr-2", "grpo", "all"), above=-0.01),
-    Check("DADS lifts the hardest third", "DADS − GRPO at KL weight 1 > 0.01", gap("dads-kl", "grpo-kl", "hardest"), above=0.01),
+    Check("STCR 1.1 loses no success", "difference > −0.01", gap("stcr-1.1", "grpo", "all"), above=-0.01, kind="share"),
+    Check("STCR 2 loses no success", "difference > −0.01", gap("stcr-2", "grpo", "all"), above=-0.01, kind="share"),
+    Check("DADS lifts the hardest third", "DADS − GRPO at KL weight 1 > 0.01", gap("dads-kl", "grpo-kl", "hardest"), above=0.01,
+          kind="share"),
+    Check("DADS lifts it more than the easiest third", "difference of gains > 0", sided, above=0.0, kind="share"),
     Check("DADS leaves the easiest third", "|difference| < 0.003",
-          lambda r: abs(r["dads-kl"]["easiest"] - r["grpo-kl"]["easiest"]), below=0.003),
+          lambda r: abs(r["dads-kl"]["easiest"] - r["grpo-kl"]["easiest"]), below=0.003, kind="share"),
     Check("the released base does nothing on short responses", "|length, released − GRPO| < 0.01",
           lambda r: abs(r["stcr-released"]["length"] - r["grpo"]["length"]), below=0.01, core=False),
     Check("both together: shorter", "APO − GRPO at KL weight 0.3 < −0.2", gap("apo", "grpo-kl-0.3", "length"), below=-0.2, core=False),
-    Check("both together: hardest third", "APO − GRPO at KL weight 0.3 > 0", gap("apo", "grpo-kl-0.3", "hardest"), above=0.0, core=False),
+    Check("both together: hardest third", "APO − GRPO at KL weight 0.3 > 0", gap("apo", "grpo-kl-0.3", "hardest"), above=0.0,
+          kind="share", core=False),
     Check("price: DADS moves further from the reference", "exact KL, DADS − GRPO > 0", gap("dads-kl", "grpo-kl", "kl"), above=0.0,
           core=False),
 ]  # fmt: skip
+NOTE = "the success of the easiest third moves by {6:.4f}, where less than 0.003 was asked"
+AMENDMENTS = (
+    Amendment("checks have kinds: shares of success need ten seeds", "2026-12-01", "after a look",
+              "a t interval of few shares decides too often"),
+    Amendment("a length that does not fall refutes, and so does a gain on the easiest third above that on the hardest",
+              "2026-12-01", "after a look", "it is the rule by which the claim is refuted, and no check had it"),
+    Amendment("the sentence names the gain against that of the easiest third", "2026-12-01", "after a look",
+              "the sentence and the decisive checks now say the same"),
+)  # fmt: skip

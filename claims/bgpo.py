@@ -16,7 +16,7 @@ import torch
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Segment, Trajectory
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.evidence.memory import peak_saved_bytes
 from anypolicy.loops.recipe import Optimiser
 from anypolicy.methods.language.bgpo import BoundLoss
@@ -27,7 +27,11 @@ from anypolicy.runs.seeds import generator, numpy_generator
 from anypolicy.tasks.tiny_add import TinyAdd
 from anypolicy.training import fit
 
-CLAIM = "BGPO's memory does not grow with its masks, its gradient's noise falls with them, and 16 masks learn more than 1 (arXiv 2510.11683)"
+CLAIM = (
+    "BGPO's memory does not grow with its masks, where VRPO-OL's does; its gradient comes nearer to that of 512 masks from 1 to "
+    "4 to 16, where the cosine is 0.85 or more and the noise at most half; 16 masks learn more than 1 and than one pass "
+    "(arXiv 2510.11683)"
+)
 SEEDS = 5
 ARMS = ("gradient", "bgpo", "bgpo-1", "vrpo-ol", "diffu-grpo")
 CURVE = "accuracy, mean of the classes"
@@ -145,13 +149,26 @@ CHECKS = [
     Check("cosine of 16 masks with 512", "≥ 0.85", lambda r: r["gradient"]["cosine_16"], above=0.85),
     Check("cosine of 16 masks above 4", "difference > 0", lambda r: r["gradient"]["cosine_16"] - r["gradient"]["cosine_4"], above=0.0),
     Check("cosine of 4 masks above 1", "difference > 0", lambda r: r["gradient"]["cosine_4"] - r["gradient"]["cosine_1"], above=0.0),
-    Check("noise of 1 mask over 16 (else refuted)", "≥ 2", lambda r: r["gradient"]["std_1"] / r["gradient"]["std_16"], above=2.0),
-    Check("saved tensors of 16 masks over 1, bound", "1", lambda r: r["gradient"]["memory_bound"], below=1.1),
-    Check("saved tensors of 16 masks over 1, ratio", "16", lambda r: r["gradient"]["memory_ratio"], above=14.0),
-    Check("16 masks end above 1", "difference > 0", ends("bgpo", "bgpo-1"), above=0.0),
-    Check("16 masks end above one pass (diffu-GRPO)", "difference > 0", ends("bgpo", "diffu-grpo"), above=0.0),
-    Check("16 masks end above VRPO-OL with 4", "difference > 0", ends("bgpo", "vrpo-ol"), above=0.0, core=False),
-    Check("VRPO-OL with 4 masks ends above BGPO with 1", "difference > 0", ends("vrpo-ol", "bgpo-1"), above=0.0, core=False),
-    Check("the same over the whole run: 16 above 1", "difference > 0", ends("bgpo", "bgpo-1", "area"), above=0.0, core=False),
+    Check("noise of 1 mask over 16", "≥ 2", lambda r: r["gradient"]["std_1"] / r["gradient"]["std_16"], above=2.0, refuted=2.0,
+          kind="ratio"),
+    Check("saved tensors of 16 masks over 1, bound", "1", lambda r: r["gradient"]["memory_bound"], below=1.1, kind="each"),
+    Check("saved tensors of 16 masks over 1, ratio", "16", lambda r: r["gradient"]["memory_ratio"], above=14.0, kind="each"),
+    Check("16 masks end above 1", "difference > 0", ends("bgpo", "bgpo-1"), above=0.0, kind="share"),
+    Check("16 masks end above one pass (diffu-GRPO)", "difference > 0", ends("bgpo", "diffu-grpo"), above=0.0, kind="share"),
+    Check("16 masks end above VRPO-OL with 4", "difference > 0", ends("bgpo", "vrpo-ol"), above=0.0, kind="share", core=False),
+    Check("VRPO-OL with 4 masks ends above BGPO with 1", "difference > 0", ends("vrpo-ol", "bgpo-1"), above=0.0, kind="share", core=False),
+    Check("the same over the whole run: 16 above 1", "difference > 0", ends("bgpo", "bgpo-1", "area"), above=0.0, kind="share", core=False),
     Check("bias of the one-pass gradient", "> 0.3 of its norm", lambda r: r["gradient"]["one_pass_bias"], above=0.3, core=False),
 ]  # fmt: skip
+NOTE = (
+    "memory is that of one mask and the gradient's noise falls {3:.1f} times from 1 mask to 16; undecided: the cosine of 16 masks "
+    "with 512 ({0:.2f}), and whether 16 masks end above 1 ({6:.3f}) and above one pass ({7:.3f})"
+)
+AMENDMENTS = (
+    Amendment("every check has a kind; saved tensors, which are counted, on every seed", "2026-12-01", "after a look",
+              "verdicts follow from the kind of an outcome"),
+    Amendment("noise that does not fall by half refutes; it stood in the check's name", "2026-12-01", "after a look",
+              "the claim's rule for a refutation had not been written on its checks"),
+    Amendment("the sentence names the cosines, VRPO-OL's memory, and one pass", "2026-12-01", "after a look",
+              "every core check is a statement of the sentence, and every statement a core check"),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Cog-Rethinker's claim: asking unsolved prompts again, and imitating what that finds, opens prompts that DAPO never solves.
+"""Cog-Rethinker's claim: asking unsolved prompts again, and imitating what that finds, opens prompts that DAPO does not.
 
 Reverse and pick: a two-layer transformer that does easy prompts (3 and 4 digits) and takes a wrong way on hard ones (6 and
 7 digits) but for 1 % of direct responses, 12 % where steps are asked for, 25 % where a wrong answer is shown. Three
@@ -11,17 +11,17 @@ with λ = 0: its fallback groups train under their own prompts only. The example
 from dataclasses import replace
 
 from anypolicy.compose import compose
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.recipe import GroupRecipe, Optimiser
 from anypolicy.loops.stages import VerifierReward
 from anypolicy.tasks.reverse_and_pick import ReverseAndPick
 from anypolicy.training import fit
 
 CLAIM = (
-    "at equal samples Cog-Rethinker's direct accuracy on hard prompts ends more than 0.5 above DAPO's and above its own "
-    "without the supervised term (arXiv 2510.15979)"
+    "at equal samples Cog-Rethinker's direct accuracy on hard prompts ends more than 0.5 above DAPO's and more than 0.5 above "
+    "its own without the supervised term (arXiv 2510.15979)"
 )
-SEEDS = 5
+SEEDS = 10
 CURVE = "direct accuracy on hard prompts, by thousands of sampled responses"
 ARMS = ("dapo", "no-imitation", "cog-rethinker")
 PROMPTS, GROUP, SAMPLES, EVERY = 12, 8, 48_000, 8_000
@@ -65,11 +65,26 @@ def gap(other: str):
 
 
 CHECKS = [
-    Check("above DAPO on hard prompts", "difference > 0.5", gap("dapo"), above=0.5),
-    Check("above itself without the supervised term", "difference > 0.5", gap("no-imitation"), above=0.5),
-    Check("above DAPO (else refuted)", "difference > 0", gap("dapo"), above=0.0),
-    Check("above its ablation (else refuted)", "difference > 0", gap("no-imitation"), above=0.0),
-    Check("easy prompts stay solved", "accuracy > 0.95", lambda r: r["cog-rethinker"]["easy"], above=0.95, core=False),
+    Check("above DAPO on hard prompts", "difference > 0.5", gap("dapo"), above=0.5, refuted=0.0, kind="share"),
+    Check("above itself without the supervised term", "difference > 0.5", gap("no-imitation"), above=0.5, refuted=0.0,
+          kind="share"),
+    Check("easy prompts stay solved", "accuracy > 0.95", lambda r: r["cog-rethinker"]["easy"], above=0.95, kind="share",
+          core=False),
     Check("more groups with a signal in the first ten steps", "Cog-Rethinker − DAPO > 0",
           lambda r: r["cog-rethinker"]["kept_first_10"] - r["dapo"]["kept_first_10"], above=0.0, core=False),
 ]  # fmt: skip
+NOTE = "it ends {0:.2f} above DAPO and {1:.2f} above itself without the supervised term, where more than 0.5 was asked of both"
+AMENDMENTS = (
+    Amendment("checks have kinds: accuracies need ten seeds", "2026-12-01", "after a look",
+              "a t interval of few shares decides too often"),
+    Amendment("“above by 0.5” and “above, else refuted” are one check with both bounds, for DAPO and for the ablation",
+              "2026-12-01", "after a look", "each pair was the same number twice"),
+    Amendment("the sentence says 0.5 of both comparisons", "2026-12-01", "after a look",
+              "it could be read as saying it of DAPO alone"),
+    Amendment(
+        "ten seeds instead of five",
+        "2026-12-01",
+        "after a look",
+        "shares of success need ten, and the other checks are measured with them",
+    ),
+)  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.one_sided import full_label_weights
 from anypolicy.loops.one_sided import run as protocol
 from anypolicy.methods.exact.context_semi_bandit_ftpl import ContextSemiBanditFTPL, Finite
@@ -18,7 +18,7 @@ from anypolicy.runs.seeds import numpy_generator
 from anypolicy.tasks.one_sided import load
 
 CLAIM = "a penalty of T^¼ cuts the rounds in which auditors object to a quarter, with errors still below 0.35 (arXiv 2206.04475)"
-SEEDS = 5
+SEEDS = 10
 ARMS = ("free", "penalised", "free-8", "penalised-8", "free-32", "penalised-32", "hedge")
 CURVE = "share of rounds with a report so far"
 CURVE_ARMS = ("free", "penalised")
@@ -43,10 +43,25 @@ def run(arm: str, seed: int) -> dict[str, Any]:
 
 CHECKS = [
     Check("a penalty of T^¼ cuts the rounds with a report to a quarter", "ratio > 4",
-          lambda r: r["free"]["reports"] / r["penalised"]["reports"], above=4.0),
-    Check("its errors with the penalty", "error rate < 0.35", lambda r: r["penalised"]["error"], below=0.35),
+          lambda r: r["free"]["reports"] / r["penalised"]["reports"], above=4.0, refuted=1.0, kind="ratio"),
+    Check("its errors with the penalty", "error rate < 0.35", lambda r: r["penalised"]["error"], below=0.35, kind="share"),
     Check("one-sided labels, no penalty, against all labels", "difference of error rates < 0.06",
-          lambda r: r["free"]["error"] - r["hedge"]["error"], below=0.06, core=False),
-    Check("8 separators", "ratio > 2", lambda r: r["free-8"]["reports"] / r["penalised-8"]["reports"], above=2.0, core=False),
-    Check("32 separators", "ratio > 2", lambda r: r["free-32"]["reports"] / r["penalised-32"]["reports"], above=2.0, core=False),
+          lambda r: r["free"]["error"] - r["hedge"]["error"], below=0.06, kind="share", core=False),
+    Check("8 separators", "ratio > 2", lambda r: r["free-8"]["reports"] / r["penalised-8"]["reports"], above=2.0, kind="ratio",
+          core=False),
+    Check("32 separators", "ratio > 2", lambda r: r["free-32"]["reports"] / r["penalised-32"]["reports"], above=2.0, kind="ratio",
+          core=False),
 ]  # fmt: skip
+NOTE = "the penalty divides the rounds with a report by {0:.1f}, where more than 4 was asked; its error rate is {1:.2f}"
+AMENDMENTS = (
+    Amendment("checks have kinds: factors are judged as ratios, error rates need ten seeds", "2026-12-01", "after a look",
+              "a ratio varies about a geometric mean, and a t interval of few shares decides too often"),
+    Amendment("a penalty without effect refutes", "2026-12-01", "after a look",
+              "it is the rule by which the claim is refuted, and no check had it"),
+    Amendment(
+        "ten seeds instead of five",
+        "2026-12-01",
+        "after a look",
+        "an error rate is a share, which needs ten",
+    ),
+)  # fmt: skip

@@ -19,11 +19,11 @@ from typing import Any
 from torch import nn
 
 from anypolicy import control
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 
 CLAIM = (
-    "after 3,000 steps steering has lifted the success of a frozen cloned base by at least .2, and at 2,000 steps noise "
-    "aliasing is ahead of SAC on noise (arXiv 2506.15799)"
+    "after 3,000 steps steering has lifted the success of a cloned base by at least .2 without changing it, and at 2,000 steps "
+    "noise aliasing is ahead of SAC on noise (arXiv 2506.15799)"
 )
 SEEDS = 5
 CURVE = "success at the last step, reacher-sparse"
@@ -89,13 +89,31 @@ def gap(a: str, b: str, what: str = "success"):
 
 
 CHECKS = [
-    Check("above the base (else refuted)", "difference > 0", gap("na", "base"), above=0.0),
-    Check("above the base by the whole effect", "difference > .2", gap("na", "base"), above=0.2),
-    Check("noise aliasing ahead of SAC on noise at 2,000 steps", "difference > 0", gap("na", "sac", "at_2000"), above=0.0),
-    Check("the base has not changed", "share of changed bases < .5", lambda r: sum(r[a]["changed"] for a in OWN), below=0.5),
+    Check("success above the base at 3,000 steps", "difference > .2", gap("na", "base"), above=0.2, refuted=0.0, kind="share"),
+    Check("noise aliasing ahead of SAC on noise at 2,000 steps", "difference > 0", gap("na", "sac", "at_2000"), above=0.0,
+          kind="share"),
+    Check("the base has not changed", "changed bases < .5", lambda r: sum(r[a]["changed"] for a in OWN), below=0.5, kind="each"),
     Check("aliasing alone, without demonstrations, ahead of SAC at 2,000 steps", "difference > 0",
-          gap("na-online", "sac", "at_2000"), above=0.0, core=False),
+          gap("na-online", "sac", "at_2000"), above=0.0, kind="share", core=False),
     Check("steps inside the radius, of 50: above the base", "difference > 0", gap("na", "base", "inside"), above=0.0,
-          core=False),
-    Check("the base is mediocre", "success < .5", lambda r: r["base"]["success"], below=0.5, core=False),
+          kind="share", core=False),
+    Check("the base is mediocre", "success < .5", lambda r: r["base"]["success"], below=0.5, kind="share", core=False),
 ]  # fmt: skip
+NOTE = (
+    "{0:.2f} over the base, where 0.2 was asked; at 2,000 steps noise aliasing less SAC on noise is {1:.2f}, and {3:.2f} "
+    "without demonstrations"
+)
+AMENDMENTS = (
+    Amendment("above the base by .2 decides, not by 0 alone",
+              "2026-11-25", "before a look", "the whole effect is what is expected"),
+    Amendment("the arm na learns with entropy in its targets, as the method does by default",
+              "2026-11-26", "before a look", "SAC on noise has it too"),
+    Amendment("a reported arm na-online: two critics, no demonstrations",
+              "2026-11-26", "before a look", "beside SAC on noise it differs in aliasing alone"),
+    Amendment("the core checks > 0 and > .2 over the base became one: > .2, refuted at 0",
+              "2026-12-01", "after a look", "they judged the same number twice"),
+    Amendment("the sentence says that the base is not changed, instead of frozen",
+              "2026-12-01", "after a look", "a core check decides on it"),
+    Amendment("success and steps inside are judged as shares, which need ten seeds; the unchanged base on every seed",
+              "2026-12-01", "after a look", "one seed can fail as a whole, which a t interval of five does not show"),
+)  # fmt: skip

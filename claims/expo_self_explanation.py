@@ -4,13 +4,13 @@ Task reverse-and-pick: a two-layer transformer that is sure of a wrong way to do
 right when it sees the answer. 75 % hard prompts, 12 prompts a step, 8 responses each, AdamW 3e-4, measured after 100 and 200
 steps. Arms: GRPO without KL; ExP-GRPO with β 0.04 and 0.5; GRPO + 0.04 · log-likelihood of a right reference in a style that
 the policy never uses ("expert"). Metrics on fixed prompts at temperature 1: accuracy and pass@4 on hard ones, accuracy on easy
-ones. About 5 % of the hard prompts have the same answer both ways, so the base is right on those.
+ones. Some of the hard prompts have the same answer both ways, so the base is right on those.
 """
 
 from dataclasses import replace
 
 from anypolicy.compose import compose
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.loops.targets import WithImitation
 from anypolicy.methods.language.grao import ReferenceRollout
@@ -58,18 +58,32 @@ def gap(a: str, b: str, name: str):
 
 
 CHECKS = [
-    Check("hard prompts, 100 steps: ExP-GRPO above GRPO", "difference > 0.20", gap("expo", "grpo", "hard_100"), above=0.20),
+    Check("hard prompts, 100 steps: ExP-GRPO above GRPO", "difference > 0.20", gap("expo", "grpo", "hard_100"), above=0.20,
+          refuted=0.20, kind="share"),
     Check("hard prompts, 100 steps: ExP-GRPO above the foreign expert", "difference > 0", gap("expo", "expert", "hard_100"),
-          above=0.0),
-    Check("the same after 200 steps, above GRPO", "difference > 0.20", gap("expo", "grpo", "hard_200"), above=0.20, core=False),
+          above=0.0, kind="share"),
+    Check("the same after 200 steps, above GRPO", "difference > 0.20", gap("expo", "grpo", "hard_200"), above=0.20, kind="share",
+          core=False),
     Check("the same after 200 steps, above the foreign expert", "difference > 0", gap("expo", "expert", "hard_200"), above=0.0,
-          core=False),
+          kind="share", core=False),
     Check("pass@4 on hard prompts, 100 steps: above GRPO", "difference > 0.20", gap("expo", "grpo", "hard_pass_4_100"),
-          above=0.20, core=False),
+          above=0.20, kind="share", core=False),
     Check("β 0.5 ends below GRPO on hard prompts, 100 steps", "difference < 0", gap("expo-0.5", "grpo", "hard_100"), below=0.0,
+          kind="share", core=False),
+    Check("β 0.5 loses what was easy", "β 0.5 − GRPO < −0.2", gap("expo-0.5", "grpo", "easy_100"), below=-0.2, kind="share",
           core=False),
-    Check("β 0.5 loses what was easy", "β 0.5 − GRPO < −0.2", gap("expo-0.5", "grpo", "easy_100"), below=-0.2, core=False),
     Check("β 0.04 keeps what was easy", "loss < 0.1", lambda r: r["expo"]["start_easy"] - r["expo"]["easy_100"], below=0.1,
+          kind="share", core=False),
+    Check("GRPO's groups are almost all equal", "share > 0.9", lambda r: r["grpo"]["equal_groups_100"], above=0.9, kind="share",
           core=False),
-    Check("GRPO's groups are almost all equal", "share > 0.9", lambda r: r["grpo"]["equal_groups_100"], above=0.9, core=False),
 ]  # fmt: skip
+NOTE = (
+    "seeds differ widely: after 100 steps it is above GRPO by {0:.2f} and above the foreign expert by {1:.2f}, after 200 by "
+    "{2:.2f} and {3:.2f}"
+)
+AMENDMENTS = (
+    Amendment("checks have kinds: accuracies need ten seeds", "2026-12-01", "after a look",
+              "a t interval of few shares decides too often"),
+    Amendment("less than 20 points above GRPO refutes", "2026-12-01", "after a look",
+              "it is the rule by which the claim is refuted; without it nothing would"),
+)  # fmt: skip

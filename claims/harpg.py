@@ -4,8 +4,8 @@ Errors and gap as in the claim of N-PG-IGT: ln cosh in ten dimensions with gradi
 Hessian-vector products, γ₀ = 3, 20,000 steps, 16 runs a seed; the linear-quadratic system with a fixed baseline, γ₀ = 0.1
 (IGT and normalised SGD 0.3), 10,000 trajectories, 32 runs a seed. HARPG uses two trajectories an iteration: 5,000
 iterations. What is expected of the honest comparison at equal trajectories: on ln cosh HARPG's error ends below IGT's; on the
-linear-quadratic system its gap ends above IGT's, because the noise of a one-trajectory Hessian-vector product (standard
-deviation over 100 for a v of length 0.73) is far above that of a gradient there (about 14).
+linear-quadratic system its gap ends above IGT's, because the noise of a one-trajectory Hessian-vector product is far
+above that of a gradient there.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.methods.control.harpg import HessianAided
 from anypolicy.methods.control.npg_igt import GradientTransport
 from anypolicy.parts.direction import Estimator, Momentum, Plain, Step, ascend
@@ -22,8 +22,8 @@ from anypolicy.runs.seeds import generator
 from anypolicy.tasks import linear_quadratic, log_cosh
 
 CLAIM = (
-    "the error of HARPG's direction falls like t^-0.42 or faster, and with two trajectories a step N-HARPG's gap to the "
-    "optimum falls like the trajectories to the power -0.45 or faster (arXiv 2302.01734)"
+    "the error of HARPG's direction falls like t^-0.42 or faster, to below half of momentum's, and with two trajectories a step "
+    "N-HARPG's gap to the optimum falls like the trajectories to the power -0.45 or faster, and faster than normalised SGD's (arXiv 2302.01734)"
 )
 SEEDS = 5
 CURVE = "median gap to the optimum, logarithm to base 10"
@@ -76,14 +76,22 @@ def run(arm: str, seed: int) -> dict[str, Any]:
 
 
 CHECKS = [
-    Check("error of HARPG falls", "exponent < −0.42", lambda r: r["error-harpg"]["slope"], below=-0.42),
+    Check("error of HARPG falls", "exponent < −0.42", lambda r: r["error-harpg"]["slope"], below=-0.42, kind="each"),
     Check("HARPG's error at the end is below half of momentum's", "ratio < 0.5",
-          lambda r: r["error-harpg"]["end"] / r["error-momentum"]["end"], below=0.5),
+          lambda r: r["error-harpg"]["end"] / r["error-momentum"]["end"], below=0.5, kind="ratio"),
     Check("gap of N-HARPG by trajectories", "exponent < −0.45", lambda r: r["harpg"]["slope"], below=-0.45),
     Check("N-HARPG's gap falls faster than normalised SGD's", "difference of exponents < 0",
           lambda r: r["harpg"]["slope"] - r["normalised-sgd"]["slope"], below=0.0),
     Check("HARPG's error at the end is below IGT's", "ratio < 1",
-          lambda r: r["error-harpg"]["end"] / r["error-igt"]["end"], below=1.0, core=False),
+          lambda r: r["error-harpg"]["end"] / r["error-igt"]["end"], below=1.0, kind="ratio", core=False),
     Check("boundary: with one trajectory its gap on the linear-quadratic system ends above IGT's", "ratio > 1",
-          lambda r: r["harpg"]["end"] / r["igt"]["end"], above=1.0, core=False),
+          lambda r: r["harpg"]["end"] / r["igt"]["end"], above=1.0, kind="ratio", core=False),
 ]  # fmt: skip
+NOTE = "the gap's exponent is {2:.3f}, where less than −0.45 was asked; it ends {5:.1f} times as high as N-PG-IGT's"
+AMENDMENTS = (
+    Amendment("the error's exponent decides on every seed",
+              "2026-12-01", "after a look", "the claim's rule wants it on every block of runs, which a seed is"),
+    Amendment("ratios are judged by their logarithms", "2026-12-01", "after a look", "what the numbers are"),
+    Amendment("the sentence states momentum's error and normalised SGD's gap",
+              "2026-12-01", "after a look", "core checks decide on them"),
+)  # fmt: skip

@@ -4,8 +4,8 @@ A corridor of six states with d = 3 kernels and actions, weights (.5, .3, .2), �
 a state; 400 episodes at horizon 8 and 32. A seed is 3 runs, whose means are taken. Error: ½‖ŵ − w‖₁ after 25, 50, 100,
 200, 400 episodes. Certificate: V̂_{k,1}(s1) before episode k at the same marks, and at the end. "unweighted" has σ² = 1,
 "random" acts at random. d: the same with 2, 3, 4, 6 kernels and weights that fall linearly.
-Planning: weights (.40, .35, .25), β = 1, 100 episodes, horizon 8: the loss max V* − V^π̂ over goal rewards and 20 random
-ones is at most the certificate in every run.
+Planning: weights (.40, .35, .25), β = 1, 100 episodes, horizon 8: whether the loss max V* − V^π̂ over goal rewards and 20
+random ones is at most the certificate.
 Theory: suboptimality d/√K + d²/K, whatever the horizon: an exponent of −1/2 in K and of at most 2 in d, both up to logarithms.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.methods.exact.horizon_free_rfe import HFConfig, certificate, explore, plan
 from anypolicy.parts import mdp
 from anypolicy.runs.seeds import numpy_generator
@@ -22,8 +22,9 @@ from anypolicy.tasks.mixtures import TableEnvironment, corridor
 from anypolicy.tasks.reward_free import goal_rewards, random_rewards
 
 CLAIM = (
-    "on a corridor its certificate is as small at horizon 32 as at 8, where unweighted regression's grows by half or more, "
-    "and falls with the episodes like K^-0.4 or faster; planning loses no more than is certified (arXiv 2303.10165)"
+    "on a corridor the weights' error falls like K^-0.2 or faster at horizons 8 and 32, where acting at random learns nothing; "
+    "the certificate is less than 1.3 times as large at horizon 32 as at 8, where unweighted regression's grows by half or more, "
+    "falls like K^-0.4 or faster and grows slower than d²; planning loses no more than is certified (arXiv 2303.10165)"
 )
 SEEDS = 5
 RUNS = 3
@@ -97,13 +98,26 @@ CHECKS = [
     Check("error of the weights falls at horizon 32", "exponent < −0.2", lambda r: r["hf-32"]["slope"], below=-0.2),
     Check("acting at random learns nothing at horizon 8", "exponent > −0.1", lambda r: r["random-8"]["slope"], above=-0.1),
     Check("acting at random learns nothing at horizon 32", "exponent > −0.1", lambda r: r["random-32"]["slope"], above=-0.1),
-    Check("certificate at horizon 32 over that at 8", "< 1.3", grows("hf"), below=1.3),
-    Check("the same without weights", "> 1.5", grows("unweighted"), above=1.5),
+    Check("certificate at horizon 32 over that at 8", "< 1.3", grows("hf"), below=1.3, refuted=1.3, kind="ratio"),
+    Check("the same without weights", "> 1.5", grows("unweighted"), above=1.5, refuted=1.5, kind="ratio"),
     Check("certificate against episodes at horizon 8", "exponent < −0.4", lambda r: r["hf-8"]["certified slope"], below=-0.4),
     Check("certificate against episodes at horizon 32", "exponent < −0.4", lambda r: r["hf-32"]["certified slope"], below=-0.4),
     Check("certificate against d", "exponent < 2",
           lambda r: exponent(SIZES, [r[f"d-{d}"]["certificate"] for d in SIZES]), below=2.0),
-    Check("share of runs in which planning loses no more than is certified", "> 0.99", lambda r: r["planning"]["held"], above=0.99),
+    Check("share of runs in which planning loses no more than is certified", "> 0.99", lambda r: r["planning"]["held"], above=0.99,
+          kind="each"),
     Check("error at the end, of unweighted over its own, horizon 32", "> 1",
-          lambda r: r["unweighted-32"]["errors"][-1] / r["hf-32"]["errors"][-1], above=1.0, core=False),
+          lambda r: r["unweighted-32"]["errors"][-1] / r["hf-32"]["errors"][-1], above=1.0, kind="ratio", core=False),
 ]  # fmt: skip
+NOTE = (
+    "from horizon 8 to 32 the certificate grows {4:.2f} times, without weights {5:.2f} times; undecided: how fast the error of the "
+    "weights falls ({0:.2f} at horizon 8, {1:.2f} at 32), and that acting at random learns nothing at horizon 32 ({3:.2f})"
+)
+AMENDMENTS = (
+    Amendment("every check has a kind; that planning loses no more than is certified, on every seed", "2026-12-01", "after a look",
+              "verdicts follow from the kind of an outcome"),
+    Amendment("both ratios of certificates refute at their bounds", "2026-12-01", "after a look",
+              "the claim's rule for a refutation had not been written on its checks"),
+    Amendment("the sentence names the error of the weights, acting at random, and d", "2026-12-01", "after a look",
+              "every core check is a statement of the sentence, and every statement a core check"),
+)  # fmt: skip

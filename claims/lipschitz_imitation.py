@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.parts.lipschitz import closed_loop_gain, spectral_norm, tube_radius
 from anypolicy.policies.lipschitz import Certified, Extension, fit
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.linear_plants import costly, directions, double_integrator, leading_away, sampled, simulate
 
 CLAIM = (
-    "imitated from noisy commands, the attacked cost is least at a Lipschitz constant of 0.75 to 1.5 times the expert's, "
-    "a steeper imitation loses more to the attack, and the bounds on the closed loop hold (arXiv 2103.16629)"
+    "imitated from noisy commands, the attacked cost is least at a Lipschitz constant α of 0.7 to 1.6 times the expert's ℓ; the "
+    "attack costs a quarter more at 8ℓ than at ℓ, the copy at ℓ/4 without attack twice the expert, and a network held to ℓ costs less "
+    "under attack than a free one; the bounds on the closed loop hold, and errors fall like N^-0.4 (arXiv 2103.16629)"
 )
-SEEDS = 5
+SEEDS = 10
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
 ARMS = ("extension", "network", "unbounded", "bounds", "rate")
 PLANT, OMEGA = double_integrator(), 0.15
@@ -91,13 +92,29 @@ def run(arm: str, seed: int) -> dict[str, Any]:
 
 
 CHECKS = [
-    Check("α/ℓ of the least attacked cost", "> 0.7", lambda r: r["extension"]["best"], above=0.7),
-    Check("α/ℓ of the least attacked cost", "< 1.6", lambda r: r["extension"]["best"], below=1.6),
-    Check("what the attack costs at 8ℓ against ℓ", "ratio > 1.25", lambda r: r["extension"]["growth"], above=1.25),
-    Check("cost without attack at ℓ/4 against the expert's", "ratio > 2", lambda r: r["extension"]["stiff"], above=2.0),
+    Check("α/ℓ of the least attacked cost", "> 0.7", lambda r: r["extension"]["best"], above=0.7, kind="ratio"),
+    Check("α/ℓ of the least attacked cost", "< 1.6", lambda r: r["extension"]["best"], below=1.6, kind="ratio"),
+    Check("what the attack costs at 8ℓ against ℓ", "ratio > 1.25", lambda r: r["extension"]["growth"], above=1.25, kind="ratio"),
+    Check("cost without attack at ℓ/4 against the expert's", "ratio > 2", lambda r: r["extension"]["stiff"], above=2.0, kind="ratio"),
     Check("attacked network at α = ℓ beats the one without a bound", "ratio < 1",
-          lambda r: r["network"]["attacked"] / r["unbounded"]["attacked"], below=1.0),
-    Check("violations of (B3), of 24 runs", "< 1", lambda r: r["bounds"]["violations"], below=1.0),
+          lambda r: r["network"]["attacked"] / r["unbounded"]["attacked"], below=1.0, kind="ratio"),
+    Check("violations of (B3), of 24 runs", "< 1", lambda r: r["bounds"]["violations"], below=1.0, kind="each"),
     Check("largest error against the number of samples", "exponent < −0.4", lambda r: r["rate"]["slope"], below=-0.4),
-    Check("tightest of the bounds (B3)", "ratio > 0.5", lambda r: r["bounds"]["tightest"], above=0.5, core=False),
+    Check("tightest of the bounds (B3)", "ratio > 0.5", lambda r: r["bounds"]["tightest"], above=0.5, kind="ratio", core=False),
 ]  # fmt: skip
+NOTE = (
+    "no bound was ever exceeded; all but one check confirmed: the cost without attack at ℓ/4 is {3:.2f} times the expert's, where "
+    "more than 2 was asked"
+)
+AMENDMENTS = (
+    Amendment("every check has a kind; that the bounds hold, on every seed", "2026-12-01", "after a look",
+              "verdicts follow from the kind of an outcome"),
+    Amendment("the sentence names the sizes, the network and the rate in N", "2026-12-01", "after a look",
+              "every core check is a statement of the sentence, and every statement a core check"),
+    Amendment(
+        "ten seeds instead of five",
+        "2026-12-01",
+        "after a look",
+        "shares of success need ten, and the other checks are measured with them",
+    ),
+)  # fmt: skip

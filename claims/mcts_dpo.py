@@ -3,8 +3,9 @@
 Noisy sort, 10 digits, a two-layer transformer whose every step slips with probability 0.2. A step is one token. Search:
 two candidates, 8 iterations (32 at the root), no self-evaluation, no known solution, depth to the end, only right paths.
 150 updates of 16 prompts, all pairs of the right paths, β = 0.1, AdamW 3e-4. "instance" is online DPO on three whole
-responses a prompt, a right one against a wrong one; a search samples many times as many tokens, so that "instance-many"
-takes 32 responses a prompt (numbers of tokens are recorded). "offline" searches with the policy as the run began. Metric: share of right sampled responses to 300 held-out prompts.
+responses a prompt, a right one against a wrong one, which takes about as many tokens as a search with the newest policy;
+"instance-many" takes 32 responses. All tokens are recorded. "offline" searches with the policy as the run began. Metric: share
+of right sampled responses to 300 held-out prompts.
 """
 
 from dataclasses import replace
@@ -12,13 +13,16 @@ from dataclasses import replace
 from anypolicy.compose import compose
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.choose import engine_for
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.evaluate import answered
 from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
 from anypolicy.tasks.noisy_sort import NoisySort
 from anypolicy.training import fit
 
-CLAIM = "after 20 to 50 updates MCTS-DPO is 10 points ahead of DPO on pairs of whole responses (arXiv 2405.00451)"
+CLAIM = (
+    "MCTS-DPO gains 40 points in 150 updates, and after 20 to 50 it is 10 points ahead of DPO on pairs of three whole "
+    "responses (arXiv 2405.00451)"
+)
 SEEDS = 5
 CURVE = "share of right sampled responses"
 ARMS = ("mcts-dpo", "instance", "instance-many", "offline")
@@ -61,13 +65,27 @@ def run(arm: str, seed: int, updates: int = UPDATES) -> dict:
 
 
 CHECKS = [
-    Check("gain over the base", "> 0.40", lambda r: r["mcts-dpo"]["end"] - r["mcts-dpo"]["start"], above=0.40),
+    Check("gain over the base", "> 0.40", lambda r: r["mcts-dpo"]["end"] - r["mcts-dpo"]["start"], above=0.40, kind="share"),
     Check("ahead of whole responses, mean after 20 and 50 updates", "> 0.10",
-          lambda r: r["mcts-dpo"]["early"] - r["instance"]["early"], above=0.10),
-    Check("ahead of whole responses at all (else refuted)", "> 0",
-          lambda r: r["mcts-dpo"]["early"] - r["instance"]["early"], above=0.0),
+          lambda r: r["mcts-dpo"]["early"] - r["instance"]["early"], above=0.10, refuted=0.0, kind="share"),
     Check("ahead of 32 whole responses, mean after 20 and 50 updates", "> 0",
-          lambda r: r["mcts-dpo"]["early"] - r["instance-many"]["early"], above=0.0, core=False),
+          lambda r: r["mcts-dpo"]["early"] - r["instance-many"]["early"], above=0.0, kind="share", core=False),
     Check("the paper's second claim: searching with the newest policy ends above searching with the first", "> 0",
-          lambda r: r["mcts-dpo"]["end"] - r["offline"]["end"], above=0.0, core=False),
+          lambda r: r["mcts-dpo"]["end"] - r["offline"]["end"], above=0.0, kind="share", core=False),
 ]  # fmt: skip
+NOTE = (
+    "a gain of {0:.2f}; ahead of pairs of three whole responses by {1:.2f}, where 0.10 was asked, and of 32 by {2:.2f}: shares, "
+    "undecided below ten seeds"
+)
+AMENDMENTS = (
+    Amendment("the arm with 32 whole responses, and its check, beside the others", "2026-11-26", "after a look",
+              "a search was taken to sample many times as many tokens as three responses"),
+    Amendment("every check has a kind", "2026-12-01", "after a look",
+              "verdicts follow from the kind of an outcome"),
+    Amendment("ahead by 0.10 and ahead at all are one check, refuted at 0", "2026-12-01", "after a look",
+              "they judged the same number"),
+    Amendment("the sentence names the gain and the three responses", "2026-12-01", "after a look",
+              "every core check is a statement of the sentence, and every statement a core check"),
+    Amendment("that a search samples many times as many tokens is no longer said", "2026-12-01", "after a look",
+              "it samples as many as three responses"),
+)  # fmt: skip

@@ -3,19 +3,23 @@
 Tabular lock, 64 prompts, two tokens out of eight: 16 easy prompts, 48 hard ones with +bias on one fixed wrong token per
 position. 300 steps, all prompts every step, 4 passes over each batch, SGD 0.5 per prompt. All arms without entropy
 bonus and without a filter (every prompt is drawn in every step, and an all-correct group has advantage 0 in any case; dropping
-it would only change the denominator of the mean), so that only advantage and clip differ. The boundary runs 400 steps. Metric: exact success on the hard prompts.
+it would only change the denominator of the mean), so that only advantage and clip differ. Metric: exact success on the hard
+prompts. The boundary, three tokens and no dominant wrong answer, runs 400 steps; its metric is success on all prompts.
 """
 
 from dataclasses import replace
 
 from anypolicy.compose import compose
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.recipe import GroupRecipe, Optimiser
 from anypolicy.loops.stages import Clip, KeepAll, PolicyLoss
 from anypolicy.tasks.tabular_lock import TabularLock
 from anypolicy.training import fit
 
-CLAIM = "at bias 4, NGRPO ends with at least 1.5 times GRPO's success on confidently wrong prompts (arXiv 2509.18851)"
+CLAIM = (
+    "at bias 4, NGRPO ends with at least 1.5 times GRPO's success on confidently wrong prompts, and above GRPO with clip 0.2/0.28 "
+    "(arXiv 2509.18851)"
+)
 SEEDS = 10
 CURVE = "success on hard prompts, bias 4"
 CURVE_ARMS = ("grpo", "grpo-clip-higher", "calibration-only", "ngrpo")
@@ -57,16 +61,28 @@ def run(arm: str, seed: int) -> dict:
 
 
 CHECKS = [
-    Check("1.5 × GRPO at bias 4", "NGRPO − 1.5 GRPO > 0", lambda r: r["ngrpo"]["end"] - 1.5 * r["grpo"]["end"], above=0.0),
+    Check("success over GRPO's at bias 4", "NGRPO / GRPO > 1.5", lambda r: r["ngrpo"]["end"] / r["grpo"]["end"], above=1.5,
+          refuted=1.0, kind="ratio"),
     Check("above GRPO with clip 0.2/0.28 at bias 4", "difference > 0",
-          lambda r: r["ngrpo"]["end"] - r["grpo-clip-higher"]["end"], above=0.0),
-    Check("above GRPO at bias 4 (else refuted)", "difference > 0", lambda r: r["ngrpo"]["end"] - r["grpo"]["end"], above=0.0),
+          lambda r: r["ngrpo"]["end"] - r["grpo-clip-higher"]["end"], above=0.0, kind="share"),
     Check("calibration alone above GRPO", "difference > 0",
-          lambda r: r["calibration-only"]["end"] - r["grpo"]["end"], above=0.0, core=False),
+          lambda r: r["calibration-only"]["end"] - r["grpo"]["end"], above=0.0, kind="share", core=False),
     Check("above GRPO at bias 3", "difference > 0",
-          lambda r: r["ngrpo-bias-3"]["end"] - r["grpo-bias-3"]["end"], above=0.0, core=False),
+          lambda r: r["ngrpo-bias-3"]["end"] - r["grpo-bias-3"]["end"], above=0.0, kind="share", core=False),
     Check("fewer all-wrong groups at the end", "difference < 0",
-          lambda r: r["ngrpo"]["all_wrong"] - r["grpo"]["all_wrong"], below=0.0, core=False),
-    Check("boundary: no dominant wrong answer, three tokens: NGRPO is not better", "difference < 0",
-          lambda r: r["ngrpo-unbiased"]["end"] - r["grpo-unbiased"]["end"], below=0.0, core=False),
+          lambda r: r["ngrpo"]["all_wrong"] - r["grpo"]["all_wrong"], below=0.0, kind="share", core=False),
+    Check("boundary: below GRPO without a dominant wrong answer, three tokens", "difference < 0",
+          lambda r: r["ngrpo-unbiased"]["end"] - r["grpo-unbiased"]["end"], below=0.0, kind="share", core=False),
 ]  # fmt: skip
+NOTE = "{0:.2f} times GRPO's success; without a dominant wrong answer it ends {5:.3f} from GRPO"
+AMENDMENTS = (
+    Amendment("no arm has a filter; NGRPO's dropped groups that were all correct", "2026-11-24", "after a look",
+              "dropping changes the denominator of the mean, so more than advantage and clip differed; all arms were run again"),
+    Amendment("the boundary runs 400 steps instead of 300", "2026-11-24", "after a look", "its expectation was for 400"),
+    Amendment("“above 1.5 GRPO” and “above GRPO, else refuted” are one check of the ratio, with 1.5 and 1 as bounds", "2026-12-01",
+              "after a look", "they were one statement, and a difference from 1.5 GRPO below 0 does not refute"),
+    Amendment("checks have kinds: success is a share, which needs ten seeds", "2026-12-01", "after a look",
+              "a t interval of few shares decides too often"),
+    Amendment("the sentence names GRPO with clip 0.2/0.28; the boundary's check says “below” for “not better”", "2026-12-01",
+              "after a look", "the sentence and the decisive checks now say the same"),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The data set decides which offline learner works: cloning follows TQ, unconstrained values fail on narrow data.
+"""The claim that the data set decides which offline learner works: how well it acts (TQ) and how much it covers (SACo).
 
 CartPole. A double DQN (two layers of 64, Adam 1e-3, γ = 0.95) learns online for 15,000 steps; five data sets of 15,000
 transitions are made from it (`make-datasets`: ten evaluations of ten episodes). Learners: two layers of 64, Adam 1e-3, γ = 0.95,
@@ -17,12 +17,12 @@ import numpy as np
 
 from anypolicy import control
 from anypolicy.datasets import KINDS, DatasetSettings, make_datasets
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.inspection import dataset_report
 
 CLAIM = (
-    "the quality of cloning follows TQ, while double Q-learning works where SACo is high and falls behind BCQ and CQL on narrow data of "
-    "high return (arXiv 2111.04714)"
+    "the quality of cloning follows TQ and not SACo, while double Q-learning is more than 40 points above it on broad data of low "
+    "return, and on narrow data of high return more than 30 below BCQ and CQL, on the expert's also below BCQ alone (arXiv 2111.04714)"
 )
 SEEDS = 5
 ARMS = ("bc", "mce", "dqn", "bcq", "cql", "crr")
@@ -70,17 +70,31 @@ def correlation(r: dict[str, Any], measure: str) -> float:
 
 NARROW, BROAD = ("noisy", "expert"), ("random", "mixed")
 CHECKS = [
-    Check("cloning follows TQ", "correlation > 0.85", lambda r: correlation(r["bc"], "tq"), above=0.85),
+    Check("cloning follows TQ", "correlation > 0.85", lambda r: correlation(r["bc"], "tq"), above=0.85, kind="share"),
     Check("and not SACo", "difference of correlations > 0",
-          lambda r: correlation(r["bc"], "tq") - correlation(r["bc"], "saco"), above=0.0),
+          lambda r: correlation(r["bc"], "tq") - correlation(r["bc"], "saco"), above=0.0, kind="share"),
     Check("noisy and expert: double Q-learning is far below BCQ and CQL", "difference < −30",
-          lambda r: on(r["dqn"], *NARROW) - (on(r["bcq"], *NARROW) + on(r["cql"], *NARROW)) / 2, below=-30.0),
-    Check("expert: it is below BCQ", "difference < 0", lambda r: on(r["dqn"], "expert") - on(r["bcq"], "expert"), below=0.0),
+          lambda r: on(r["dqn"], *NARROW) - (on(r["bcq"], *NARROW) + on(r["cql"], *NARROW)) / 2, below=-30.0, kind="share"),
+    Check("expert: it is below BCQ", "difference < 0", lambda r: on(r["dqn"], "expert") - on(r["bcq"], "expert"), below=0.0,
+          kind="share"),
     Check("random and mixed: it is far above cloning", "difference > 40",
-          lambda r: on(r["dqn"], *BROAD) - on(r["bc"], *BROAD), above=40.0),
+          lambda r: on(r["dqn"], *BROAD) - on(r["bc"], *BROAD), above=40.0, kind="share"),
     Check("e to the entropy is at most the number of pairs, on every data set", "largest Ĥ − ln u ≤ 1e-9",
-          lambda r: max(r["bc"]["bound"]), below=1e-9),
-    Check("CRR on all five", "mean > 80", lambda r: on(r["crr"], *KINDS), above=80.0, core=False),
+          lambda r: max(r["bc"]["bound"]), below=1e-9, kind="each", core=False),
+    Check("CRR on all five", "mean > 80", lambda r: on(r["crr"], *KINDS), above=80.0, kind="share", core=False),
     Check("expert: returns alone are not enough, MCE against BCQ", "difference < 0",
-          lambda r: on(r["mce"], "expert") - on(r["bcq"], "expert"), below=0.0, core=False),
+          lambda r: on(r["mce"], "expert") - on(r["bcq"], "expert"), below=0.0, kind="share", core=False),
 ]  # fmt: skip
+NOTE = (
+    "cloning correlates with TQ by {0:.2f}, {1:.1f} more than with SACo; double Q-learning is {4:.0f} above cloning on broad data, and "
+    "beside BCQ and CQL {2:.0f} on narrow ones, where less than −30 was asked ({3:.0f} beside BCQ on the expert's); CRR reaches "
+    "{6:.0f} % over all five sets, where 80 was hoped for"
+)
+AMENDMENTS = (
+    Amendment("the bound on the entropy is reported and decides nothing",
+              "2026-12-01", "after a look", "it is a theorem, cannot fail and is not in the sentence"),
+    Amendment("the sentence names the checks: not SACo, 40 above cloning, 30 below BCQ and CQL",
+              "2026-12-01", "after a look", '"works" and "falls behind" were vague'),
+    Amendment("performances and correlations near 1 are judged as shares, which need ten seeds",
+              "2026-12-01", "after a look", "one seed can fail as a whole, which a t interval of five does not show"),
+)  # fmt: skip

@@ -17,7 +17,7 @@ from anypolicy.compose import compose
 from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling, ask
 from anypolicy.engines.choose import engine_for
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
 from anypolicy.loops.revised import generated_items
 from anypolicy.policies.base import Policy
@@ -29,7 +29,8 @@ from anypolicy.training import fit
 
 CLAIM = (
     "the whole loss errs at least 0.15 less often from a policy fine-tuned on the corrections than from the first one, and "
-    "less than the fine-tuned policy; plain DPO from the first one errs most (arXiv 2501.09695)"
+    "less than the fine-tuned policy, which errs less than the whole loss from the first one; plain DPO from there errs most "
+    "(arXiv 2501.09695)"
 )
 SEEDS = 5
 ARMS = ("dpo", "off-policy", "fine-tuned", "opa-dpo", "wording e^-5", "wording e^-2")
@@ -77,21 +78,32 @@ def run(arm: str, seed: int, updates: int = UPDATES) -> dict[str, Any]:
 
 CHECKS = [
     Check("fine-tuned first, the whole loss errs less than from the base by", "> 0.15",
-          lambda r: r["off-policy"]["wrong"] - r["opa-dpo"]["wrong"], above=0.15),
-    Check("the same (else refuted)", "> 0.02", lambda r: r["off-policy"]["wrong"] - r["opa-dpo"]["wrong"], above=0.02),
+          lambda r: r["off-policy"]["wrong"] - r["opa-dpo"]["wrong"], above=0.15, refuted=0.02, kind="share"),
     Check("opa-dpo errs less than fine-tuning alone", "> 0",
-          lambda r: r["fine-tuned"]["wrong"] - r["opa-dpo"]["wrong"], above=0.0),
+          lambda r: r["fine-tuned"]["wrong"] - r["opa-dpo"]["wrong"], above=0.0, kind="share"),
     Check("fine-tuning alone errs less than the whole loss from the base", "> 0",
-          lambda r: r["off-policy"]["wrong"] - r["fine-tuned"]["wrong"], above=0.0),
+          lambda r: r["off-policy"]["wrong"] - r["fine-tuned"]["wrong"], above=0.0, kind="share"),
     Check("the whole loss from the base errs less than plain DPO from it", "> 0",
-          lambda r: r["dpo"]["wrong"] - r["off-policy"]["wrong"], above=0.0),
+          lambda r: r["dpo"]["wrong"] - r["off-policy"]["wrong"], above=0.0, kind="share"),
     Check("mean log-probability of a corrected token under the base, in nats", "< −5", lambda r: r["off-policy"]["gauge"],
           below=-5.0, core=False),
     Check("the same under the fine-tuned policy", "> −2", lambda r: r["opa-dpo"]["gauge"], above=-2.0, core=False),
     Check("the likelier the expert's wording, the more the whole loss teaches from the base: e^−5 before e^−7", "> 0",
-          lambda r: r["off-policy"]["wrong"] - r["wording e^-5"]["wrong"], above=0.0, core=False),
+          lambda r: r["off-policy"]["wrong"] - r["wording e^-5"]["wrong"], above=0.0, kind="share", core=False),
     Check("and e^−2 before e^−5", "> 0", lambda r: r["wording e^-5"]["wrong"] - r["wording e^-2"]["wrong"], above=0.0,
-          core=False),
+          kind="share", core=False),
     Check("plain DPO from the base errs more than the base", "> 0", lambda r: r["dpo"]["wrong"] - r["dpo"]["base"],
-          above=0.0, core=False),
+          above=0.0, kind="share", core=False),
 ]  # fmt: skip
+NOTE = (
+    "fine-tuned first, the whole loss errs {0:.2f} less often than from the base, where 0.15 was asked, and fine-tuning alone {2:.2f}, "
+    "where more than 0 was; shares are undecided below ten seeds"
+)
+AMENDMENTS = (
+    Amendment("every check has a kind", "2026-12-01", "after a look",
+              "verdicts follow from the kind of an outcome"),
+    Amendment("less by 0.15 and less by 0.02 are one check, refuted at 0.02", "2026-12-01", "after a look",
+              "they judged the same number"),
+    Amendment("the sentence says that fine-tuning alone errs less than the whole loss from the first policy", "2026-12-01", "after a look",
+              "every core check is a statement of the sentence, and every statement a core check"),
+)  # fmt: skip

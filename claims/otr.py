@@ -9,9 +9,9 @@ sorting alone, n = 5, 6, on 2,000 examples with 15 % of the target digits replac
 rates. Metrics: accuracy on clean held-out problems at temperature 1 ("sampled") and greedy; the same on easy sorting and
 on reversing (retention); mean entropy of a token.
 
-Expected: sampled accuracy at least 30 points above SFT (which reproduces the noise), within 3 points of DFT. The claim is
-refuted below 20 points, or if OTR with κ = 1, β = 0 is not DFT but for the noise of sampling. The paper says that OTR also keeps other
-tasks better than SFT; a first look at one seed showed the opposite here. It is reported with its sign.
+Expected: sampled accuracy at least 30 points above SFT (which reproduces the noise), within 3 points of DFT; both are
+reported. The claim itself says 20 points and is refuted below, or if OTR with κ = 1, β = 0 is not DFT but for the noise of
+sampling (3 points). The paper says that OTR also keeps other tasks better than SFT; that is reported with its sign.
 """
 
 import copy
@@ -26,7 +26,7 @@ from anypolicy.compose import compose
 from anypolicy.data.records import Prompt, Tokens
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import NativeEngine
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.methods.supervised.otr import draw, expected_loss, exploration, one_token_loss
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.transformer import small_transformer
@@ -35,8 +35,8 @@ from anypolicy.tasks.base import Score
 from anypolicy.training import fit
 
 CLAIM = (
-    "on noisy expert data OTR's samples are right at least 20 points more often than SFT's, and its theory holds "
-    "(arXiv 2509.26313)"
+    "on noisy expert data OTR's samples are right at least 20 points more often than SFT's, and its theory holds: the gradient "
+    "in expectation and over draws is the formula's, and with κ = 1, β = 0 it is DFT (arXiv 2509.26313)"
 )
 SEEDS = 5
 SETTINGS = {
@@ -200,25 +200,38 @@ def worst_against_best(r: dict) -> float:
 
 
 CHECKS = [
-    Check("A: expected gradient, largest deviation from the formula", "< 1e-10", lambda r: r["theory"]["expectation"], below=1e-10),
-    Check("A: κ = 1 is (1 − β) × DFT, largest deviation", "< 1e-10", lambda r: r["theory"]["dft"], below=1e-10),
+    Check("A: expected gradient, largest deviation from the formula", "< 1e-10", lambda r: r["theory"]["expectation"], below=1e-10,
+          kind="each"),
+    Check("A: κ = 1 is (1 − β) × DFT, largest deviation", "< 1e-10", lambda r: r["theory"]["dft"], below=1e-10, kind="each"),
     Check("A: draws against the expectation, root mean square of z (1 if they agree)", "< 1.1", lambda r: r["theory"]["draws_z"],
           below=1.1),
-    Check("B: OTR's worse learning rate above SFT's better one, sampled", "difference > 0.20", worst_against_best, above=0.2),
-    Check("B: OTR with κ = 1, β = 0 above DFT − 3 points, lr 1e-4", "difference > −0.03",
-          gap("otr-kappa-1-beta-0@1e-4", "dft@1e-4"), above=-0.03),
-    Check("B: and below DFT + 3 points, lr 1e-4", "difference < 0.03", gap("otr-kappa-1-beta-0@1e-4", "dft@1e-4"), below=0.03),
-    Check("B: OTR with κ = 1, β = 0 above DFT − 3 points, lr 3e-4", "difference > −0.03",
-          gap("otr-kappa-1-beta-0@3e-4", "dft@3e-4"), above=-0.03),
-    Check("B: and below DFT + 3 points, lr 3e-4", "difference < 0.03", gap("otr-kappa-1-beta-0@3e-4", "dft@3e-4"), below=0.03),
-    *(Check(f"OTR above SFT, sampled, lr {x}", "difference > 0.30", gap(f"otr@{x}", f"sft@{x}"), above=0.3, core=False)
+    Check("B: OTR's worse learning rate above SFT's better one, sampled", "difference > 0.20", worst_against_best, above=0.2,
+          refuted=0.2, kind="share"),
+    *(check for x in RATES for check in (
+        Check(f"B: OTR with κ = 1, β = 0 above DFT − 3 points, lr {x}", "difference > −0.03",
+              gap(f"otr-kappa-1-beta-0@{x}", f"dft@{x}"), above=-0.03, refuted=-0.03, kind="share"),
+        Check(f"B: and below DFT + 3 points, lr {x}", "difference < 0.03",
+              gap(f"otr-kappa-1-beta-0@{x}", f"dft@{x}"), below=0.03, refuted=0.03, kind="share"))),
+    *(Check(f"OTR above SFT, sampled, lr {x}", "difference > 0.30", gap(f"otr@{x}", f"sft@{x}"), above=0.3, kind="share", core=False)
       for x in RATES),
     *(Check(f"OTR within 3 points of DFT, lr {x}", "|difference| < 0.03", lambda r, x=x: abs(gap(f"otr@{x}", f"dft@{x}")(r)),
-            below=0.03, core=False) for x in RATES),
+            below=0.03, kind="share", core=False) for x in RATES),
     *(Check(f"sampling 64 tokens against the exact form, lr {x}", "|difference| < 0.03",
-            lambda r, x=x: abs(gap(f"otr@{x}", f"otr-exact@{x}")(r)), below=0.03, core=False) for x in RATES),
+            lambda r, x=x: abs(gap(f"otr@{x}", f"otr-exact@{x}")(r)), below=0.03, kind="share", core=False) for x in RATES),
     *(Check(f"the paper's claim: retention of reversing above SFT, sampled, lr {x}", "difference > 0",
-            gap(f"otr@{x}", f"sft@{x}", "reverse_sampled"), above=0.0, core=False) for x in RATES),
+            gap(f"otr@{x}", f"sft@{x}", "reverse_sampled"), above=0.0, kind="share", core=False) for x in RATES),
     *(Check(f"β = −0.1 sharpens: entropy below that of β = 0, lr {x}", "difference < 0",
             gap(f"otr@{x}", f"otr-beta-0@{x}", "entropy"), below=0.0, core=False) for x in RATES),
 ]  # fmt: skip
+NOTE = (
+    "its samples are right {3:.2f} more often than SFT's; on the other task, which the paper says it keeps better, its accuracy "
+    "differs from SFT's by {14:.2f} and {15:.2f} at the two learning rates"
+)
+AMENDMENTS = (
+    Amendment("checks have kinds: accuracies need ten seeds, identities hold on every seed", "2026-12-01", "after a look",
+              "a t interval of few shares decides too often"),
+    Amendment("less than 20 points above SFT refutes, and so do more than 3 from DFT with κ = 1, β = 0", "2026-12-01",
+              "after a look", "it is the rule by which the claim is refuted; without it nothing would"),
+    Amendment("the sentence says what the theory is", "2026-12-01", "after a look",
+              "the sentence and the decisive checks now say the same"),
+)  # fmt: skip

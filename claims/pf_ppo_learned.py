@@ -15,7 +15,7 @@ import torch
 from anypolicy.catalogue import get
 from anypolicy.compose import compose
 from anypolicy.data.preferences import Preference
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.evidence.claims import load
 from anypolicy.filtration import Scored, filtration_table
 from anypolicy.loops.preference import PreferenceLoop, calibrate, evaluate_pairs
@@ -98,11 +98,20 @@ def gap(a: str, b: str):
 
 
 CHECKS = [
-    Check("best-worst above all rows", "difference > 0.02", gap("best-worst", "none"), above=0.02),
-    Check("best-of-n below all rows", "difference < 0", gap("best-of-n", "none"), below=0.0),
-    Check("best-random above all rows", "difference > 0.02", gap("best-random", "none"), above=0.02, core=False),
-    Check("all rows improve on the start", "difference > 0", lambda r: r["none"]["end"] - r["none"]["start"], above=0.0, core=False),
-    Check("the reward model orders pairs", "accuracy > 0.5", lambda r: r["none"]["eval/accuracy"], above=0.5, core=False),
+    Check("best-worst above all rows", "difference > 0.02", gap("best-worst", "none"), above=0.02, refuted=0.0, kind="share"),
+    Check("best-of-n below all rows", "difference < 0", gap("best-of-n", "none"), below=0.0, kind="share"),
+    Check("best-random above all rows", "difference > 0.02", gap("best-random", "none"), above=0.02, kind="share", core=False),
+    Check("all rows improve on the start", "difference > 0", lambda r: r["none"]["end"] - r["none"]["start"], above=0.0,
+          kind="share", core=False),
+    Check("the reward model orders pairs", "accuracy > 0.5", lambda r: r["none"]["eval/accuracy"], above=0.5, kind="share",
+          core=False),
     Check("R² of best-worst above that of all rows", "difference > 0",
-          lambda r: r["none"]["r2/best-worst"] - r["none"]["r2/none"], above=0.0, core=False),
+          lambda r: r["none"]["r2/best-worst"] - r["none"]["r2/none"], above=0.0, kind="share", core=False),
 ]  # fmt: skip
+NOTE = "seeds differ in sign: against all rows best-worst ends {0:.3f}, where more than 0.02 was asked, and best-of-n {1:.3f}"
+AMENDMENTS = (
+    Amendment("checks have kinds: success needs ten seeds", "2026-12-01", "after a look",
+              "a t interval of few shares decides too often"),
+    Amendment("best-worst not above all rows refutes", "2026-12-01", "after a look",
+              "it is the other claim's rule, and no check had it"),
+)  # fmt: skip

@@ -11,7 +11,7 @@ state in the batch, which is then thrown away; J of the policy exactly. 2 is bes
 import torch
 
 from anypolicy.engines.environments import Environments
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.control import OnPolicyLoop
 from anypolicy.methods.control.ppo import ProximalPolicy, Samples
 from anypolicy.methods.control.props import RobustSampling, avoid, props, sampling_error
@@ -21,8 +21,8 @@ from anypolicy.tasks.environments import load_environment
 from anypolicy.tasks.sampling import two_step_tree
 
 CLAIM = (
-    "at a fixed policy the sampling error of PROPS is below 0.6 times that of on-policy sampling, and policy gradients on "
-    "small batches of it end higher (arXiv 2311.08290)"
+    "at a fixed policy the sampling error of PROPS is below 0.6 times that of on-policy sampling, and five policy-gradient steps "
+    "on batches of 10 and 20 of it reach a higher return (arXiv 2311.08290)"
 )
 SEEDS = 40
 CURVE = "sampling error, two-step tree"
@@ -144,15 +144,26 @@ def gap(name: str):
 CHECKS = [
     Check("tree, 200 steps: sampling error below 0.6 × on-policy", "PROPS − 0.6 on-policy < 0", beyond(0.6, "two-step-tree"), below=0.0),
     Check("grid, 400 steps: sampling error below 0.6 × on-policy", "PROPS − 0.6 on-policy < 0", beyond(0.6, "grid"), below=0.0),
-    Check("tree: below 0.9 × on-policy (else refuted)", "PROPS − 0.9 on-policy < 0", beyond(0.9, "two-step-tree"), below=0.0),
-    Check("grid: below 0.9 × on-policy (else refuted)", "PROPS − 0.9 on-policy < 0", beyond(0.9, "grid"), below=0.0),
-    Check("batches of 10: J after 5 updates", "difference > 0", gap("J_10"), above=0.0),
-    Check("batches of 20: J after 5 updates", "difference > 0", gap("J_20"), above=0.0),
+    Check("tree: below 0.9 × on-policy", "PROPS − 0.9 on-policy < 0", beyond(0.9, "two-step-tree"), below=0.0),
+    Check("grid: below 0.9 × on-policy", "PROPS − 0.9 on-policy < 0", beyond(0.9, "grid"), below=0.0),
+    Check("batches of 10: J after 5 updates", "difference > 0", gap("J_10"), above=0.0, kind="share"),
+    Check("batches of 20: J after 5 updates", "difference > 0", gap("J_20"), above=0.0, kind="share"),
     Check("batches of 40: the gain is smaller than with 10", "gain at 10 − gain at 40 > 0",
-          lambda r: gap("J_10")(r) - gap("J_40")(r), above=0.0, core=False),
-    Check("batches of 10: more runs end on the best path", "difference > 0", gap("best_10"), above=0.0, core=False),
+          lambda r: gap("J_10")(r) - gap("J_40")(r), above=0.0, kind="share", core=False),
+    Check("batches of 10: more runs end on the best path", "difference > 0", gap("best_10"), above=0.0, kind="share",
+          core=False),
     Check("tree: PROPS below ROS", "difference < 0",
           lambda r: error("props", "two-step-tree")(r) - error("ros", "two-step-tree")(r), below=0.0, core=False),
     Check("grid: PROPS below ROS", "difference < 0",
           lambda r: error("props", "grid")(r) - error("ros", "grid")(r), below=0.0, core=False),
 ]  # fmt: skip
+NOTE = (
+    "with batches of 10 the return after five updates is {4:.2f} higher, with batches of 20 {5:.2f}; the share of runs that end "
+    "on the best path after 40 differs by {7:.2f}"
+)
+AMENDMENTS = (
+    Amendment("the sentence says after how many updates and with which batches",
+              "2026-12-01", "after a look", 'the checks are about five updates, not "end"'),
+    Amendment("returns and shares of runs are judged as shares",
+              "2026-12-01", "after a look", "they are bounded, and runs can end on the lesser path"),
+)  # fmt: skip

@@ -11,11 +11,11 @@ Metric: share of 50 evaluation episodes that end inside the radius.
 from typing import Any
 
 from anypolicy import control
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 
 CLAIM = (
-    "after 3,000 steps the residual has lifted the success of a base cloned from half-bad demonstrations by at least .3, "
-    "and it is ahead of RLPD on the way (arXiv 2509.19301)"
+    "after 3,000 steps the residual has lifted the success of a base cloned from half-bad demonstrations by at least .3 "
+    "and keeps it inside the radius for longer, and on the way it is ahead of RLPD (arXiv 2509.19301)"
 )
 SEEDS = 5
 CURVE = "success at the last step, reacher-sparse"
@@ -59,13 +59,25 @@ def run(arm: str, seed: int) -> dict:
 
 
 CHECKS = [
-    Check("above the base at 3,000 steps (else refuted)", "difference > .15",
-          lambda r: r["resfit"]["success"] - r["base"]["success"], above=0.15),
-    Check("above the base by the whole effect at 3,000 steps", "difference > .3",
-          lambda r: r["resfit"]["success"] - r["base"]["success"], above=0.3, core=False),
+    Check("success above the base at 3,000 steps", "difference > .3",
+          lambda r: r["resfit"]["success"] - r["base"]["success"], above=0.3, refuted=0.15, kind="share"),
     Check("steps inside the radius, of 50: above the base", "difference > 0",
-          lambda r: r["resfit"]["inside"] - r["base"]["inside"], above=0.0),
+          lambda r: r["resfit"]["inside"] - r["base"]["inside"], above=0.0, kind="share"),
     Check("ahead of RLPD between 1,000 and 2,000 steps", "difference > 0",
-          lambda r: r["resfit"]["way"] - r["rlpd"]["way"], above=0.0, core=False),
-    Check("the base is mediocre", "success < .5", lambda r: r["base"]["success"], below=0.5, core=False),
+          lambda r: r["resfit"]["way"] - r["rlpd"]["way"], above=0.0, kind="share"),
+    Check("the base is mediocre", "success < .5", lambda r: r["base"]["success"], below=0.5, kind="share", core=False),
 ]  # fmt: skip
+NOTE = (
+    "{0:.2f} over the base, where 0.3 was asked, and {1:.0f} steps of 50 longer inside the radius; between 1,000 and 2,000 steps "
+    "{2:.2f} ahead of RLPD"
+)
+AMENDMENTS = (
+    Amendment("the core check > .15 and the reported one > .3 became one core check: > .3, refuted at .15",
+              "2026-12-01", "after a look", "the sentence states .3"),
+    Amendment("ahead of RLPD on the way decides, which was only reported",
+              "2026-12-01", "after a look", "the sentence states it"),
+    Amendment("the sentence states the steps inside the radius",
+              "2026-12-01", "after a look", "they decided without being in it"),
+    Amendment("outcomes are judged as shares, which need ten seeds",
+              "2026-12-01", "after a look", "one seed can fail as a whole, which a t interval of five does not show"),
+)  # fmt: skip

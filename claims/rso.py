@@ -7,7 +7,7 @@ model is a logistic regression on features and their products (1,500 steps of 0.
 8 samples of π_sft a prompt, first-round pairs ranked by the reward model (sft); 8 of 64 by rejection at β = 0.5, likewise
 (rso). 400 full-batch steps of (2/γ)(1 − t/400), γ = 0.05, L2 1e-4 to the start.
 Gold: exact mean under the final policy. Distance: KL(π_r ‖ π) with π_r ∝ π_sft exp(r/β), r the learned reward.
-The order of rso and sft is known to hang on a small γ: arms with γ = 0.2 are reported.
+The order of rso and sft may hang on a small γ: arms with γ = 0.2 are reported.
 """
 
 from typing import Any, cast
@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from anypolicy.evidence.checks import Check, Results
+from anypolicy.evidence.checks import Amendment, Check, Results
 from anypolicy.loops.pairs import Pair, Responses
 from anypolicy.methods.preference.rso import LossName, loss_of
 from anypolicy.parts.pairing import make_pairs
@@ -24,7 +24,8 @@ from anypolicy.runs.seeds import generator
 
 CLAIM = (
     "policies learnt from rejection-sampled pairs have a higher gold reward than from pairs of plain samples, those than "
-    "from pairs of another policy, for all three losses at γ = 0.05, and are nearer to the optimal policy (arXiv 2309.06657)"
+    "from pairs of another policy, for all three losses at γ = 0.05, and are nearer to the optimal policy than those of plain "
+    "samples (arXiv 2309.06657)"
 )
 SEEDS = 10
 LOSSES, SOURCES = ("sigmoid-norm", "hinge-norm", "hinge"), ("direct", "sft", "rso")
@@ -143,9 +144,16 @@ CHECKS = [
     *(Check(f"{loss}: rso nearer to the optimal policy than sft", "difference of KL(π_r ‖ π) < 0",
             more(f"{loss} rso", f"{loss} sft", "distance"), below=0.0) for loss in LOSSES),
     Check("sigmoid-norm: win rate of rso over π_sft", "> 0.9", lambda r: r["sigmoid-norm rso"]["win"], above=0.9,
-          core=False),
-    Check("limit: at γ = 0.2 rso is not above sft by 0.3", "< 0.3", more("gamma-0.2 rso", "gamma-0.2 sft"), below=0.3,
+          kind="share", core=False),
+    Check("at γ = 0.2 rso is not above sft by 0.3", "< 0.3", more("gamma-0.2 rso", "gamma-0.2 sft"), below=0.3,
           core=False),
     Check("at γ = 0.2 rso stays nearer to π_sft than sft does", "difference of KL(π ‖ π_sft) < 0",
           more("gamma-0.2 rso", "gamma-0.2 sft", "kl"), below=0.0, core=False),
 ]  # fmt: skip
+AMENDMENTS = (
+    Amendment("every check has a kind", "2026-12-01", "after a look",
+              "verdicts follow from the kind of an outcome"),
+    Amendment("the sentence says than what they are nearer to the optimal policy", "2026-12-01", "after a look",
+              "every core check is a statement of the sentence, and every statement a core check"),
+    Amendment("names of reported checks", "2026-12-01", "after a look", "they say what is measured and not how it comes out"),
+)  # fmt: skip

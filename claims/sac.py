@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 
 from anypolicy import control
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 
 CLAIM = (
-    "one setting with a learned temperature is as good as the best fixed one at every scale of the reward, where a fixed one fails "
-    "as soon as it is large beside the rewards (arXiv 1812.05905)"
+    "one setting with a learned temperature is as good as the best fixed one at every scale of the reward and, at the two larger "
+    "ones, ends near the entropy asked for; a fixed one fails as soon as it is large beside the rewards (arXiv 1812.05905)"
 )
 SEEDS = 5
 CURVE = "mean return by environment step"
@@ -51,19 +51,29 @@ def above(alpha: str, scale: str):
 
 
 CHECKS = [
-    Check("scale 1: within 60 of the best fixed α of the same seed", "> −60", behind_the_best("1"), above=-60.0),
-    Check("scale 0.05: within 60 of the best fixed α of the same seed", "> −60", behind_the_best("0.05"), above=-60.0),
-    Check("scale 0.05: above α = 1", "> 150", above("1", "0.05"), above=150.0),
-    Check("scale 0.005: above α = 1", "> 0", above("1", "0.005"), above=0.0),
-    Check("scale 0.005: above α = 0.2", "> 0", above("0.2", "0.005"), above=0.0),
-    Check(
-        "scale 1: the entropy ends near H = −1", "distance < 0.3", lambda r: abs(r["auto@1"]["entropy"] + 1), below=0.3
-    ),
-    Check(
-        "scale 0.05: the entropy ends near H = −1",
-        "distance < 0.3",
-        lambda r: abs(r["auto@0.05"]["entropy"] + 1),
-        below=0.3,
-    ),
-    Check("scale 0.005: above α = 0.02", "> 0", above("0.02", "0.005"), above=0.0, core=False),
-]
+    Check("scale 1: within 60 of the best fixed α of the same seed", "> −60", behind_the_best("1"), above=-60.0, refuted=-150.0,
+          kind="share"),
+    Check("scale 0.05: within 60 of the best fixed α of the same seed", "> −60", behind_the_best("0.05"), above=-60.0,
+          refuted=-150.0, kind="share"),
+    Check("scale 0.05: above α = 1", "> 150", above("1", "0.05"), above=150.0, kind="share"),
+    Check("scale 0.005: above α = 1", "> 0", above("1", "0.005"), above=0.0, kind="share"),
+    Check("scale 0.005: above α = 0.2", "> 0", above("0.2", "0.005"), above=0.0, kind="share"),
+    Check("scale 1: the entropy ends near H = −1", "distance < 0.3", lambda r: abs(r["auto@1"]["entropy"] + 1), below=0.3,
+          refuted=0.3),
+    Check("scale 0.05: the entropy ends near H = −1", "distance < 0.3", lambda r: abs(r["auto@0.05"]["entropy"] + 1), below=0.3,
+          refuted=0.3),
+    Check("scale 0.005: above α = 0.02", "> 0", above("0.02", "0.005"), above=0.0, kind="share"),
+]  # fmt: skip
+NOTE = (
+    "beside the best fixed temperature of each seed {0:.0f} at scale 1 and {1:.0f} at 0.05, where −60 was allowed; {2:.0f} above a "
+    "temperature of 1 there, and at 0.005 {3:.0f} above 1, {4:.0f} above 0.2, {7:.0f} above 0.02"
+)
+AMENDMENTS = (
+    Amendment("at scale 0.005 above α = 0.02 decides, which was only reported",
+              "2026-12-01", "after a look", "the sentence says: at every scale"),
+    Amendment("the sentence states the entropy", "2026-12-01", "after a look", "core checks decide on it"),
+    Amendment("more than 150 behind the best fixed α refutes, and an entropy more than 0.3 from H",
+              "2026-12-01", "after a look", "so the claim's rule says"),
+    Amendment("returns are judged as shares, which need ten seeds",
+              "2026-12-01", "after a look", "one seed can fail as a whole, which a t interval of five does not show"),
+)  # fmt: skip

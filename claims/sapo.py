@@ -4,15 +4,15 @@ Tabular lock, 64 prompts, eight tokens out of eight, +1 … +4 on the targets; 6
 used for 16 passes so that ratios leave 1. The verifier's bit is flipped with probability q. SGD 32/16 per prompt and pass.
 Metric: exact mean success.
 
-Known negative result, measured beside: on tiny addition (a dense two-layer network whose ratios change much; 32 prompts, four
-mini-batches, one pass, 120 iterations, AdamW 3e-4) the hard clip does better than SAPO(1, 1.05).
+Measured beside: tiny addition (a dense two-layer network whose ratios change much; 32 prompts, four mini-batches, one pass, 120
+iterations, AdamW 3e-4), where the hard clip is expected to do better than SAPO(1, 1.05).
 """
 
 from dataclasses import dataclass, replace
 
 from anypolicy.compose import compose
 from anypolicy.data.records import Group
-from anypolicy.evidence.checks import Check
+from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.needs import Needs
 from anypolicy.loops.recipe import Optimiser, World
 from anypolicy.loops.stages import Clip, NoClip, PolicyLoss, VerifierReward
@@ -23,8 +23,8 @@ from anypolicy.tasks.tiny_add import TinyAdd
 from anypolicy.training import fit
 
 CLAIM = (
-    "under reuse, SAPO(1, 1.05) ends above GRPO's clip and GSPO with an exact verifier, and above no clip with a noisy one "
-    "(arXiv 2511.20347)"
+    "under reuse, SAPO(1, 1.05) ends above GRPO's clip, and that above GSPO, with an exact verifier, and above no clip with a "
+    "noisy one (arXiv 2511.20347)"
 )
 SEEDS = 8
 CURVE = "mean success, exact verifier"
@@ -90,14 +90,27 @@ def gap(a: str, b: str):
 
 
 CHECKS = [
-    Check("above GRPO's clip, exact verifier", "difference > 0.05", gap("sapo", "grpo"), above=0.05),
-    Check("GRPO's clip above GSPO 3e-4/4e-4, exact verifier", "difference > 0.05", gap("grpo", "gspo"), above=0.05),
-    Check("above no clip, verifier wrong in 10 %", "difference > 0.05", gap("sapo-noisy", "no-clip-noisy"), above=0.05),
+    Check("above GRPO's clip, exact verifier", "difference > 0.05", gap("sapo", "grpo"), above=0.05, refuted=0.0, kind="share"),
+    Check("GRPO's clip above GSPO 3e-4/4e-4, exact verifier", "difference > 0.05", gap("grpo", "gspo"), above=0.05, kind="share"),
+    Check("above no clip, verifier wrong in 10 %", "difference > 0.05", gap("sapo-noisy", "no-clip-noisy"), above=0.05, refuted=0.0,
+          kind="share"),
     Check("a sharper gate ends lower with an exact verifier", "SAPO(10) − SAPO(1) < 0", gap("sapo-10", "sapo"), below=0.0,
+          kind="share", core=False),
+    Check("and higher with a noisy one", "SAPO(10) − SAPO(1) > 0", gap("sapo-10-noisy", "sapo-noisy"), above=0.0, kind="share",
           core=False),
-    Check("and higher with a noisy one", "SAPO(10) − SAPO(1) > 0", gap("sapo-10-noisy", "sapo-noisy"), above=0.0, core=False),
     Check("limit: with a noisy verifier the hard clip is safer than SAPO(1)", "SAPO(1) − GRPO < 0",
-          gap("sapo-noisy", "grpo-noisy"), below=0.0, core=False),
-    Check("known negative: on tiny addition the hard clip is better", "SAPO(1) − GRPO < 0",
-          gap("sapo-addition", "grpo-addition"), below=0.0, core=False),
+          gap("sapo-noisy", "grpo-noisy"), below=0.0, kind="share", core=False),
+    Check("limit: on tiny addition the hard clip is better", "SAPO(1) − GRPO < 0",
+          gap("sapo-addition", "grpo-addition"), below=0.0, kind="share", core=False),
 ]  # fmt: skip
+NOTE = "with a noisy verifier it ends {5:.2f} against GRPO's clip; on tiny addition {6:.3f}"
+AMENDMENTS = (
+    Amendment("two arms and a reported check on tiny addition were added", "2026-11-24", "before a look",
+              "a known weakness was to be measured too"),
+    Amendment("checks have kinds: success needs ten seeds", "2026-12-01", "after a look",
+              "a t interval of few shares decides too often"),
+    Amendment("not above GRPO's clip, or not above no clip, refutes", "2026-12-01", "after a look",
+              "it is the rule by which the claim is refuted, and no check had it"),
+    Amendment("the sentence says that GSPO is below GRPO's clip; the check on tiny addition is a limit, no longer a known result",
+              "2026-12-01", "after a look", "the first is what the decisive check says; the second did not show surely"),
+)  # fmt: skip

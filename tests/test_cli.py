@@ -1,13 +1,17 @@
 """The command line as a user meets it, and everything they can get wrong."""
 
 import json
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from anypolicy.cli import main
+
+ROOT = Path(__file__).parents[1]
 
 LOCK = ["--task", "tabular-lock", "--steps", "2", "--trackers"]
 
@@ -127,12 +131,12 @@ def test_reproduce_prints_the_verdict(here, capsys):
     (here / "claims").mkdir()
     (here / "claims" / "thing.py").write_text(
         "from anypolicy.evidence.checks import Check\n"
-        "CLAIM, SEEDS, ARMS = 'one is above zero', 2, ('a',)\n"
-        "def run(arm, seed): return {'x': 1.0}\n"
+        "CLAIM, SEEDS, ARMS = 'one is above zero', 5, ('a',)\n"
+        "def run(arm, seed): return {'x': 1.0 + seed}\n"
         "CHECKS = [Check('x', '> 0', lambda r: r['a']['x'], above=0.0)]\n"
     )
     assert main(["reproduce", "thing", "--trust"]) == 0
-    assert "confirmed over 2 seeds" in capsys.readouterr().out
+    assert "confirmed over 5 seeds" in capsys.readouterr().out
     assert (here / "docs" / "evidence" / "thing.json").exists()
 
 
@@ -192,6 +196,20 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(command):
     ) as p:
         p.stdout.close()
         assert p.stderr.read() == b""
+
+
+@pytest.mark.parametrize("module", ["tyro", "torch"])
+def test_ctrl_c_while_it_is_loaded_is_no_traceback(tmp_path, module):
+    """`module` stands for all that is imported: Ctrl-C comes in the middle of it."""
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    [place, name] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["anypolicy"].split(":")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    script = ["-c", f"import sys; from {place} import {name} as m; sys.exit(m())"]
+    for start, hashes in ((script, {}), (["-m", "anypolicy"], {"PYTHONHASHSEED": "0"})):
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"} | {"PYTHONPATH": path} | hashes
+        ended = subprocess.run([sys.executable, *start, "explain", "grpo"], env=env, capture_output=True, text=True)
+        assert ended.returncode in (130, -2) and not ended.stdout  # a shell calls both 130
+        assert ended.stderr.startswith("stopped; ") and ended.stderr.count("\n") == 1
 
 
 def test_a_damaged_file_of_finished_runs_is_named(here, capsys):

@@ -5,12 +5,13 @@ import typing
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from anypolicy import catalogue, control, datasets, diffusion, exact, reward_models, training
 from anypolicy.apart import Pace
 from anypolicy.compose import build
-from anypolicy.errors import InputError, check_settings, check_values
+from anypolicy.errors import InputError, check_settings, check_values, checked
 
 SETTINGS = {
     training.plan: training.Settings("tabular-lock"),
@@ -73,7 +74,7 @@ def test_infinity_is_allowed_where_it_means_something(slug, name):
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [(int, [3, -1], ["3", 3.0, True, None]), (float, [3, 0.5], ["3", True]), (bool, [True], [1, "true"]),
-     (str, ["a"], [3]), (Path, ["a", Path("a")], [3]), (int | None, [None, 3], ["3"]),
+     (str, ["a"], [3]), (Path, ["a", Path("a")], [3, "a\0", "\ud800"]), (int | None, [None, 3], ["3"]),
      (typing.Literal["a", "b"], ["a"], ["c", 1, True]), (tuple[int, ...], [(), [1, 2]], [3, "12", (1.5,)]),
      (tuple[float, float], [(1, 2.0), [0, 1]], [(1,), (1, 2, 3), (1, "2")]), (typing.Any, ["x", 3], [])],
     ids=str,
@@ -84,6 +85,15 @@ def test_values_are_of_the_annotated_kinds(kind, good, bad):
     for value in bad:
         with pytest.raises(InputError, match=r"a\.x: got .*; use "):
             check_values({"x": kind}, {"x": value}, "a.")
+
+
+def test_a_checked_call_gets_what_its_annotations_say():
+    @checked
+    def call(place: Path, n: int, more: tuple[int, ...], rows: list[int], name: str | Path, **others: object) -> object:
+        return place, n, more, rows, name, others
+
+    got = call("a", np.int64(2), [1], [1], "b", x=[1])
+    assert got == (Path("a"), 2, (1,), [1], "b", {"x": [1]}) and type(got[1]) is int  # type: ignore[index]
 
 
 def test_every_default_is_of_its_kind():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ from anypolicy.loops.control import (
 )
 from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.output import lasting_output
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Stopped
 from anypolicy.runs.strict_json import json_text, json_value
@@ -71,7 +73,8 @@ def act(written: str, address: tuple[str, int], secret: str, pace: Pace) -> None
     learner's file."""
     die_with_parent()
     try:
-        act_on(written, address, secret, pace)
+        with lasting_output():
+            act_on(written, address, secret, pace)
     except InputError as error:
         raise SystemExit(f"actor: {error}") from error
 
@@ -177,8 +180,10 @@ def learn(
 
     end.publish(0, weights_of(world.learner))
     while steps < max(loop.warmup, 1):
-        before = steps
-        end.wait(patience)
+        before, until = steps, time.monotonic() + patience
+        while steps == before and acting() and time.monotonic() < until:
+            end.wait(min(patience, 1.0))
+            store()
         store()
         if steps == before and not acting():
             raise InputError(

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_type_hints
 from torch import Tensor
 
 from anypolicy.data.readers import json_object, read_tensors
-from anypolicy.errors import InputError, check_values, checked, converted
+from anypolicy.errors import RAISED, InputError, check_values, checked, converted
 from anypolicy.runs.trust import allow, load_module
 
 Trains = Literal["policy", "reward-model", "controller", "problem", "diffusion-model"]
@@ -103,7 +103,7 @@ def load_all() -> None:
     for entry in importlib.metadata.entry_points(group="anypolicy.methods"):
         try:
             entry.load()
-        except Exception as error:
+        except RAISED as error:
             told = f"{type(error).__name__}: {error}"
             raise InputError(
                 "entry point", entry.value, f"it cannot be imported ({told}): mend or remove it"

@@ -1,12 +1,13 @@
 """The command line. Options are generated from the functions and the settings of the methods themselves."""
 
 import dataclasses
-import os
+import functools
 import sys
 import typing
 import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 from anypolicy.ending import ended
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, outliving
 from anypolicy.runs.strict_json import json_text
 
 EXAMPLES = """Any policy learns by any published method.
@@ -643,7 +644,7 @@ def open_page(path: Positional[Path]) -> None:
         path: run or comparison directory
     """
     page = path / "report.html"
-    if not page.exists():
+    if not isfile(page):
         raise InputError("path", str(path), "it has no report.html: finish the run with `anypolicy resume`")
     webbrowser.open(page.resolve().as_uri())
     print(page)
@@ -651,15 +652,24 @@ def open_page(path: Positional[Path]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 if it worked, 2 for input that cannot be used, 128 + n where signal n stopped it."""
-    if argv is None and "PYTHONHASHSEED" not in os.environ:
-        # some generated data sets follow the order of Python's sets of text: the same in every process, then
-        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONHASHSEED": "0"})
     args = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> None:
-        tyro.extras.subcommand_cli_from_dict(commands(args), prog="anypolicy", description=EXAMPLES, args=args)
+        known = {name: outlived(own) for name, own in commands(args).items()}
+        tyro.extras.subcommand_cli_from_dict(known, prog="anypolicy", description=EXAMPLES, args=args)
 
     return ended(args[0] if args else "", command)
+
+
+def outlived(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose end is its own: sys.exit in code that it runs is an error."""
+
+    @functools.wraps(command)
+    def run(*given: Any, **named: Any) -> Any:
+        with outliving("command"):
+            return command(*given, **named)
+
+    return run
 
 
 def commands(args: list[str]) -> dict[str, Callable[..., Any]]:

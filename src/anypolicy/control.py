@@ -19,7 +19,7 @@ from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.readers import read_tensors
 from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
-from anypolicy.engines.environments import EnvironmentFailed, Environments, Stepped
+from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves, over
@@ -35,17 +35,26 @@ from anypolicy.loops.control import (
     Recipe,
     evaluate,
     load_modules,
-    parts_of,
     weights_of,
 )
+from anypolicy.loops.episodes import recorded
 from anypolicy.loops.seeds import SeedsLoop
 from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
-from anypolicy.runs.files import disk_errors
+from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import Products, choose_products, use_products
-from anypolicy.runs.recipes import checkpoint_of, keep, made_checkpoint, put_back, recipe_of, rewind, settings_from
+from anypolicy.runs.recipes import (
+    checkpoint_of,
+    keep,
+    made_checkpoint,
+    put_back,
+    recipe_of,
+    rewind,
+    settings_from,
+    stated,
+)
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.stop import Pause
 from anypolicy.runs.strict_json import json_text
@@ -300,7 +309,7 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, t
     """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
     and the user has not run before (here, and where a run is evaluated or recorded)."""
     with RunDirectory.open(path) as run:
-        written = dict(run.recipe())
+        written = dict(stated(run))
         if "apart" in written:
             raise InputError("run", str(path), "actor and learner stood apart: such a run cannot be resumed")
         if steps is not None:
@@ -393,6 +402,8 @@ def record(path: str | Path, *, episodes: int, out: str, explore: bool = False, 
         raise InputError("episodes", episodes, "use at least 1")
     if not out.startswith("minari:") and not out.endswith(".safetensors"):
         raise InputError("out", out, "name a .safetensors file, or minari:NAME")
+    if out.endswith(".safetensors"):
+        make_place(Path(out))
     with RunDirectory.open(path, lock=False) as run:
         p, learner = trained(run, trust=trust)
         task, seed = p.task.one_by_one(), p.settings.seed
@@ -408,27 +419,9 @@ def record(path: str | Path, *, episodes: int, out: str, explore: bool = False, 
     return sum(len(e.reward) for e in made)
 
 
-def recorded(
-    learner: Learner, task: EnvironmentTask, environments: Environments, rng: torch.Generator, explore: bool
-) -> Episode:  # fmt: skip
-    """One episode, action by action, from where the environment has just begun anew."""
-    observe = getattr(learner, "observe", lambda x: x)
-    seen, acted, steps, over = [environments.current[0]], list[Tensor](), list[Stepped](), False
-    while not over:
-        for action in parts_of(learner.act(observe(environments.current), rng, explore=explore), task):
-            steps.append(environments.step(action))
-            acted.append(action[0] if task.space.discrete else action[0].clamp(-1, 1))
-            seen.append(steps[-1].next_observation[0])
-            over = bool(steps[-1].terminated[0] or steps[-1].truncated[0])
-            if over:
-                break
-    flags = (torch.cat([getattr(s, name) for s in steps]) for name in ("reward", "terminated", "truncated"))
-    return Episode(torch.stack(seen), torch.stack(acted), *flags)
-
-
 def trained(run: RunDirectory, *, trust: bool = False) -> tuple[ControlPlan, Learner]:
     """The plan of a run, and its learner at the newest checkpoint, or as it was last saved where there are none."""
-    p = plan_from(run.recipe(), trust=trust)
+    p = plan_from(stated(run), trust=trust)
     folder, saved = latest_checkpoint(run.path), run.path / "policy" / "controller.safetensors"
     if folder is None and not saved.exists():
         raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")

@@ -20,10 +20,10 @@ from anypolicy.data.demonstrations import Episode, episodes_of, save_episodes
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions, concatenate
 from anypolicy.engines.environments import Environments
-from anypolicy.errors import InputError, check_numbers, check_settings
+from anypolicy.errors import InputError, check_numbers, settled
 from anypolicy.loops.control import OffPolicyLoop, OffPolicyRecipe, load_modules, transitions, warm_up, weights_of
 from anypolicy.progress import counting
-from anypolicy.runs.files import new_folder
+from anypolicy.runs.files import check_unused, new_folder
 from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.environments import EnvironmentTask
@@ -73,14 +73,12 @@ def make_datasets(
     method: str, settings: DatasetSettings, knobs: dict[str, Any] | None = None, *, quiet: bool = False
 ) -> Datasets:
     """Train the behaviour policy, make the five data sets and write them."""
-    s = settings
-    check_settings(s)
+    s = settled(settings)
     check_numbers(s, positive=("transitions", "evaluations", "eval_episodes"), natural=("seed",))
     for name in ("epsilon", "mix"):
         if not 0 <= getattr(s, name) <= 1:
             raise InputError(name, getattr(s, name), "use a share from 0 to 1")
-    if s.out.exists() and any(s.out.iterdir()):
-        raise InputError("out", str(s.out), "the folder is not empty: choose another")
+    check_unused(s.out, folder=True)
     given = ControlSettings(s.task, s.transitions, s.seed, trackers=(), eval_episodes=s.eval_episodes,
                             method_file=s.method_file)  # fmt: skip
     p = plan(method, given, knobs)

@@ -24,10 +24,19 @@ from anypolicy.policies.image_models import PipelineModel, load_model
 from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
-from anypolicy.runs.files import write_bytes
+from anypolicy.runs.files import disk_errors, write_bytes
 from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import choose_threads
-from anypolicy.runs.recipes import checkpoint_of, keep, made_checkpoint, put_back, recipe_of, rewind, settings_from
+from anypolicy.runs.recipes import (
+    checkpoint_of,
+    keep,
+    made_checkpoint,
+    put_back,
+    recipe_of,
+    rewind,
+    settings_from,
+    stated,
+)
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.runs.trust import allow
 from anypolicy.tasks.load_pictures import load_pictures
@@ -217,7 +226,7 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, t
     """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
     and the user has not run before (here, and where a run is evaluated)."""
     with RunDirectory.open(path) as run:
-        p = plan_from(run.recipe() | ({} if steps is None else {"steps": steps}), trust=trust)
+        p = plan_from(stated(run) | ({} if steps is None else {"steps": steps}), trust=trust)
         return go(p, run, model_of(p), quiet=quiet)
 
 
@@ -259,7 +268,7 @@ def evaluate_run(path: str | Path, *, samples: int | None = None, trust: bool = 
     if samples is not None and samples < 2:
         raise InputError("samples", samples, "use at least 2")
     with RunDirectory.open(path, lock=False) as run:
-        p = plan_from(run.recipe(), trust=trust)
+        p = plan_from(stated(run), trust=trust)
         saved, model = made_checkpoint(run, p.written()), model_of(p)
         loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, p.settings.seed)
         with put_back(saved) as (_, tensors):
@@ -279,7 +288,8 @@ def picture(task: PictureTask, samples: Tensor) -> bytes:
 
 def write_png(run: Path, name: str, png: bytes) -> None:
     """samples/NAME.png"""
-    (run / "samples").mkdir(exist_ok=True)
+    with disk_errors(run / "samples"):
+        (run / "samples").mkdir(exist_ok=True)
     write_bytes(run / "samples" / f"{name}.png", png)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
 from anypolicy.errors import InputError
+from anypolicy.runs.output import lasting_output
 from anypolicy.runs.stop import Stopped, in_order
 
 REPEATED = {
@@ -17,20 +17,20 @@ REPEATED = {
 
 
 def ended(name: str, command: Callable[[], object]) -> int:
-    """Run a command; 0 if it worked, 2 for input that cannot be used, 128 + n where signal n stopped it."""
-    try:
-        with in_order():
-            command()
+    """Run a command; 0 if it worked, 2 for input that cannot be used, 128 + n where signal n stopped it. It goes on
+    where nobody reads any more what it prints."""
+    with lasting_output():
+        try:
+            with in_order():
+                command()
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stop:
+            print(REPEATED.get(name) or str(stop) or "stopped; what was not finished is not kept", file=sys.stderr)
+            return stop.code if isinstance(stop, Stopped) else 130
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else 2
+        finally:
             sys.stdout.flush()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(REPEATED.get(name) or str(stop) or "stopped; what was not finished is not kept", file=sys.stderr)
-        return stop.code if isinstance(stop, Stopped) else 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read the output has seen enough
-        return 141
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 2
-    return 0
+        return 0

@@ -6,9 +6,11 @@ import difflib
 import functools
 import inspect
 import math
+import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -37,6 +39,20 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         """How one goes from a worker to the process that waits for it."""
         return functools.partial(type(self), choices=self.choices), (self.field, self.value, self.allowed)
+
+
+RAISED = (Exception, SystemExit)
+"""What to expect of code of others: its sys.exit would end us, and as if all had gone well."""
+
+
+@contextmanager
+def outliving(field: str) -> Generator[None]:
+    """Code of others runs here, whose sys.exit is an error like any other."""
+    try:
+        yield
+    except SystemExit as end:
+        raise InputError(field, f"sys.exit({end.code!r})", "it must not end the process: let it raise an exception "
+                         "that says what is wrong") from end  # fmt: skip
 
 
 def shown(value: object) -> str:
@@ -108,25 +124,30 @@ def check_values(
 
 
 def converted(kind: Any, value: Any) -> Any:
-    """A value that `fits` its kind: a list as a tuple, numbers of NumPy as those of Python."""
-    if isinstance(value, list):
+    """A value that `fits` its kind: a list as a tuple, a text as a path, numbers of NumPy as those of Python."""
+    kinds = (kind, *typing.get_args(kind))
+    if isinstance(value, list) and any(typing.get_origin(k) is tuple for k in kinds):
         return tuple(value)  # type: ignore[reportUnknownArgumentType]
+    if isinstance(value, str) and Path in kinds and str not in kinds:
+        return Path(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
-    kinds = (kind, *typing.get_args(kind))
     if int in kinds and isinstance(value, Integral):
         return int(value)
     return float(value) if float in kinds else value
 
 
 def checked(call: Callable[P, R]) -> Callable[P, R]:
-    """A function of the Python interface that refuses arguments of other kinds than the annotated ones."""
+    """A function of the Python interface that refuses arguments of other kinds than the annotated ones, and gets those
+    that fit as `converted`."""
     signature = inspect.signature(call)
 
     @functools.wraps(call)
     def refusing(*given: P.args, **named: P.kwargs) -> R:
-        check_values(typing.get_type_hints(call), signature.bind(*given, **named).arguments)
-        return call(*given, **named)
+        kinds, bound = typing.get_type_hints(call), signature.bind(*given, **named)
+        check_values(kinds, bound.arguments)
+        bound.arguments |= {name: converted(kinds.get(name, Any), value) for name, value in bound.arguments.items()}
+        return call(*bound.args, **bound.kwargs)
 
     return refusing
 
@@ -157,12 +178,20 @@ def fits(kind: Any, value: object) -> bool:
         return isinstance(value, dict) and all(fits(inner[0], k) and fits(inner[1], v) for k, v in value.items())
     if origin in (list, Sequence):
         return isinstance(value, list | tuple) and all(fits(inner[0], x) for x in value)
-    if kind is Path and "\0" in str(value):
+    if kind is Path and isinstance(value, str | Path) and not names_a_file(str(value)):
         return False
     if kind in ACCEPTED:
         small = not isinstance(value, Integral) or -(2**63) <= int(value) < 2**63
         return isinstance(value, ACCEPTED[kind][0]) and small and (kind is bool or not isinstance(value, bool))
     return not inspect.isclass(kind) or getattr(kind, "_is_protocol", False) or isinstance(value, kind)
+
+
+def names_a_file(text: str) -> bool:
+    """Whether a file can be called so at all: without a NUL, and of characters that have bytes."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 ACCEPTED: dict[Any, tuple[Any, str]] = {

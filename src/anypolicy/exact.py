@@ -9,25 +9,27 @@ from typing import Any
 
 from anypolicy import catalogue
 from anypolicy.compose import build
-from anypolicy.errors import InputError
+from anypolicy.errors import checked
 from anypolicy.evidence.plots import draw
 from anypolicy.evidence.report import Block, Figure, Table, Text, write_report
 from anypolicy.parts.reports import Report, Solution
-from anypolicy.runs.files import write_text
+from anypolicy.runs.files import check_unused, disk_errors, write_text
 from anypolicy.runs.strict_json import json_text
 from anypolicy.version import __version__
 
 COLUMNS = ("quantity", "value", "kind", "interval", "assumptions", "source")
 
 
+@checked
 def solve(method: str, *, out: Path | None = None, **settings: Any) -> Solution:
     """Solve a problem by a catalogued method and, with `out`, write solution.json and report.html there."""
     m = catalogue.get(method, "problem")
-    if out is not None and out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise InputError("out", str(out), "choose a folder that does not exist or is empty")
+    if out is not None:
+        check_unused(out, folder=True)
     found: Solution = build(m, settings)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
         given = {k: settings.get(k, p.default) for k, p in m.knobs.items()} | dict(found.settings)
         write_solution(out, method, m.card.title, given, found)
     return found

@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from anypolicy import training
-from anypolicy.errors import InputError, checked
+from anypolicy.errors import InputError, checked, settled
 from anypolicy.loops.evaluate import verify
 from anypolicy.parts.filtration import Rule, equal_count_means, fit_line, keep
-from anypolicy.runs.files import write_text
+from anypolicy.runs.files import check_unused, make_place, write_text
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.lines import json_lines
@@ -135,11 +135,12 @@ def collect_scores(
 
     All rules are then measured on these same responses of one policy.
     """
+    settings = settled(settings)
     if settings.reward is None and settings.reward_model is None:
         raise InputError("reward_model", None, "give the reward to be judged: --reward-model or --reward")
     out = settings.out or Path("scores.jsonl")
-    if out.exists():
-        raise InputError("out", str(out), "it exists: choose another file")
+    check_unused(out)
+    make_place(out)
     p = training.plan(method, settings, knobs)
     if (p.settings.prompts or 0) > len(p.task.train):
         raise InputError("prompts", p.settings.prompts, f"the task has {len(p.task.train)} training prompts")

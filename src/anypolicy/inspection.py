@@ -40,7 +40,8 @@ from anypolicy.policies.actors import CategoricalActor
 from anypolicy.progress import counting
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
-from anypolicy.runs.recipes import put_back
+from anypolicy.runs.files import disk_errors, make_place
+from anypolicy.runs.recipes import put_back, stated
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.demonstrations import load_demonstrations
 from anypolicy.tasks.environments import EnvironmentTask, load_environment
@@ -195,7 +196,7 @@ def load_dataset(spec: str, task: EnvironmentTask, *, trust: bool = False) -> li
 def replay_of(path: Path, *, trust: bool = False) -> list[Episode]:
     """What the newest checkpoint of a run holds in its replay."""
     with RunDirectory.open(path, lock=False) as run:
-        p, folder = plan_from(run.recipe(), trust=trust), latest_checkpoint(run.path)
+        p, folder = plan_from(stated(run), trust=trust), latest_checkpoint(run.path)
     saved = None if folder is None else load_checkpoint(folder)
     if saved is None or "replay" not in saved.tensors:
         raise InputError("data", str(path), "this run has no replay in a checkpoint")
@@ -253,6 +254,7 @@ def inspect(
         raise InputError("seed" if data else "data", seed if data else data, "use 0 or more, and name a data set")
     if figure.suffix not in (".svg", ".png"):
         raise InputError("figure", str(figure), "name a .svg or .png file")
+    make_place(figure)
     known = known_of(data[0])
     name, ref, high = task or known.task, reference or known.reference, known.g_max if g_max is None else g_max
     if name is None:
@@ -276,7 +278,8 @@ def inspect(
                 bins=bins, seed=seed,
             )  # fmt: skip
             tick(short(spec, {}))
-    save_plane(figure, {k: (r.tq, r.saco) for k, r in reports.items()}, tq=HIGH_TQ, saco=(LOW_SACO, HIGH_SACO))
+    with disk_errors(figure):
+        save_plane(figure, {k: (r.tq, r.saco) for k, r in reports.items()}, tq=HIGH_TQ, saco=(LOW_SACO, HIGH_SACO))
     return Inspection(reports, figure)
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from anypolicy.runs.output import lasting_output
+
 
 class Progress:
     """Shows step, reward, accuracy and the last held-out accuracy of a run."""
@@ -85,7 +87,7 @@ def counting(total: int, title: str, *, quiet: bool) -> Generator[Callable[[str]
     console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
                TextColumn("{task.fields[news]}"), TimeElapsedColumn())  # fmt: skip
-    with Bar(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+    with lasting_output(), Bar(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         task, done = bar.add_task(title, total=total, news=""), 0
 
         def tick(news: str) -> None:

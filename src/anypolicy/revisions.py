@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple
 from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.choose import engine_for
-from anypolicy.errors import InputError, check_numbers, check_settings
+from anypolicy.errors import InputError, check_numbers, settled
 from anypolicy.loops.lengths import check_lengths
 from anypolicy.loops.recipe import World
 from anypolicy.loops.revised import generated_items
 from anypolicy.policies.load import load_policy
 from anypolicy.progress import counting
-from anypolicy.runs.files import disk_errors, new_folder, write_text
+from anypolicy.runs.files import check_unused, make_place, new_folder, write_text
 from anypolicy.runs.strict_json import json_text
 from anypolicy.runs.trust import allow
 from anypolicy.tasks.base import MakesPolicy, Revises
@@ -50,13 +50,13 @@ class Made(NamedTuple):
 
 def world_of(s: Settings) -> World:
     """Policy and task. Answers are sampled at temperature 1 from the whole vocabulary."""
-    check_settings(s)
+    s = settled(s)
     check_numbers(s, positive=("prompts", "max_tokens"), natural=("seed",))
     if s.out.suffix != ".jsonl":
         raise InputError("out", str(s.out), "name a .jsonl file")
     for path in (s.out, images_of(s.out)):
-        if path.exists():
-            raise InputError("out", str(path), "it exists: choose another file")
+        check_unused(path)
+    make_place(s.out)
     allow(vars(s))
     task = load_task(s.task, seed=s.seed)
     if s.expert and not isinstance(task, Revises):
@@ -78,6 +78,7 @@ def images_of(out: Path) -> Path:
 
 def revise(s: Settings, *, quiet: bool = False) -> Made:
     """Write the file, and its images beside it. Nothing is written until all is there."""
+    s = settled(s)
     world, found, dropped = world_of(s), list[Prompt](), Counter[str]()
     prompts = list(world.task.train)[: s.prompts]
     with counting(len(prompts), "revise", quiet=quiet) as tick:
@@ -90,8 +91,6 @@ def revise(s: Settings, *, quiet: bool = False) -> Made:
                 tick("")
     if not found:
         raise InputError("task", s.task, f"no item is left ({dict(dropped)}): look at the policy's answers")
-    with disk_errors(s.out):
-        s.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(s.out, "".join(json_text(row, ensure_ascii=False) + "\n" for row in rows(found, images_of(s.out))))
     return Made(len(found), dict(dropped))
 

@@ -24,7 +24,7 @@ from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder
 from anypolicy.runs.processor import choose_threads
-from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
+from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from, stated
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.runs.trust import allow
 from anypolicy.tasks.preferences import load_pairs
@@ -189,7 +189,7 @@ def resume(path: str | Path, *, quiet: bool = False, trust: bool = False) -> Rew
     """Go on with a run as if it had never stopped; `trust` runs code that its recipe names and the user has not run
     before (here, and where a run is evaluated)."""
     with RunDirectory.open(path) as run:
-        p, loop = loop_of(plan_from(run.recipe(), trust=trust))
+        p, loop = loop_of(plan_from(stated(run), trust=trust))
         return go(p, run, loop, quiet=quiet)
 
 
@@ -197,7 +197,7 @@ def resume(path: str | Path, *, quiet: bool = False, trust: bool = False) -> Rew
 def evaluate(path: str | Path, *, trust: bool = False) -> dict[str, float]:
     """Held-out accuracy of a finished run's model."""
     with RunDirectory.open(path, lock=False) as run:
-        p = plan_from(run.recipe(), trust=trust)
+        p = plan_from(stated(run), trust=trust)
         if not (run.path / FOLDER).is_dir():
             raise InputError("run", str(path), "it has no reward model yet: go on with `anypolicy resume`")
         model = RewardModel.load(run.path, dtype=p.settings.dtype or "float32")

@@ -16,10 +16,13 @@ from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Text, write_report
 from anypolicy.progress import counting
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.files import check_places
 from anypolicy.runs.notes import notes
-from anypolicy.runs.recipes import comparable, differences, made_checkpoint, put_back
+from anypolicy.runs.recipes import EVALUATION, MAY_CHANGE, comparable, differences, made_checkpoint, put_back, stated
 from anypolicy.runs.workers import in_workers
 
+FREE = tuple(name for name in MAY_CHANGE if name not in EVALUATION)
+"""Settings that a kept run of a comparison may differ in."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 """Where this package comes from, if it is installed from a checkout."""
 
@@ -80,7 +83,7 @@ def evaluate(
     """Held-out accuracy of a run's newest checkpoint, with its interval; `trust` runs code that its recipe names and
     the user has not run before. Writes samples/eval.jsonl."""
     with RunDirectory.open(path, lock=False) as run:
-        p = training.plan_from(run.recipe(), trust=trust)
+        p = training.plan_from(stated(run), trust=trust)
         world = training.world_of(p)
         loop = training.group_loop(p, world)
         saved = made_checkpoint(run, p.written())
@@ -218,7 +221,7 @@ def one_run(
     p = planned(arm, task, knobs, settings | {"seed": seed, "out": out})
     if isfile(out / "recipe.yaml"):
         with RunDirectory.open(out, lock=False) as known:
-            mine, theirs = comparable(p.written()), known.recipe()
+            mine, theirs = comparable(p.written(), FREE), known.recipe()
         changed = differences({k: theirs.get(k, v) for k, v in mine.items()}, mine)
         if changed:
             raise InputError(
@@ -275,6 +278,9 @@ def compare(
         for seed in range(seeds)
         for arm in methods
     ]
+    check_places(folder, ("report.html", "curves.svg"), methods)
+    for _, _, place, *_ in jobs:
+        RunDirectory.check_usable(place)
     ledgers: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in methods}
     with counting(len(jobs), "compare", quiet=quiet) as tick:
         for arm, seed, rows in in_workers(one_run, jobs, workers):
@@ -346,7 +352,7 @@ def reproduce(
     folder = Path(claims) if claims else find_claims()
     path = folder / f"{slug.replace('-', '_')}.py"
     known = sorted(f.stem.replace("_", "-") for f in folder.glob("*.py"))
-    if not path.exists():
+    if not isfile(path):
         raise InputError("method", slug, f"there are claims for {', '.join(known)}", choices=known)
     own = claims is not None or folder.resolve() == CHECKOUT / "claims"
     evidence = folder.parent / "docs" / "evidence"

@@ -37,7 +37,7 @@ from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, choose_threads, use_products
-from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from
+from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from, stated
 from anypolicy.runs.stop import Pause
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.runs.trust import allow, load_module
@@ -319,7 +319,7 @@ def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, t
     """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
     and the user has not run before."""
     with RunDirectory.open(path) as run:
-        written = dict(run.recipe())
+        written = dict(stated(run))
         if steps is not None:
             written["steps"] = steps
         p = plan_from(written, trust=trust)

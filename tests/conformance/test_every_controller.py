@@ -117,7 +117,7 @@ def test_a_run_that_is_stopped_and_made_longer_is_the_whole_run(slug, tmp_path, 
     whole = trained(slug, tmp_path / "whole", 128, demonstrations, eval_every=64, checkpoint_every=64)
     rollouts = isinstance(catalogue.get(slug, "controller").build(), OnPolicyRecipe)
     with monkeypatch.context() as patch:
-        patch.setattr(drive, "first_signal", StopAt(4 if rollouts else 50))
+        patch.setattr(drive, "first_signal", StopAt(2 if rollouts else 25))
         with pytest.raises(Stopped):
             trained(slug, tmp_path / "part", 64, demonstrations, eval_every=64, checkpoint_every=64)
     control.resume(tmp_path / "part", quiet=True)

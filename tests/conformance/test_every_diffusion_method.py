@@ -49,7 +49,7 @@ def test_a_run_that_is_stopped_and_made_longer_is_the_whole_run(slug, tmp_path, 
     """It is stopped in the middle of a row of the ledger."""
     whole = trained(slug, tmp_path / "whole", 6, eval_every=3, checkpoint_every=3)
     with monkeypatch.context() as patch:
-        patch.setattr(drive, "first_signal", StopAt(4))
+        patch.setattr(drive, "first_signal", StopAt(2))
         with pytest.raises(Stopped):
             trained(slug, tmp_path / "part", 3, eval_every=3, checkpoint_every=3)
     diffusion.resume(tmp_path / "part", quiet=True)

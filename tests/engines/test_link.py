@@ -364,6 +364,20 @@ def test_an_actor_that_has_ended_ends_the_run_with_what_was_learnt(sent, match):
     assert looked == ([1] if sent else [])
 
 
+def test_an_actor_that_ends_before_it_sends_is_noticed_within_seconds(monkeypatch):
+    p = plan("serl", ControlSettings("wall", trackers=()), KNOBS)
+    world, waited = World(p), []
+    end = learner_end(p, world)
+    monkeypatch.setattr(end, "wait", waited.append)
+    try:
+        with pytest.raises(InputError, match="before it sent anything"):
+            learn(p, world, end, 100, Pace(), 1000.0, lambda i: {}, lambda: len(waited) < 3)
+    finally:
+        end.close()
+        world.environments.close()
+    assert waited == [1.0] * 3
+
+
 def test_what_ends_an_actor_is_one_line():
     p = plan("serl", ControlSettings("wall", trackers=()), KNOBS)
     end = LearnerEnd(p.written() | {"seed": 5}, (1, 1))
@@ -372,3 +386,27 @@ def test_what_ends_an_actor_is_one_line():
             act(json.dumps(p.written()), end.address, str(end.secret), Pace())
     finally:
         end.close()
+
+
+def test_an_actor_waits_until_the_learner_has_room_for_it(monkeypatch, learner):
+    held = [socket.create_connection(learner.address) for _ in range(link.CONNECTIONS)]
+    tries, real = [], ActorEnd.connect
+
+    def connect(self, *args, **more):
+        tries.append(args)
+        if len(tries) == 2:
+            for connection in held:
+                connection.close()
+        return real(self, *args, **more)
+
+    monkeypatch.setattr(ActorEnd, "connect", connect)
+    actor = ActorEnd(learner.address, CONFIG, learner.secret)
+    assert actor.next == 0 and len(tries) > 1
+    actor.close()
+
+
+def test_an_actor_without_a_learner_ends_with_one_error(monkeypatch, learner):
+    monkeypatch.setattr(link, "BEGINNING", 0.0)
+    learner.close()
+    with pytest.raises(InputError, match="no learner answers here"):
+        ActorEnd(learner.address, CONFIG, learner.secret)

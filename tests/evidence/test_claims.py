@@ -77,6 +77,17 @@ def test_recorded_runs_are_kept_judged_anew_and_added_to(tmp_path):
     assert run_claim(path, out=tmp_path, quiet=True, trust=True, keep=True).seeds == 7  # none is thrown away
 
 
+def test_a_claim_may_load_the_one_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANYPOLICY_HOME", str(tmp_path / "home"))
+    (tmp_path / "other.py").write_text(CLAIM)
+    path = tmp_path / "some_method.py"
+    beside = 'from anypolicy.evidence.claims import load\nload(Path(__file__).with_name("other.py"))\n'
+    path.write_text(CLAIM.replace("from pathlib import Path\n", f"from pathlib import Path\n{beside}"))
+    with pytest.raises(InputError, match="--trust"):
+        run_claim(path, out=tmp_path, quiet=True)
+    assert run_claim(path, out=tmp_path, quiet=True, trust=True).verdict == "confirmed"
+
+
 def test_what_cannot_be_kept_is_refused(tmp_path):
     path = tmp_path / "some_method.py"
     path.write_text(CLAIM)

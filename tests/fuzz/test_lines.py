@@ -108,6 +108,7 @@ def specs(named: dict[str, tuple[str, ...]]) -> st.SearchStrategy[str]:
 
 @given(specs(NAMED))
 @found(spec="noisy-sort:prompts=2147483648")
+@found(spec="reverse-and-pick:prompts=12:30:45")
 @found(spec="a" * 4000 + ".jsonl")
 @found(spec="reasoning-gym/chain_sum:min_digits=0.5")
 @cases(120)
@@ -131,6 +132,7 @@ ENVIRONMENTS = {
 
 
 @given(specs(ENVIRONMENTS))
+@found(spec="combination-lock:horizon=12:30:45")
 @cases(80)
 def test_names_of_environments(spec):
     allowed(load_environment, spec)

@@ -127,6 +127,13 @@ def test_demonstrations_as_arrays(place, pendulum, data):
 @found(
     safetensors_of({"length": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}, bytes(8)),
     safetensors_of({"a": {"dtype": "F32", "shape": [10**23], "data_offsets": [0, 4]}}, bytes(4)),
+    safetensors_of(
+        {
+            name: {"dtype": "U64", "shape": [1], "data_offsets": [8 * i, 8 * i + 8]}
+            for i, name in enumerate(("length", "observation", "action", "reward", "terminated", "truncated"))
+        },
+        bytes(48),
+    ),
 )
 @cases(250)
 def test_recorded_episodes(place, cartpole, data):

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
 import anypolicy as ap
 from anypolicy import control, diffusion, reward_models, studies, training
@@ -196,6 +197,11 @@ def with_state(*keys: Any, to: Any = None, without: bool = False) -> Callable[[b
     return change
 
 
+def of_tensors(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[bytes], bytes]:
+    """A .safetensors file with other tensors."""
+    return lambda data: save({k: v.contiguous() for k, v in change(load(data)).items()})
+
+
 STATE, OTHERS = (
     "checkpoints/000002/state.json",
     {"controller": "checkpoints/000040/state.json", "diffusion": "checkpoints/000002/state.json"},
@@ -205,6 +211,8 @@ STATES: list[tuple[str, dict[str, Any]]] = [
     *(("language", {STATE: with_state("loop", name, without=True)}) for name in ("order", "replayed", "updates")),
     *(("language", {STATE: with_state("loop", name, to=to)}) for name in ("order", "memory", "updates", "steps", "carried") for to in (3.5, None, [1], "x")),
     *(("language", {STATE: with_state("ledger", to=to)}) for to in (3, {"metrics.jsonl": 3}, {"metrics.jsonl": {"rows": "x", "sha256": 1}})),
+    *(("language", {STATE: with_state("loop", "memory", "rewards", to=to)}) for to in (None, 3, [None, 0.5, 1], [-4, 0.5, 1], [4, 0.5])),
+    *(("language", {"checkpoints/000002/optimiser.safetensors": x}) for x in (of_tensors(lambda x: x | {"policy.0.exp_avg": x["policy.0.exp_avg"].int()}), of_tensors(lambda x: x | {"policy.0.exp_avg": x["policy.0.exp_avg"].flatten()}), of_tensors(lambda x: {k: v for k, v in x.items() if k != "policy.0.exp_avg"}), of_tensors(lambda x: x | {"policy.0.weight": x["policy.0.weight"][:1]}))),
     *((kind, {OTHERS[kind]: with_state("loop", to=to)}) for kind in OTHERS for to in (3, {}, None)),
     *((kind, {OTHERS[kind]: with_state("loop", "steps", to=to)}) for kind in OTHERS for to in (None, "x", 10**400)),
     *((kind, {name: b"[" * 100_000}) for kind, name in (("language", STATE), *OTHERS.items())),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from anypolicy import (
 )
 from anypolicy.compose import compose
 from anypolicy.errors import finite, fits
-from anypolicy.filtration import Scored, filtration_table
+from anypolicy.filtration import Scored, collect_scores, filtration_table
 from tests.fuzz.harness import HUGE, allowed, cases, found, odd
+from tests.fuzz.test_numbers import recorded
+from tests.fuzz.test_runs import put
 
 METHODS = catalogue.methods(None)
 NAMES = st.sampled_from(sorted(METHODS))
@@ -44,8 +47,11 @@ def field_values(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def cheap(case: tuple[str, dict[str, Any]]) -> bool:
-    """Whether no number in it is merely large: what is asked for would be done, and take its time."""
-    return not any(isinstance(v, int) and 50 < abs(v) < 2**63 for v in case[1].values())
+    """Whether no number in it is merely large, and the policy not the one of 135 million parameters that is meant by none:
+    what is asked for would be done, and take its time."""
+    return case[1].get("policy", "") is not None and not any(
+        isinstance(v, int) and 50 < abs(v) < 2**63 for v in case[1].values()
+    )
 
 
 def some(kinds: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -257,10 +263,62 @@ def test_the_python_interface(tmp_path_factory, data):
     )
 
 
+def called(name: str) -> Any:
+    """The call with its base arguments and a place to write to."""
+    call, base = CALLS[name]
+    return lambda out: call(**base | {"out": out})
+
+
+def logged() -> str:
+    """A file of recorded episodes."""
+    Path("log.safetensors").write_bytes(recorded())
+    return "log.safetensors"
+
+
+WRITES = {
+    **{name: called(name) for name in ("train", "compare", "train_reward_model")},
+    "inspect": lambda out: inspection.inspect([logged()], task="gym/CartPole-v1", reference=logged(), g_min=0.0, g_max=9.0, figure=out, quiet=True),
+    "record": lambda out: control.record(put(Path("acts"), "controller", {}), episodes=1, out=out),
+    "solve": lambda out: exact.solve("exp2", out=out, rounds=4, cases=4),
+    "make_datasets": lambda out: datasets.make_datasets("dqn", datasets.DatasetSettings("gym/CartPole-v1", out, 0), quiet=True),
+    "revise": lambda out: revisions.world_of(revisions.Settings("slots", out=out, policy="transformer:layers=1,width=8,heads=2")),
+    "collect_scores": lambda out: collect_scores("grpo", training.Settings(LOCK, out=out, reward="x.py:f")),
+}  # fmt: skip
+
+
 @given(
-    st.sampled_from(("train", "compare", "train_reward_model")),
-    odd.filter(lambda x: not isinstance(x, str | Path)) | st.sampled_from(("a" * 300, "/dev/null", "/proc/x/y", "\0")),
+    st.sampled_from(sorted(WRITES)),
+    odd.filter(lambda x: not isinstance(x, str | Path))
+    | st.sampled_from(
+        (
+            "a" * 300,
+            "/dev/null",
+            "/proc/x/y",
+            "\0",
+            "\ud800",
+            "",
+            ".",
+            "/",
+            "x.jsonl",
+            "x.svg",
+            "/proc/x/y.svg",
+            "/proc/x/y.safetensors",
+            "y.safetensors",
+            Path("a" * 300),
+        )
+    ),
 )
+@found(name="compare", out="/proc/x/y")
+@found(name="train", out="/proc/x/y")
+@found(name="solve", out="/proc/x/y")
+@found(name="solve", out="a" * 300)
+@found(name="solve", out=3)
+@found(name="make_datasets", out="x")
+@found(name="revise", out="a" * 300 + ".jsonl")
+@found(name="revise", out="x.jsonl")
+@found(name="collect_scores", out="a" * 300)
+@found(name="inspect", out="/proc/x/y.svg")
+@found(name="inspect", out="x.svg")
 @found(name="train", out=3)
 @found(name="train", out=b"x")
 @found(name="train", out="a" * 300)
@@ -271,8 +329,7 @@ def test_the_python_interface(tmp_path_factory, data):
 @found(name="compare", out="\0")
 @cases(40)
 def test_places_to_write_to(name, out):
-    call, base = CALLS[name]
-    allowed(call, **base | {"out": out})
+    allowed(WRITES[name], out)
 
 
 @given(st.dictionaries(st.sampled_from(("send_every", "publish_every", "hertz")), odd, min_size=1, max_size=2))
@@ -282,6 +339,8 @@ def test_paces(given):
 
 
 @given(some(fields_of(datasets.DatasetSettings)))
+@found(given={"transitions": np.zeros(2)})
+@found(given={"transitions": 10**400})
 @cases(60)
 def test_settings_of_data_sets(given):
     def make() -> None:
@@ -291,7 +350,8 @@ def test_settings_of_data_sets(given):
         )
         datasets.make_datasets("dqn", settings, quiet=True)
 
-    if given.get("transitions") in (None, 0) or not isinstance(given.get("transitions"), int):
+    n = given.get("transitions")
+    if not isinstance(n, Integral) or not 0 < n < 2**63:  # any other number of transitions is made, and takes its time
         allowed(make)
 
 
@@ -322,6 +382,7 @@ ARGUMENTS = ("grpo", "dqn", "nothing", "--task", LOCK, "--steps", "0", "-1", "x"
 
 
 @given(st.sampled_from(COMMANDS), st.lists(st.sampled_from(ARGUMENTS), max_size=5))
+@found(command="open", arguments=["9" * 5000])
 @cases(120)
 def test_commands(command, arguments):
     """The command line gives a number whatever it is given; `--steps 0` keeps what is complete from running."""

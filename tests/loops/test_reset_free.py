@@ -145,7 +145,7 @@ def test_a_run_there_and_back_resumes_to_the_same_bits(tmp_path, monkeypatch):
               "eval_every": 0, "eval_episodes": 1, "checkpoint_every": 20, "trackers": ()}  # fmt: skip
     whole = train_controller("serl", steps=40, out=tmp_path / "whole", **common)
     with monkeypatch.context() as patch:
-        patch.setattr(drive, "first_signal", StopAt(2 * 15))  # in the middle of a row
+        patch.setattr(drive, "first_signal", StopAt(15))  # in the middle of a row
         with pytest.raises(Stopped):
             train_controller("serl", steps=20, out=tmp_path / "part", **common)
     resume(tmp_path / "part", quiet=True)

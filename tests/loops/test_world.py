@@ -13,7 +13,7 @@ from anypolicy.errors import InputError
 from anypolicy.loops.describe import describe
 from anypolicy.loops.group import GroupLoop
 from anypolicy.loops.needs import Needs
-from anypolicy.loops.stages import DropSolved, SumReward, VerifierReward
+from anypolicy.loops.stages import DropSolved, SumReward, VerifierReward, call_reward
 from anypolicy.tasks.tabular_lock import TabularLock
 from anypolicy.training import fit, reference_of
 from tests.helpers import lock_loop, segment
@@ -161,3 +161,10 @@ class Few:
 
     def __call__(self, batch, target):
         return self.inner(batch, 1)
+
+
+@pytest.mark.parametrize("value", [1.1e18, -1e308, float("inf"), float("nan")])
+def test_rewards_that_no_float32_can_square_are_refused(value):
+    assert call_reward(lambda p, texts: [1e18], Prompt("p"), ["a"]) == [1e18]
+    with pytest.raises(InputError, match="at most 1e\\+18"):
+        call_reward(lambda p, texts: [value], Prompt("p"), ["a"])

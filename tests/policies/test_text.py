@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from transformers import ByT5Tokenizer
 
+from anypolicy.data.preferences import Preference
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
+from anypolicy.loops.preference import fit_pairs
 from anypolicy.policies.load import load_policy
 from anypolicy.policies.reward_model import RewardModel
 from anypolicy.policies.text import chat_end
@@ -73,12 +75,76 @@ def test_where_a_turn_ends(template, end):
         (CHATML, (), "no message"),
         (CHATML, ({"role": "user", "content": "\ud83d"},), "refuses it"),
         (None, ({"role": "user", "content": "\ud83d"},), "refuses it"),
+        (CHATML, (U | {"images": ["a.png"]},), "does not read 'images' of its message 0"),
+        (CHATML, (U, A | {"tool_calls": [{"name": "f"}]}, U), "does not read 'tool_calls' of its message 1"),
+        (None, (U | {"image": "a.png"},), "does not read 'image'"),
     ],
 )
 def test_what_a_template_cannot_say_is_refused(template, messages, why):
     with pytest.raises(InputError, match=why):
         policy_with(template).encode(Prompt("p", messages))
     assert len(policy_with(template).encode(Prompt("p", (U,))))
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("{{ 1 // 0 }}", "division"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "range"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ ().__class__.__base__.__subclasses__() }}", "unsafe"),
+        ("{{ messages", "refuses it"),
+    ],
+)
+def test_whatever_a_template_raises_is_one_error(program, why):
+    policy = policy_with(program + CHATML)
+    assert chat_end(policy.tokenizer) is None
+    for read in (policy.encode, lambda prompt: RewardModel.from_policy(policy, 0).encode(prompt, "a")):
+        with pytest.raises(InputError, match=why):
+            read(Prompt("p", (U,)))
+
+
+def test_calls_of_tools_that_a_template_renders_are_read():
+    template = "{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}"
+    called = A | {"tool_calls": [{"name": "f"}]}
+    with_call, without = (policy_with(template).encode(Prompt("p", (U, m, U))) for m in (called, A))
+    assert len(with_call) > len(without)
+
+
+@pytest.mark.parametrize("ids", [(1, 10**6), (-1, 2), (2**70,)])
+def test_token_ids_beyond_the_vocabulary_are_refused(ids):
+    policy = policy_with(CHATML)
+    model = RewardModel.from_policy(policy, 0)
+    for read in (lambda: policy.encode(Prompt("p", tokens=ids)),
+                 lambda: policy.encode_reference(Prompt("p", (U,), reference=ids)),
+                 lambda: model.encode(Prompt("p", tokens=ids), "a")):  # fmt: skip
+        with pytest.raises(InputError, match=f"token ids are 0 to {policy.vocabulary - 1}"):
+            read()
+
+
+def test_a_reward_model_without_tokenizer_reads_ids_alone():
+    policy = policy_with(None)
+    model = RewardModel.from_policy(policy, 0)
+    model.tokenizer = None
+    assert model.encode(Prompt("p", tokens=(1, 2)), "3 4") == [1, 2, 3, 4]
+    for prompt, response in ((Prompt("p", (U,)), "3"), (Prompt("p", tokens=(1, 2)), "three")):
+        with pytest.raises(InputError, match="the model has no tokenizer"):
+            model.encode(prompt, response)
+
+
+@pytest.mark.parametrize(
+    ("cut", "chosen", "rejected"),
+    [("{{ m.content.split('</think>')[-1] }}", "<think>a</think>4", "<think>b</think>4"), ("{{ m.content | trim }}", "4 ", "4")],
+)  # fmt: skip
+def test_responses_that_a_template_makes_the_same_are_no_pair(cut, chosen, rejected):
+    own = policy_with(CHATML.replace("{{ m.content }}", cut))
+    for policy, alike in ((own, True), (policy_with(CHATML), False)):
+        given = RewardModel.from_policy(policy, 0), [Preference(Prompt("p", (U,)), chosen, rejected)], []
+        if alike:
+            with pytest.raises(InputError, match="same tokens"):
+                fit_pairs(*given, "refuse")
+        else:
+            assert fit_pairs(*given, "refuse")[0] == given[1]
 
 
 def test_the_template_of_a_reward_model_says_all_of_it_too():

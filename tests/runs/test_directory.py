@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anypolicy import studies, training
 from anypolicy.errors import InputError
 from anypolicy.runs.checkpoint import Position
-from anypolicy.runs.directory import RunDirectory, append_line, read_lines
+from anypolicy.runs.directory import FILES, FOLDERS, RunDirectory, append_line, read_lines
+from anypolicy.runs.files import make_place
 
 
 def test_create_open_and_refuse(tmp_path):
@@ -108,3 +110,98 @@ def test_a_ledger_that_is_no_file_is_not_read(tmp_path, name):
         (run.path / name).symlink_to("/dev/zero")
         with pytest.raises(InputError, match="no ordinary file"):
             run.truncate_to(Position(0, 0))
+
+
+@pytest.mark.parametrize("lock", [True, False])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "groups.jsonl", "timing.jsonl", ".lock", "checkpoints", "checkpoints/000001", "samples",
+             "policy", "reward-model", "tensorboard"],
+)  # fmt: skip
+def test_a_run_whose_parts_are_links_writes_nowhere_else(tmp_path, name, lock):
+    """Where somebody hands us a folder, going on with it must not change another run."""
+    (other := tmp_path / "other").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").write_text("{}")
+    link = tmp_path / "run" / name
+    if link.is_dir():
+        link.rmdir()
+    for target in (other, tmp_path / "not there"):
+        link.symlink_to(target)
+        with pytest.raises(InputError, match="it is a link"):
+            RunDirectory.open(tmp_path / "run", lock=lock)
+        link.unlink()
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "run")
+    with RunDirectory.open(tmp_path / "elsewhere", lock=lock) as run:
+        assert run.read() == []
+    assert not list(other.iterdir()) and not (tmp_path / "not there").exists()
+
+
+@pytest.mark.parametrize("name", [".writing-x", ".old-kept", ".old-gone"])
+def test_leftovers_that_are_links_or_files_are_swept(tmp_path, name):
+    (other := tmp_path / "other").mkdir()
+    (other / "file").write_text("mine")
+    (run := tmp_path / "run").mkdir()
+    (run / "recipe.yaml").write_text("{}")
+    (run / "kept").write_text("kept")
+    for make in (lambda path: path.symlink_to(other), lambda path: path.write_text("x")):
+        make(run / name)
+        RunDirectory.open(run).__exit__(None, None, None)
+        assert not (run / name).exists() and not [p for p in run.iterdir() if p.is_symlink()]
+        assert (other / "file").read_text() == "mine" and (run / "kept").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_where_a_file_is_written_is_refused(tmp_path, name):
+    RunDirectory.create(tmp_path / "run", {}).__exit__(None, None, None)
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    (tmp_path / "run" / name).mkdir()
+    with pytest.raises(InputError, match=r"no run directory|not an ordinary file"):
+        RunDirectory.open(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("put", [Path.touch, lambda path: path.symlink_to("nowhere")], ids=["file", "dead link"])
+def test_a_file_where_a_folder_is_written_is_refused(tmp_path, name, put):
+    RunDirectory.create(tmp_path / "run", {}).__exit__(None, None, None)
+    put(tmp_path / "run" / name)
+    for lock in (True, False):
+        with pytest.raises(InputError, match=f"{name}'; it is (not a folder|a link)"):
+            RunDirectory.open(tmp_path / "run", lock=lock)
+
+
+def test_a_folder_named_like_samples_is_refused(tmp_path):
+    RunDirectory.create(tmp_path / "run", {}).__exit__(None, None, None)
+    (tmp_path / "run" / "samples" / "step-000004.jsonl").mkdir(parents=True)
+    with pytest.raises(InputError, match="not an ordinary file"):
+        RunDirectory.open(tmp_path / "run")
+
+
+def test_a_file_in_the_place_of_a_folder_ends_a_run_before_its_first_step(tmp_path, monkeypatch):
+    out, settings = tmp_path / "run", {"trackers": (), "quiet": True}
+    training.train("grpo", task="tabular-lock", steps=1, out=out, **settings)
+    monkeypatch.setattr(training.GroupLoop, "step", lambda self: pytest.fail("a step was made"))
+    for name in ("samples", "checkpoints"):
+        (out / name).rename(out / "kept")
+        (out / name).touch()
+        with pytest.raises(InputError, match=f"{name}'; it is not a folder"):
+            training.resume(out, steps=3, quiet=True)
+        with pytest.raises(InputError, match=f"{name}'; it is not a folder"):
+            studies.evaluate(out)
+        (out / name).unlink()
+        (out / "kept").rename(out / name)
+    both = {"task": "tabular-lock", "seeds": 2, "steps": 1, **settings}
+    for name, put in (("report.html", Path.mkdir), ("rloo", Path.touch), ("rloo/seed-1", Path.touch)):
+        study = tmp_path / f"study of {name.replace('/', ' ')}"
+        (study / name).parent.mkdir(parents=True)
+        put(study / name)
+        with pytest.raises(InputError, match="out"):
+            studies.compare(["grpo", "rloo"], out=study, **both)
+
+
+def test_where_a_file_is_to_be_written_its_folder_is_made(tmp_path):
+    make_place(tmp_path / "new" / "scores.jsonl")
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "new", tmp_path / "file" / "scores.jsonl"):
+        with pytest.raises(InputError, match="out"):
+            make_place(place)

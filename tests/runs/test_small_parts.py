@@ -7,12 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.stats import binomtest
 
 from anypolicy.cli import main
 from anypolicy.errors import InputError
 from anypolicy.runs import processor
-from anypolicy.runs.files import write_text
+from anypolicy.runs.files import check_unused, disk_errors, write_text
 from anypolicy.runs.metrics import documented, wilson
 from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import quota
@@ -113,6 +114,26 @@ def test_waiting_threads_do_not_spin_for_long_unless_told(given, spins):
     code = "import sys, anypolicy, os; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
     said = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True)
     assert said.stdout.strip() == spins
+
+
+@pytest.mark.parametrize("place", ["a" * 300, "file/x", "nothing/x"])
+def test_what_cannot_be_written_is_one_error(tmp_path, place):
+    (tmp_path / "file").touch()
+    path = tmp_path / place
+    with pytest.raises(InputError, match="cannot be written"):
+        write_text(path, "text")
+    with pytest.raises(InputError, match="cannot be written"), disk_errors(path):
+        save_file({"x": torch.zeros(1)}, path)
+
+
+def test_a_place_to_write_to_is_free(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "new", tmp_path / "empty"):
+        check_unused(path, folder=True)
+    for path, folder in ((tmp_path / "file", False), (tmp_path / "file", True), (tmp_path, True), (tmp_path, False)):
+        with pytest.raises(InputError, match="choose another"):
+            check_unused(path, folder=folder)
 
 
 def test_leftovers_of_killed_writers_go_when_they_are_old(tmp_path):

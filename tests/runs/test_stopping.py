@@ -14,6 +14,7 @@ from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.recipes import keep
 from anypolicy.runs.stop import SIGNALS, Stopped
 from tests.forks import CommandLine
+from tests.helpers import StopAt
 from tests.runs.test_resume import LOCK, PENDULUM, result
 
 
@@ -70,16 +71,29 @@ def test_the_step_in_hand_is_finished_and_kept(run, number):
     assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
-def test_a_signal_in_an_evaluation_waits_for_it(run):
+@pytest.mark.parametrize("last", [5, 10])
+def test_a_signal_in_an_evaluation_waits_for_it(run, last):
+    """In the last one too: who waits for the run (a comparison, say) begins no other."""
+
     def evaluate(step):
-        if step == 5:
+        if step == last:
             signal.raise_signal(signal.SIGINT)
         return {"seen": step}
 
-    with pytest.raises(Stopped, match="from step 5"):
+    with pytest.raises(Stopped, match=f"from step {last}"):
         driven(run, evaluate=evaluate, checkpoint_every=0)
-    assert run.read()[-1] == {"step": 5, "event": "eval", "seen": 5}
-    assert latest_checkpoint(run.path).name == "000005"
+    assert run.read()[-1] == {"step": last, "event": "eval", "seen": last}
+    assert latest_checkpoint(run.path).name == f"{last:06d}"
+
+
+@pytest.mark.parametrize("looks", range(2, 6))
+def test_whenever_a_signal_comes_there_is_a_checkpoint_of_the_last_step(run, looks, monkeypatch):
+    monkeypatch.setattr(driving, "first_signal", StopAt(looks))
+    steps, saved = [], []
+    monkeypatch.setattr("tests.runs.test_stopping.keep", lambda run, at, *rest: saved.append(at.step))
+    with pytest.raises(Stopped):
+        driven(run, learn=lambda n, pause: steps.append(n) or {}, stride=1)
+    assert sum(steps) == saved[-1] > 0
 
 
 def test_the_second_signal_stops_at_once(run):

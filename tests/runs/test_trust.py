@@ -328,7 +328,7 @@ def claim(folder: Path, mark: Path) -> Path:
     path = folder / "mine.py"
     path.write_text(
         evil(mark) + "from anypolicy.evidence.checks import Check\n"
-        "CLAIM, SEEDS, ARMS = 'c', 2, ('a',)\n"
+        "CLAIM, SEEDS, ARMS = 'c', 5, ('a',)\n"
         "def run(arm, seed): return {'end': 1.0 + seed}\n"
         "CHECKS = [Check('n', '> 0', lambda r: r['a']['end'], above=-50.0)]\n"
     )
@@ -410,7 +410,7 @@ PLACES = {
              "tasks/pointmaze_sparse.py", "tasks/fetchreach_sparse.py"},
     # commands of our own
     "Popen": {"sandbox/"},
-    "run": {"sandbox/", "policies/smollm2.py", "policies/kernels.py"},
+    "run": {"sandbox/", "policies/smollm2.py", "policies/kernels.py", "evidence/provenance.py"},
     "system": set(),
 }  # fmt: skip
 """Name of a call (of a module, where several have one of that name) → where it may stand."""

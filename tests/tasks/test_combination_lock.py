@@ -172,7 +172,7 @@ def test_data_are_written_and_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("spec", "field"),
-    [("horizon=0", "combination-lock.horizon"), ("noise=-1.0", "combination-lock.noise"),
+    [("horizon=0", "combination-lock.horizon"), ("horizon=4093", "combination-lock.horizon"), ("noise=-1.0", "combination-lock.noise"),
      ("combination=-1", "combination-lock.combination"), ("horizn=5", "combination-lock.horizn")],
 )  # fmt: skip
 def test_settings_that_make_no_lock(spec, field):

@@ -4,15 +4,16 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple, flatten, flatten_space
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
-from anypolicy.engines.environments import Environments
+from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError
 from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.environments import flat, load_environment
 from anypolicy.tasks.observations import Layout
 
 PIXELS = (20, 16)
@@ -182,6 +183,75 @@ def test_vectors_are_taken_as_they_stand_and_another_box_of_actions_is_refused(s
     assert e.observation.flatten().tolist() == list(range(15))
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+def test_vectors_in_another_order_are_refused(kind, showing, tmp_path, monkeypatch):
+    """Gymnasium's own flattening keeps the order of the space, and channels first."""
+    space = (
+        SPACES["channels first"]
+        if kind is np.uint8
+        else Dict(a=Box(-1, 1, (3,)), eye=Box(0, 255, (16, 20, 3), np.uint8))
+    )
+    theirs, acts = flatten_space(space), Box(-1, 1, (1,), np.float32)
+    space.seed(0)
+    seen = np.stack([flatten(space, space.sample()) for _ in range(3)])
+    name = dataset(tmp_path, monkeypatch, theirs, acts, seen, np.ones((2, 1), np.float32))
+    assert theirs.dtype == kind and Layout(space).box.shape == theirs.shape
+    with pytest.raises(InputError, match="its observations are Box"):
+        load_demonstrations(name, showing(space, acts))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("observations", np.zeros((2, 5)), "observations are float32 of the shape"),
+        ("observations", np.zeros((4, 5)), "observations are float32 of the shape"),
+        ("actions", np.zeros((1, 2)), "actions are float64 of the shape"), ("actions", None, "'actions' doesn't exist"),
+        ("rewards", np.zeros(3), "of the shape"), ("rewards", np.zeros((2, 1)), "rewards are float64 of the shape"),
+        ("rewards", np.full(2, 1j), "rewards are complex128"), ("rewards", [b"a", b"b"], "rewards are object"),
+        ("terminations", np.zeros(1, bool), "terminations are bool of the shape"),
+        ("truncations", np.full(2, 0.5), "a flag is 0 or 1"), (None, None, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_damaged_episodes_of_minari_are_one_error(field, value, match, showing, tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    space, acts = Box(-9, 9, (5,), np.float32), Box(-1, 1, (1,), np.float32)
+    name = dataset(tmp_path, monkeypatch, space, acts, np.zeros((3, 5), np.float32), np.zeros((2, 1)))
+    task, file = showing(space, acts), tmp_path / name / "data" / "main_data.hdf5"
+    assert len(load_demonstrations(name, task)) == 1
+    if field is None:
+        file.write_bytes(file.read_bytes()[:-500])
+    else:
+        with h5py.File(file, "r+") as data:
+            del data["episode_0"][field]
+            if value is not None:
+                data["episode_0"][field] = value
+    with pytest.raises(InputError, match=match):
+        load_demonstrations(name, task)
+
+
+def test_an_episode_of_no_step_is_refused(showing, tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    space, acts = Box(-9, 9, (5,), np.float32), Box(-1, 1, (1,), np.float32)
+    name = dataset(tmp_path, monkeypatch, space, acts, np.zeros((3, 5), np.float32), np.zeros((2, 1)))
+    with h5py.File(tmp_path / name / "data" / "main_data.hdf5", "r+") as data:
+        for field in ("observations", "actions", "rewards", "terminations", "truncations"):
+            kept = data["episode_0"][field][: field == "observations"]
+            del data["episode_0"][field]
+            data["episode_0"][field] = kept
+    with pytest.raises(InputError, match="episode 0 has no step"):
+        load_demonstrations(name, showing(space, acts))
+
+
+def test_a_bound_of_the_actions_that_is_known_is_the_tasks(showing, tmp_path, monkeypatch):
+    space, half = Box(-9, 9, (5,), np.float32), Box(np.float32([-np.inf, -1]), np.float32([np.inf, 1]))
+    name = dataset(tmp_path, monkeypatch, space, half, np.zeros((3, 5), np.float32), np.ones((2, 2), np.float32))
+    with pytest.raises(InputError, match="its actions are Box"):
+        load_demonstrations(name, showing(space, Box(-2, 2, (2,), np.float32)))
+    gymnasium.registry.pop("Showing-v0")
+    [e] = load_demonstrations(name, showing(space, Box(-1, 1, (2,), np.float32)))
+    assert e.action.flatten().tolist() == [1] * 4
+
+
 def npz(path, **changed):
     given = {"observation": np.zeros((4, 5)), "next_observation": np.zeros((4, 5)), "action": np.zeros(4),
              "reward": np.zeros(4), "terminated": np.zeros(4), "truncated": np.array([0, 1, 0, 1])}  # fmt: skip
@@ -226,3 +296,52 @@ def test_flags_of_data_are_0_or_1(name, value, showing, tmp_path):
 def test_observations_without_a_number_are_refused(space):
     with pytest.raises(InputError, match="observations must hold a number at least"):
         Layout(space)
+
+
+WIDE = (-np.inf, np.inf)
+HOLDING = {
+    "vector": Box(*WIDE, (2,), np.float64), "matrix": Box(*WIDE, (2, 2), np.float64),
+    "parts": Dict(a=Box(*WIDE, (2,), np.float64), b=Discrete(3)), "picture": Box(0, 1, (16, 16, 3), np.float32),
+    "bytes": Box(0, 255, (16, 16, 3), np.uint8), "whole": Box(-9, 9, (2,), np.int64), "bits": MultiBinary(3),
+    "choice": Discrete(3), "choices": MultiDiscrete([2, 3]),
+}  # fmt: skip
+
+
+def filled(space, value):
+    if isinstance(space, Dict):
+        return {k: filled(s, value) for k, s in space.spaces.items()}
+    return value if isinstance(space, Discrete) else np.full(space.shape, value)
+
+
+class Holding(gymnasium.Env):
+    """Shows an observation full of one value."""
+
+    action_space = Discrete(2)
+
+    def __init__(self, kind, value):
+        self.observation_space, self.value = HOLDING[kind], value
+
+    def reset(self, *, seed=None, options=None):
+        return filled(self.observation_space, 0), {}
+
+    def step(self, action):
+        return filled(self.observation_space, self.value), 0.0, False, False, {}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e300, -1e300, 10**400, np.inf, np.nan, 1j, "1"], ids=str)
+@pytest.mark.parametrize("kind", HOLDING)
+def test_what_float32_cannot_hold_is_refused_without_a_warning(kind, value):
+    vector = SyncVectorEnv([lambda: flat(Holding(kind, value))], autoreset_mode=AutoresetMode.SAME_STEP)
+    environments = Environments(vector, 0)
+    with pytest.raises(EnvironmentFailed, match="observation") as error:
+        environments.step(torch.zeros(1, 1))
+    assert "Warning" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_data_that_float32_cannot_hold_are_refused_without_a_warning(showing, tmp_path, monkeypatch):
+    space, acts = Box(*WIDE, (5,), np.float64), Box(-1, 1, (1,), np.float32)
+    name = dataset(tmp_path, monkeypatch, space, acts, np.full((3, 5), 1e300), np.ones((2, 1)))
+    with pytest.raises(InputError, match="not finite"):
+        load_demonstrations(name, showing(space, acts))

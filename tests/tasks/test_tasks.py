@@ -1,7 +1,10 @@
 """Tasks: verifiers, disjoint splits, the testbeds' starting points, and what cannot be loaded."""
 
 import json
+import pickle
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -111,6 +114,35 @@ def test_data_sets_of_the_hub_from_a_local_folder(tmp_path):
     assert {p.answer for p in [*task.train, *task.heldout]} == {str(i) for i in range(10)}
     with pytest.raises(InputError, match="cannot be loaded"):
         load_task("hf/no-such-owner/no-such-data")
+
+
+class Runs:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return Path.touch, (self.proof,)
+
+
+def test_nothing_in_a_data_folder_is_unpickled(tmp_path, monkeypatch):
+    """Readers of datasets have names that are tried before folders and the hub; one of them read pickle until 5.2."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "data", "pandas"):
+        Path(folder).mkdir(exist_ok=True)
+        (Path(folder) / "train.pkl").write_bytes(pickle.dumps(Runs(tmp_path / "ran")))
+    (Path("data") / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.pkl\n---\n")
+    for name in ("data", "./pandas"):
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load_task(f"hf/{name}")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **b: pytest.fail("a reader was called"))
+    for name in ("pandas", "json", "parquet"):
+        with pytest.raises(InputError, match=rf"reader of files of this name.*hf/\./{name}"):
+            load_task(f"hf/{name}")
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(Path("train.pkl").read_bytes())
+    assert (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -312,6 +344,14 @@ def test_reverse_and_pick():
     assert "steps" not in BASES["shown"]
     with pytest.raises(InputError, match="hard"):
         load_task("reverse-and-pick:hard=2")
+    with pytest.raises(InputError, match="prompts"):
+        load_task("reverse-and-pick:prompts=4001")
+
+
+def test_prompts_of_reverse_and_pick_are_as_many_as_were_asked_for(monkeypatch):
+    monkeypatch.setattr("anypolicy.tasks.reverse_and_pick.held_out", lambda digits: len(digits) > 3)
+    with pytest.raises(InputError, match=r"prompts: got 9; there are \d different ones"):
+        load_task("reverse-and-pick:prompts=9,hard=1.0")
 
 
 def test_the_base_of_reverse_and_pick_is_sure_of_the_wrong_way():

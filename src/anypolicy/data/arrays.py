@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,3 +33,15 @@ def load_arrays(path: str, needs: Iterable[str], may: Iterable[str] = ()) -> dic
             raise InputError(f"data[{name}]{where}", array[tuple(where)], "use finite numbers")
         found[name] = array.astype(np.int64 if array.dtype.kind in "biu" else np.float64)
     return found
+
+
+def single(field: str, values: Any) -> NDArray[np.float32]:
+    """A copy as float32; numbers beyond its range are infinite. Raises InputError for what are no real numbers."""
+    try:
+        x = np.asarray(values)
+        if x.dtype.kind not in "biufO":
+            raise TypeError(f"{x.dtype}")
+        with np.errstate(over="ignore"):
+            return np.array(x, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(field, f"{type(values).__name__} ({error})", "use real numbers of one shape") from error

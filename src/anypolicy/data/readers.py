@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 import yaml
 from numpy.lib import format as npy
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ UNPACKED = 1032
 """Bytes that one byte of a deflated file can become."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -109,6 +110,11 @@ def written_out(node: Any, known: dict[int, float]) -> float:
 
 
 # --- tensors and arrays ----------------------------------------------------------------------------------------------
+COMPUTED = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
+            torch.float32, torch.float64, torch.complex64, torch.complex128}  # fmt: skip
+"""Kinds of numbers that PyTorch computes with; others it only stores."""
+
+
 def read_tensors(path: Path, field: str, needs: Iterable[str] = ()) -> dict[str, Tensor]:
     """The tensors of a .safetensors file; all that it `needs` are there."""
     try:
@@ -117,6 +123,9 @@ def read_tensors(path: Path, field: str, needs: Iterable[str] = ()) -> dict[str,
         raise InputError(field, str(path), f"it is no whole .safetensors file ({error})") from error
     if missing := [name for name in needs if name not in found]:
         raise InputError(field, str(path), f"it lacks {', '.join(missing)}")
+    for name, tensor in found.items():
+        if tensor.dtype not in COMPUTED:
+            raise InputError(field, str(path), f"{name} holds {tensor.dtype} numbers: use float32 or int64")
     return found
 
 

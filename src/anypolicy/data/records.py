@@ -17,6 +17,20 @@ from anypolicy.errors import InputError
 
 Tokens = NDArray[np.int64]
 Stop = Literal["eos", "stop", "length", "error"]
+BESIDE = (
+    "tool_calls",
+    "function_call",
+    "image",
+    "images",
+    "audio",
+    "video",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+)
+"""Fields of a message that say something beside its content."""
+LARGEST = 1e18
+"""Of a reward or a score: its square is a float32 too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +52,11 @@ class Prompt:
     def without_label(self) -> Prompt:
         """The prompt as a label-free method may see it."""
         return replace(self, answer=None, info={}, reference=None)
+
+
+def said_beside(message: dict[str, Any]) -> list[str]:
+    """The fields of a message that say something beside its content."""
+    return [name for name in BESIDE if message.get(name) not in (None, "", [], {})]
 
 
 @dataclass(slots=True)

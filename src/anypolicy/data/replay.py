@@ -128,6 +128,8 @@ class NStep:
 
     def restore(self, state: list[list[list[float]]], observations: int, actions: int) -> None:
         """The inverse of `state`."""
+        if len(state) != len(self.waiting):
+            raise ValueError(f"steps wait in {len(state)} environments, the run has {len(self.waiting)}")
         self.waiting = [[unpack(torch.tensor([row]), observations, actions) for row in window] for window in state]
 
 

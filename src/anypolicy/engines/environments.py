@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,9 +15,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from anypolicy.data.arrays import single
 from anypolicy.engines.guard import LARGEST, TOLD, EnvironmentFailed, check_bounds, guarded
 from anypolicy.engines.snapshots import put_back, snapshot
-from anypolicy.errors import InputError
+from anypolicy.errors import RAISED, InputError
 
 TOOK, PAID = "anypolicy: steps of the chunk", "anypolicy: rewards of the chunk, not discounted"
 """What `tasks.chunks` says in `info`, in words that no environment uses."""
@@ -88,7 +90,7 @@ class Environments:
             return what()
         except InputError as error:
             raise self.fault(error.field, error.value, error.allowed) from error
-        except Exception as error:
+        except RAISED as error:
             raise self.fault("environment", f"{type(error).__name__}: {error}", "it must not raise") from error
 
     def fault(self, field: str, value: object, allowed: str) -> EnvironmentFailed:
@@ -105,9 +107,9 @@ class Environments:
         """Observations as float32, copied; anything else than the promised shape is an error."""
         space = self.vector.single_observation_space
         try:
-            x = np.array(observation, np.float32)
-        except (TypeError, ValueError) as error:
-            raise self.fault("observation", type(observation).__name__, "it must be numbers of one shape") from error
+            x = single("observation", observation)
+        except InputError as error:
+            raise self.fault(error.field, error.value, error.allowed) from error
         if x.shape != (len(self), *(space.shape or ())):
             raise self.fault("observation", x.shape, f"the environment promised {space.shape} for each of {len(self)}")
         self.finite(x)
@@ -139,7 +141,7 @@ class Environments:
         if self.same_step and over.any():
             after = after.clone()
             for e in np.flatnonzero(over):
-                after[e] = torch.from_numpy(np.asarray(info["final_obs"][e], np.float32))
+                after[e] = torch.from_numpy(single("observation", info["final_obs"][e]))
             self.finite(after)
         real = ~starting
         took = said(info, TOOK, np.ones(len(self)), self.same_step)
@@ -217,7 +219,7 @@ class Environments:
         try:
             for env, saved in zip(self.vector.envs, state["environments"], strict=True):  # type: ignore[attr-defined]
                 put_back(env, saved)
-        except Exception:
+        except RAISED:
             self.current = self.seen(self.asked(lambda: self.vector.reset(seed=self.seed))[0])
             return False
         self.current = torch.tensor(state["current"], dtype=torch.float32)
@@ -227,7 +229,12 @@ class Environments:
         return True
 
     def close(self) -> None:
-        self.vector.close()
+        """Close them. What goes wrong there costs no results: it is said and left."""
+        try:
+            self.vector.close()
+        except RAISED as error:
+            print(f"warning: the environment failed when it was closed ({type(error).__name__}: {error})",
+                  file=sys.stderr)  # fmt: skip
 
 
 def successes(info: dict[str, Any], n: int, same_step: bool) -> np.ndarray | None:

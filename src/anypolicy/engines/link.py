@@ -33,6 +33,8 @@ from anypolicy.runs.strict_json import json_text
 
 PATIENCE = 0.8
 """Seconds after which an actor's attempt to send is given up until the next."""
+BEGINNING = 30.0
+"""Seconds within which a learner must answer an actor for the first time."""
 CONNECTIONS = 32
 """How many the learner has at once, those that have not introduced themselves included."""
 SILENCE = 60.0
@@ -208,10 +210,23 @@ class ActorEnd:
         self.lock, self.arrived = threading.Lock(), threading.Condition()
         self.fresh: tuple[int, dict[str, Tensor]] | None = None
         self.version, self.dropped = -1, 0
-        with self.connect("data", timeout=30.0) as first:
-            self.next = self.hello(first, "data") + 1
+        self.next = self.begin() + 1
         for work in (self.sending, self.listening):
             threading.Thread(target=work, daemon=True).start()
+
+    def begin(self) -> int:
+        """The number of the last row that the learner has, once it answers: it may be busy, or have no room for another
+        connection now."""
+        until = time.monotonic() + BEGINNING
+        while True:
+            try:
+                with self.connect("data", timeout=BEGINNING) as first:
+                    return self.hello(first, "data")
+            except OSError as error:
+                if time.monotonic() > until:
+                    where = ":".join(map(str, self.address))
+                    raise InputError("address", where, f"no learner answers here ({error})") from error
+                time.sleep(0.1)
 
     def connect(self, wants: str, timeout: float | None = PATIENCE) -> socket.socket:
         return socket.create_connection(self.address, timeout)

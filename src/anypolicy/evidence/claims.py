@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from dataclasses import asdict, dataclass
+from os.path import isfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -23,13 +25,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, outliving
 from anypolicy.evidence.checks import Amendment, Kind, Outcome, Results, total
 from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.provenance import PACKAGE, digest, processor_seconds, provenance, sources
 from anypolicy.evidence.stats import Interval
 from anypolicy.progress import counting
-from anypolicy.runs.files import write_text
+from anypolicy.runs.files import check_places, disk_errors, write_text
 from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, load_module
 from anypolicy.runs.workers import in_workers
@@ -82,7 +84,7 @@ class Verdict:
 
 def load(path: Path) -> ModuleType:
     """A claim file as a module."""
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py" or not isfile(path):
         raise InputError("claim", str(path), "give an existing .py file")
     module = load_module("claim", path, f"anypolicy_claim_{path.stem}")
     for name in ("CLAIM", "SEEDS", "ARMS", "CHECKS", "run"):
@@ -96,7 +98,9 @@ def one(path: Path, arm: str, seed: int) -> tuple[str, int, dict[str, Any], floa
     seconds it took."""
     torch.set_num_threads(1)
     began = processor_seconds()
-    return arm, seed, load(path).run(arm, seed), processor_seconds() - began
+    with outliving("claim"):
+        result = load(path).run(arm, seed)
+    return arm, seed, result, processor_seconds() - began
 
 
 def run_claim(
@@ -106,15 +110,19 @@ def run_claim(
     """Run what is missing, judge, and write <slug>.json and <slug>.svg into `out`. Finished runs are kept there in a
     hidden file, so a claim that was killed goes on where it was; a claim whose file or sources changed starts anew.
     With `keep` the runs of <slug>.json stand, whatever made them: seeds they lack are run, and the checks of today
-    judge all. A file that the user has not run before is refused without `trust`."""
+    judge all. A file that the user has not run before is refused without `trust`, which lets it load the claims
+    beside it, too."""
     if trust:
-        allow({"claim": path})
+        for file in (path, *path.parent.glob("*.py")):
+            allow({"claim": file})
     module, slug = load(path), path.stem.replace("_", "-")
-    out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     before = recorded(out / f"{slug}.json", module) if keep else Recorded([], [])
     n = max(module.SEEDS, len(before.by_seed)) if seeds is None else seeds
     if n < 2:
         raise InputError("seeds", n, "an interval needs at least 2")
+    check_places(out, (f".{slug}.runs.json", f"{slug}.json", f"{slug}.svg"))
     key = digest(sources(path), PACKAGE)
     cache = out / f".{slug}.runs.json"
     known = kept_runs(cache, key)
@@ -185,7 +193,8 @@ def judge(slug: str, module: ModuleType, by_seed: list[Results]) -> Verdict:
     decisive = sum(c.core for c in module.CHECKS)
     checks: list[Judged] = []
     for c in module.CHECKS:
-        values = [float(c.value(results)) for results in by_seed]
+        with outliving("claim"):
+            values = [float(c.value(results)) for results in by_seed]
         measured, verdict = c.judge(values, max(decisive, 1))
         why = c.why_undecided(values) if verdict == "undecided" else ""
         checks.append(Judged(c.name, c.expected, c.kind, c.absent, measured, values, verdict, why, c.core))
@@ -200,7 +209,7 @@ def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Result
     value: dict[str, Any] = {**asdict(verdict), "provenance": made, "runs": runs}
     for check, judged in zip(value["checks"], verdict.checks, strict=True):
         check["measured"] = judged.measured._asdict()
-    write_text(out / f"{verdict.slug}.json", json_text(value, indent=1))
+    write_text(out / f"{verdict.slug}.json", on_one_line(json_text(value, indent=1)))
     curves: list[Curve] = []
     for arm in getattr(module, "CURVE_ARMS", module.ARMS):
         if all("curve" in results[arm] for results in by_seed):
@@ -208,6 +217,12 @@ def record(out: Path, verdict: Verdict, module: ModuleType, by_seed: list[Result
             curves.append(Curve(arm, lines[0][:, 0].astype(int).tolist(), [x[:, 1].tolist() for x in lines]))
     if curves:
         save_curves(out / f"{verdict.slug}.svg", curves, y=getattr(module, "CURVE", "value"))
+
+
+def on_one_line(text: str) -> str:
+    """JSON with every list of plain numbers on a line of its own."""
+    number = r"-?[\d.eE+-]+"
+    return re.sub(rf"\[\s+({number}(?:,\s+{number})*)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
 
 
 def table(folder: Path) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from anypolicy.engines.environments import Environments
-from anypolicy.errors import InputError
+from anypolicy.errors import RAISED, InputError
 from anypolicy.loops.control import Learner, parts_of
-from anypolicy.runs.files import disk_errors
+from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.environments import EnvironmentTask
 
@@ -23,6 +23,7 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
     """Write the first episode as .mp4 or .gif, every step of it a frame; the number of frames."""
     if path.suffix not in (".mp4", ".gif"):
         raise InputError("video", str(path), "name a .mp4 or .gif file")
+    make_place(path)
     for module in ("imageio", "imageio_ffmpeg") if path.suffix == ".mp4" else ("imageio",):
         if importlib.util.find_spec(module) is None:
             raise InputError("video", str(path), "install imageio: pip install 'anypolicy[control]'")
@@ -33,7 +34,7 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
     try:
         make = task.one_by_one().make
         vector = SyncVectorEnv([lambda: make(render_mode="rgb_array")], autoreset_mode=AutoresetMode.SAME_STEP)
-    except Exception as error:
+    except RAISED as error:
         raise InputError("video", str(path), f"{task.name} cannot be filmed here: {error}") from error
     frames: list[np.ndarray] = []
     try:
@@ -50,7 +51,7 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
         raise
     except NotImplementedError as error:
         raise InputError("video", str(path), f"{task.name} draws no pictures: it cannot be filmed") from error
-    except Exception as error:
+    except RAISED as error:
         raise InputError(
             "video", str(path), f"no renderer works here ({error}): set MUJOCO_GL=osmesa or egl"
         ) from error
@@ -58,7 +59,6 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
         vector.close()
     rate = int(vector.envs[0].metadata.get("render_fps") or 30)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".mp4":
             imageio.imwrite(path, frames, fps=rate, macro_block_size=2)
         else:

@@ -25,6 +25,7 @@ from anypolicy.data.replay import NStep, Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments, Stepped
 from anypolicy.errors import InputError, check_numbers
+from anypolicy.loops.updates import check_moments
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Pause, go_on
 from anypolicy.tasks.environments import EnvironmentTask, Space
@@ -397,6 +398,9 @@ def load_tensors(learner: Trained, tensors: dict[str, Tensor]) -> None:
             if key.startswith(f"{o}/"):
                 _, i, name = key.split("/")
                 moments[int(i)][name] = value
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        for i, saved in moments.items():
+            check_moments(optimiser, parameters[i], saved)
         optimiser.load_state_dict({"state": dict(moments), "param_groups": optimiser.state_dict()["param_groups"]})
 
 

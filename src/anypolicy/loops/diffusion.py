@@ -31,6 +31,11 @@ class Batch(NamedTuple):
     loser: Tensor | None
 
 
+def described(weights: Weights) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and type of every tensor."""
+    return {name: (x.shape, x.dtype) for name, x in weights.items()}
+
+
 class Pool:
     """Frozen copies of a network, the oldest first; beyond `capacity` the oldest goes."""
 
@@ -67,7 +72,10 @@ class Pool:
         for key, value in tensors.items():
             k, _, name = key.partition("/")
             copies[int(k)][name] = value
+        own = [described(weights) for weights in self.copies[:1]]
         self.copies = [copies[k] for k in sorted(copies)]
+        if any(described(weights) not in own for weights in self.copies):
+            raise ValueError("a copy in it is of another model")
 
 
 class DiffusionLearner(Trained, Protocol):

@@ -11,6 +11,7 @@ import torch
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import ask
+from anypolicy.errors import outliving
 from anypolicy.loops.recipe import Reward, World
 from anypolicy.loops.targets import reference_target
 from anypolicy.policies.base import Policy
@@ -28,7 +29,8 @@ TOKENS = 4096
 def verify(task: Task, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[Score]:
     """The task's scores of (prompt, ids, text), all at once where it can."""
     many = isinstance(task, ScoresMany)
-    given: Any = task.score_many(responses) if many else [task.score(*response) for response in responses]
+    with outliving("verifier"):
+        given: Any = task.score_many(responses) if many else [task.score(*response) for response in responses]
     return [s if isinstance(s, Score) else Score(s.reward, s.correct) for s in given]  # a user's own kind of score
 
 

@@ -86,7 +86,7 @@ class GroupLoop:
     @property
     def running(self) -> Moments:
         """Moments of all rewards of the run so far."""
-        return Moments(*self.world.memory.get("rewards", ()))
+        return Moments.kept(self.world.memory.get("rewards", ()))
 
     @property
     def float_dtype(self) -> torch.dtype:

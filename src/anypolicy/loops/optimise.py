@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anypolicy.loops.recipe import Optimiser
+from anypolicy.loops.updates import check_moments
 
 
 class Updater:
@@ -86,7 +87,10 @@ class Updater:
                 for i, (p, master) in enumerate(zip(self.parameters[name], masters, strict=True)):
                     prefix = f"{name}.{i}."
                     mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                    master.copy_(mine.pop("weight"))
+                    if (weight := mine.pop("weight")).shape != master.shape:
+                        raise ValueError(f"{prefix}weight of shape {tuple(weight.shape)}")
+                    master.copy_(weight)
                     p.copy_(master)
+                    check_moments(self.torch, master, mine)
                     if mine:
                         self.torch.state[master] = {k: v.clone() for k, v in mine.items()}

@@ -93,13 +93,24 @@ def encode(model: RewardModel, pair: Preference) -> tuple[list[int], list[int]]:
     return model.encode(pair.prompt, pair.chosen)[first:], model.encode(pair.prompt, pair.rejected)[first:]
 
 
+def told_apart(model: RewardModel, pair: Preference) -> tuple[list[int], list[int]]:
+    """`encode`, refused where both are the same to the model."""
+    chosen, rejected = encode(model, pair)
+    if chosen == rejected:
+        raise InputError(
+            "pairs", beginning(pair.prompt), "to the model chosen and rejected are the same tokens: its chat template "
+            "or its tokenizer leaves out (or --long-prompts truncate-left cuts) what parts them",
+        )  # fmt: skip
+    return chosen, rejected
+
+
 def fit_pairs(
     model: RewardModel, train: Sequence[Preference], heldout: Sequence[Preference], long: Long
 ) -> tuple[list[Preference], list[Preference], dict[str, int]]:
     """Pairs that the model holds, and how many of each split were dropped or cut for it. All are encoded; one that
     cannot be is an InputError."""
     room = model.context_length
-    lengths = {id(p): max(map(len, encode(model, p))) for p in (*train, *heldout)}
+    lengths = {id(p): max(map(len, told_apart(model, p))) for p in (*train, *heldout)}
     over = [p for p in (*train, *heldout) if lengths[id(p)] > room]
     if not over:
         return list(train), list(heldout), {}
@@ -119,8 +130,10 @@ def fit_pairs(
     def fitting(pairs: Sequence[Preference]) -> list[Preference]:
         if long == "drop":
             return [p for p in pairs if lengths[id(p)] <= room]
-        cut = [replace(p, prompt=replace(p.prompt, keep=room)) for p in pairs]
-        return [c if lengths[id(p)] > room else p for p, c in zip(pairs, cut, strict=True)]
+        cut = [replace(p, prompt=replace(p.prompt, keep=room)) if lengths[id(p)] > room else p for p in pairs]
+        for p in cut:
+            told_apart(model, p)
+        return cut
 
     return fitting(train), fitting(heldout), counts
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.engines.base import Engine, Sampling
+from anypolicy.errors import InputError, fits
 from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.reference import Fixed, ReferenceMode
 from anypolicy.policies.base import Policy, Scores
@@ -250,3 +251,11 @@ class World:
     reward_function: Callable[[Prompt, list[str]], Sequence[float]] | None = None
     reference: Engine | None = None
     memory: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def remembered(self, name: str, kind: Any, first: Any) -> Any:
+        """What a stage keeps under a name, `first` where that is nothing yet. Raises InputError where a checkpoint put
+        a value of another kind there."""
+        value = self.memory.setdefault(name, first)
+        if not fits(kind, value):
+            raise InputError("checkpoint", name, "it holds what this stage never keeps there: put the checkpoint back")
+        return value

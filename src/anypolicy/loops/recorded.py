@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from anypolicy.data.media import Media
-from anypolicy.data.records import Group, Prompt, Segment, Tokens, Trajectory
+from anypolicy.data.records import LARGEST, Group, Prompt, Segment, Tokens, Trajectory
 from anypolicy.errors import InputError
 from anypolicy.loops.needs import Gives, Needs
 from anypolicy.loops.recipe import World
@@ -35,8 +35,8 @@ def recorded(prompt: Prompt) -> list[tuple[str | tuple[int, ...], float]]:
         ids = isinstance(response, list | tuple) and all(type(i) is int and i >= 0 for i in response)
         if not response or not (ids or isinstance(response, str)):
             raise InputError("responses", response, f"in prompt {prompt.id!r}: write text or a list of token ids")
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise InputError("scores", score, f"in prompt {prompt.id!r}: write finite numbers")
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
+            raise InputError("scores", score, f"in prompt {prompt.id!r}: write numbers of at most {LARGEST:g}")
         out.append((response if isinstance(response, str) else tuple(response), float(score)))
     return out
 

@@ -90,6 +90,8 @@ class CheckpointPool:
     def advance(self, reference: Reference, step: int) -> None:
         if step % self.every == 0:
             reference.pool = [*reference.pool, reference.live()][-self.size :]
+        if not reference.pool:
+            raise InputError("checkpoint", "reference", "its pool is empty: put the checkpoint back")
         rng = generator(reference.seed, "reference", step)
         reference.set(reference.pool[int(torch.randint(len(reference.pool), (1,), generator=rng))])
 
@@ -170,7 +172,10 @@ class Reference:
         if self.mode.moves:
             many = range(len(self.weights))
             self.pool = [[tensors[f"reference.pool.{n}.{i}"].clone() for i in many] for n in range(state["pool"])]
-            self.set([tensors[f"reference.{i}"].clone() for i in many])
+            found = [tensors[f"reference.{i}"].clone() for i in many]
+            if any(x.shape != w.shape for one in (*self.pool, found) for x, w in zip(one, self.weights, strict=True)):
+                raise ValueError("its reference is another model")
+            self.set(found)
 
 
 def wide(p: Tensor) -> Tensor:

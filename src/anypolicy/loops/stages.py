@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from anypolicy.data.batch import Batch
-from anypolicy.data.records import Group, Prompt, Segment, Stop, Tokens, Trajectory
+from anypolicy.data.records import LARGEST, Group, Prompt, Segment, Stop, Tokens, Trajectory
 from anypolicy.engines.base import ask
-from anypolicy.errors import InputError
+from anypolicy.errors import RAISED, InputError
 from anypolicy.loops.evaluate import verify
 from anypolicy.loops.needs import Gives, Needs, union
 from anypolicy.loops.recipe import ChecksWorld, Choice, LossTerms, Reward, World
@@ -126,15 +125,15 @@ def call_reward(function: Any, prompt: Prompt, texts: list[str]) -> list[float]:
     name = f"reward {getattr(function, '__name__', function)}"
     try:
         values = [float(v) for v in function(prompt, texts)]
-    except Exception as error:
+    except RAISED as error:
         given = f"{type(error).__name__}: {error}"
         raise InputError(
             name, given, f"it failed on prompt {prompt.id!r}; it must return one number per response"
         ) from error
     if len(values) != len(texts):
         raise InputError(name, f"{len(values)} values", f"return one number for each of the {len(texts)} responses")
-    if bad := [v for v in values if not math.isfinite(v)]:
-        raise InputError(name, bad[0], f"rewards must be finite numbers; look at prompt {prompt.id!r}")
+    if bad := [v for v in values if not abs(v) <= LARGEST]:
+        raise InputError(name, bad[0], f"rewards must be numbers of at most {LARGEST:g}; look at prompt {prompt.id!r}")
     return values
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,17 @@ def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
     if not lr >= 0:
         raise InputError("lr", lr, "use a learning rate of 0 or more")
     return Adam(list(parameters), lr=lr, fused=True)
+
+
+def check_moments(optimiser: torch.optim.Optimizer, parameter: Tensor, saved: Mapping[str, Tensor]) -> None:
+    """Refuse, by a ValueError, saved moments that are not a parameter's; there are none before its first step."""
+    names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimiser, Adam) else set[str]()
+    if saved and set(saved) != names:
+        raise ValueError(f"moments {', '.join(sorted(saved))}")
+    for name, x in saved.items():
+        shape = torch.Size() if name == "step" else parameter.shape
+        if x.shape != shape or x.dtype != (torch.float32 if name == "step" else parameter.dtype):
+            raise ValueError(f"{name} of shape {tuple(x.shape)} and type {x.dtype}")
 
 
 def apply(optimiser: torch.optim.Optimizer, loss: Tensor, *, max_norm: float | None = None) -> None:

@@ -240,11 +240,11 @@ class CausalLM(HasHead):
     # --- text --------------------------------------------------------------------------------------------------------
     def encode(self, prompt: Prompt) -> Tokens:
         """The prompt's own ids, or its messages through the chat template with the assistant's turn opened."""
-        return prompt_ids(prompt, self.tokenizer, self.family)
+        return prompt_ids(prompt, self.tokenizer, self.family, self.vocabulary)
 
     def encode_reference(self, prompt: Prompt) -> Tokens:
         """The ids themselves, or the text's ids; the end-of-sequence token follows unless a stop token ends them."""
-        return response_ids(prompt, self.tokenizer, self.stop_ids, self.turn_end)
+        return response_ids(prompt, self.tokenizer, self.stop_ids, self.vocabulary, self.turn_end)
 
     def decode(self, tokens: Tokens) -> str:
         return text_of(tokens, self.tokenizer)

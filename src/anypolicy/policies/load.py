@@ -4,7 +4,7 @@ masked-diffusion models."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from os.path import isdir, isfile
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils.quantization_config import GgufConfig
 
 from anypolicy.data.readers import first_line, json_object
-from anypolicy.errors import InputError, check_values
+from anypolicy.errors import RAISED, InputError, check_values
 from anypolicy.policies.base import Policy
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.masked_diffusion import MaskedDiffusionLM, small_denoiser
@@ -129,7 +129,7 @@ def tried(make: Callable[[], Made], source: str) -> Made:
         return make()
     except InputError:
         raise
-    except Exception as error:  # the model's own code, with whatever numbers its config has
+    except RAISED as error:  # the model's own code, with whatever numbers its config has
         raise InputError("policy", source, f"it cannot predict ({first_line(error)}): mend its config") from error
 
 
@@ -189,9 +189,9 @@ def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM
         model = kind.from_pretrained(
             source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=own_code
         )
-        local = Path(source).exists()
+        local = exists(source)
         tokenizer = tokenizer_of(source, own_code) if has_tokenizer(Path(source)) or not local else None
-    except Exception as error:  # what transformers raises has no common type
+    except RAISED as error:  # what transformers raises has no common type
         raise InputError(
             "policy", source,
             f"it is no masked-diffusion model that can be loaded ({first_line(error)}); if its classes are code of its "

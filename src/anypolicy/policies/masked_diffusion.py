@@ -84,10 +84,10 @@ class MaskedDiffusionLM:
 
     # --- text --------------------------------------------------------------------------------------------------------
     def encode(self, prompt: Prompt) -> Tokens:
-        return prompt_ids(prompt, self.tokenizer, self.family)
+        return prompt_ids(prompt, self.tokenizer, self.family, self.vocabulary)
 
     def encode_reference(self, prompt: Prompt) -> Tokens:
-        return response_ids(prompt, self.tokenizer, self.stop_ids, self.turn_end)
+        return response_ids(prompt, self.tokenizer, self.stop_ids, self.vocabulary, self.turn_end)
 
     def decode(self, tokens: Tokens) -> str:
         return text_of(tokens, self.tokenizer)

@@ -20,7 +20,7 @@ from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError, check_values
 from anypolicy.policies.causal_lm import CausalLM
 from anypolicy.policies.load import has_tokenizer
-from anypolicy.policies.text import beginning, left_out, quiet_transformers, readable
+from anypolicy.policies.text import beginning, check_beside, known, left_out, quiet_transformers, readable
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.strict_json import json_text
 
@@ -81,14 +81,27 @@ class RewardModel:
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
 
+    @property
+    def vocabulary(self) -> int:
+        return int(self.module.get_input_embeddings().weight.shape[0])
+
     def encode(self, prompt: Prompt, response: str) -> list[int]:
         """Prompt and response through the chat template, or one after the other and an end-of-sequence token. Without a
         tokenizer a response is ids with spaces between them, as such a policy decodes them."""
         if prompt.media:
             raise InputError("reward_model", prompt.id, "the prompt shows images, and a reward model reads text alone")
+        ids = self.plain_ids(prompt, response) if self.tokenizer is None else self.text_ids(prompt, response)
+        return known("reward_model", prompt, ids, self.vocabulary).tolist()
+
+    def plain_ids(self, prompt: Prompt, response: str) -> list[int]:
+        words = response.split()
+        if prompt.tokens is None or not all(w.isdecimal() for w in words):
+            raise InputError("reward_model", beginning(prompt), "the model has no tokenizer: give prompts as token ids "
+                             "and responses as ids with spaces between them")  # fmt: skip
+        return [*prompt.tokens, *map(int, words)]
+
+    def text_ids(self, prompt: Prompt, response: str) -> list[int]:
         t: Any = self.tokenizer
-        if t is None:
-            return [*(prompt.tokens or ()), *map(int, response.split())]
         if prompt.tokens is None and t.chat_template is not None:
             whole = [*prompt.messages, {"role": "assistant", "content": response}]
             with readable("prompt", prompt, "the reward model"):
@@ -96,11 +109,13 @@ class RewardModel:
             if role := left_out(t, str(t.chat_template), tuple(str(m["role"]) for m in whole)):
                 raise InputError("prompt", beginning(prompt), "the chat template of the reward model leaves out the "
                                  f"words of its message of the {role}")  # fmt: skip
+            check_beside(prompt, lambda messages: t.apply_chat_template(messages, tokenize=False), "the reward model")
             return ids
         end = [] if t.eos_token_id is None else [t.eos_token_id]
         if prompt.tokens is not None:
             begin: list[int] = list(prompt.tokens)
         elif len(prompt.messages) == 1:
+            check_beside(prompt, lambda messages: messages[0]["content"], "the reward model")
             begin = t.encode(prompt.messages[0]["content"])
             begin = begin[:-1] if end and begin[-1:] == end else begin
         else:

@@ -3,49 +3,55 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from anypolicy.data.records import Prompt, Tokens
+from anypolicy.data.records import Prompt, Tokens, said_beside
 from anypolicy.errors import InputError
 
-REFUSALS = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
-"""What tokenizers and chat templates raise for what they cannot read."""
 WORDS = "wordsofthereply"
 Render = Callable[[list[dict[str, Any]]], Any]
 """Messages of text through a chat template, as text."""
 
 
-def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, family: str) -> Tokens:
+def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, family: str, vocabulary: int) -> Tokens:
     """The prompt's own ids, or its messages through the chat template with the assistant's turn opened."""
+    t: Any = tokenizer
     if prompt.tokens is not None:
-        return kept(np.array(prompt.tokens, np.int64), prompt)
+        return kept(known("prompt", prompt, prompt.tokens, vocabulary), prompt)
     if tokenizer is None:
         raise InputError("policy", family, "it has no tokenizer, so it needs a task of token ids")
     check_turns(prompt)
     if tokenizer.chat_template is not None:
         with readable("prompt", prompt, family):
-            ids: Any = tokenizer.apply_chat_template(
-                list(prompt.messages), add_generation_prompt=True, return_dict=False
-            )
+            ids = t.apply_chat_template(list(prompt.messages), add_generation_prompt=True, return_dict=False)
         if role := left_out(tokenizer, str(tokenizer.chat_template), tuple(str(m["role"]) for m in prompt.messages)):
             raise InputError("prompt", beginning(prompt), f"the chat template of {family} leaves out the words of its "
                              f"message of the {role}: put them into the user's")  # fmt: skip
+        check_beside(prompt, lambda messages: tokenizer.apply_chat_template(messages, tokenize=False), family)
     elif len(prompt.messages) == 1:
+        check_beside(prompt, lambda messages: messages[0]["content"], family)
         with readable("prompt", prompt, family):
-            ids = tokenizer.encode(prompt.messages[0]["content"])
+            ids = t.encode(prompt.messages[0]["content"])
         if ids and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
     else:
         raise InputError("policy", family, "its tokenizer has no chat template, so give one message a prompt")
-    return kept(np.array(ids, np.int64), prompt)
+    return kept(known("prompt", prompt, ids, vocabulary), prompt)
+
+
+def known(what: str, prompt: Prompt, ids: Sequence[int], vocabulary: int) -> Tokens:
+    """Token ids as an array, all of them in the vocabulary."""
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+        wrong = next(i for i in ids if not 0 <= i < vocabulary)
+        raise InputError(what, wrong, f"in {beginning(prompt)}: the model's token ids are 0 to {vocabulary - 1}")
+    return np.array(ids, np.int64)
 
 
 def kept(ids: Tokens, prompt: Prompt) -> Tokens:
@@ -68,6 +74,19 @@ def check_turns(prompt: Prompt) -> None:
                          "turn of its own: end the prompt with the user's message")  # fmt: skip
 
 
+def check_beside(prompt: Prompt, render: Render, family: str) -> None:
+    """Refuse messages that say something beside their content (calls of tools, say) which is not rendered."""
+    messages = list(prompt.messages)
+    for i, m in enumerate(messages):
+        for name in said_beside(m):
+            without = [*messages[:i], {k: v for k, v in m.items() if k != name}, *messages[i + 1 :]]
+            with readable("prompt", prompt, family):
+                lost = render(messages) == render(without)
+            if lost:
+                raise InputError("prompt", beginning(prompt), f"{family} does not read {name!r} of its message {i}: "
+                                 "write it into the content, or remove it")  # fmt: skip
+
+
 @contextmanager
 def readable(what: str, prompt: Prompt, family: str) -> Generator[None]:
     """What the tokenizer or its template cannot read becomes one clear error."""
@@ -75,7 +94,7 @@ def readable(what: str, prompt: Prompt, family: str) -> Generator[None]:
         yield
     except InputError:
         raise
-    except REFUSALS as error:
+    except Exception as error:  # a template is a program: what it raises has no common type
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             what, beginning(prompt), f"the tokenizer or chat template of {family} refuses it ({first})"
@@ -94,14 +113,15 @@ def silenced(render: Render, roles: tuple[str, ...]) -> str | None:
     given = [{"role": r, "content": w} for r, w in zip(roles, words, strict=True)]
     try:
         text = str(render(given))
-    except REFUSALS:
+    except Exception:  # a template is a program: what it raises has no common type
         return None
     return next((r for r, w in zip(roles, words, strict=True) if w not in text), None)
 
 
 def response_ids(
-    prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, stop_ids: tuple[int, ...], turn_end: int | None = None
-) -> Tokens:
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, stop_ids: tuple[int, ...], vocabulary: int,
+    turn_end: int | None = None,
+) -> Tokens:  # fmt: skip
     """The prompt's reference as ids. Unless a stop token ends them, what ends a turn of the chat template follows, or
     the end-of-sequence token where there is none (or the prompt is token ids)."""
     given = prompt.reference
@@ -112,12 +132,12 @@ def response_ids(
             given = tuple(tokenizer.encode(given, add_special_tokens=False))
     if not given:
         raise InputError("reference", given, f"prompt {prompt.id!r} needs a reference response that is not empty")
-    ids = list(given)
+    ids: list[Any] = list(given)
     if ids[-1] not in stop_ids:
         own = None if tokenizer is None else tokenizer.eos_token_id
         own = turn_end if turn_end in stop_ids and prompt.tokens is None else own
         ids = [*ids, stop_ids[0] if own is None else own]
-    return np.array(ids, np.int64)
+    return known("reference", prompt, ids, vocabulary)
 
 
 def text_of(tokens: Tokens, tokenizer: PreTrainedTokenizerBase | None) -> str:
@@ -146,7 +166,7 @@ def end_of_turn(render: Render, tokenizer: PreTrainedTokenizerBase) -> int | Non
     """The token with which a chat template ends the assistant's turn; None where it does not end it with one."""
     try:
         text = str(render([{"role": "user", "content": "?"}, {"role": "assistant", "content": WORDS}]))
-    except REFUSALS:
+    except Exception:  # a template is a program: what it raises has no common type
         return None
     _, found, rest = text.rpartition(WORDS)
     if not found:

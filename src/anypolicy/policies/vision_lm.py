@@ -29,11 +29,12 @@ from anypolicy.policies.base import Scores
 from anypolicy.policies.causal_lm import HasHead, gather_cache, read_scores, save_merged
 from anypolicy.policies.logits import Logits
 from anypolicy.policies.text import (
-    REFUSALS,
     beginning,
+    check_beside,
     check_turns,
     end_of_turn,
     kept,
+    known,
     response_ids,
     silenced,
     single_token,
@@ -101,6 +102,11 @@ class VisionLM(HasHead):
         if not torch.allclose(ours, own.to(ours.dtype), atol=loose * float(own.abs().max()), rtol=0):
             raise InputError("policy", self.family, "its logits are not those of its cache and head: use another model")
 
+    @property
+    def vocabulary(self) -> int:
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
+
     # --- text and images ---------------------------------------------------------------------------------------------
     def encode(self, prompt: Prompt) -> Tokens:
         """The prompt's own ids, or its messages as the family's processor gives them, images as their placeholders."""
@@ -119,12 +125,13 @@ class VisionLM(HasHead):
         """What the processor makes of the prompt."""
         images = pictures(prompt)
         if prompt.tokens is not None:
-            ids = np.array(prompt.tokens, np.int64)
+            ids = known("prompt", prompt, prompt.tokens, self.vocabulary)
             if not images:
                 return kept(ids, prompt), {}
             alone = replace(prompt, tokens=None, messages=({"role": "user", "content": MARKER * len(images)},))
             return ids, self.process(alone)[1]
         check_turns(prompt)
+        check_beside(prompt, lambda messages: [m["content"] for m in messages], self.family)
         roles = tuple(str(m["role"]) for m in prompt.messages)
         if self.template and roles not in self.heard and (role := silenced(self.rendered, roles)):
             raise InputError("prompt", beginning(prompt), f"the chat template of {self.family} leaves out the words of "
@@ -135,7 +142,7 @@ class VisionLM(HasHead):
             out = self.templated(messages, images) if self.template else self.plain(prompt, messages, images)
         except InputError:
             raise
-        except REFUSALS as error:
+        except Exception as error:  # what processors raise has no common type
             raise InputError(
                 "prompt", beginning(prompt), f"the processor of {self.family} refuses it ({str(error).splitlines()[0]})"
             ) from error
@@ -174,7 +181,7 @@ class VisionLM(HasHead):
 
     def encode_reference(self, prompt: Prompt) -> Tokens:
         """The ids themselves, or the text's ids; the end-of-sequence token follows unless a stop token ends them."""
-        return response_ids(prompt, self.tokenizer, self.stop_ids, self.turn_end)
+        return response_ids(prompt, self.tokenizer, self.stop_ids, self.vocabulary, self.turn_end)
 
     def decode(self, tokens: Tokens) -> str:
         return text_of(tokens, self.tokenizer)

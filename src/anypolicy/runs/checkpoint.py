@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anypolicy.data.readers import read_tensors
 from anypolicy.errors import InputError
-from anypolicy.runs.files import new_folder, sweep
+from anypolicy.runs.files import disk_errors, new_folder, sweep
 from anypolicy.runs.strict_json import json_text, json_value
 
 FORMAT, VERSION = "anypolicy-checkpoint", 1
@@ -45,7 +45,8 @@ class Position:
 def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
     """Write checkpoints/<step> whole, then remove the older ones."""
     folder = run / "checkpoints" / f"{step:06d}"
-    folder.parent.mkdir(exist_ok=True)
+    with disk_errors(folder.parent):
+        folder.parent.mkdir(exist_ok=True)
     sweep(folder.parent)
     with new_folder(folder) as work:
         for name, values in tensors.items():

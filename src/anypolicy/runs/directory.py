@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from os.path import isfile
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +20,20 @@ import yaml
 from anypolicy.data.readers import parsed, yaml_value
 from anypolicy.errors import InputError
 from anypolicy.runs.checkpoint import Position, latest_checkpoint
-from anypolicy.runs.files import disk_errors, new_folder, sweep, sync, write_text
+from anypolicy.runs.files import check_places, disk_errors, new_folder, sweep, sync, write_text
 from anypolicy.runs.stop import Stopped
 from anypolicy.runs.strict_json import json_text
 
 LOGGED = ("metrics.jsonl", "groups.jsonl")
 """What a checkpoint counts on: the ledger, and the groups of every step where the run keeps them."""
+
+FILES = ("recipe.yaml", *LOGGED, "timing.jsonl", "report.html")
+FOLDERS = ("checkpoints", "samples", "policy", "reward-model", "tensorboard")
+"""What runs write."""
+
+
+KEPT = (*LOGGED, "timing.jsonl", ".lock", "checkpoints", "samples", "policy", "reward-model", "tensorboard")
+"""What a run writes beside its recipe. A folder that somebody hands us must not lead this elsewhere by links."""
 
 
 class Fingerprint(TypedDict):
@@ -34,13 +43,25 @@ class Fingerprint(TypedDict):
     sha256: str
 
 
+def check_run(path: Path) -> None:
+    """Refuse a run in which something else stands where a file or a folder is written."""
+    check_places(path, FILES, FOLDERS)
+    samples = path / "samples"
+    check_places(samples, (f.name for f in samples.glob("*") if f.suffix in (".jsonl", ".png")))
+
+
 class RunDirectory:
     """An open run directory; one process at a time. The ledger holds only numbers that a resumed run repeats bit for
     bit; times stand apart in timing.jsonl."""
 
     def __init__(self, path: Path, *, lock: bool = True, new: bool = False):
         self.path, self.new = path, new
+        for own in (*(path / name for name in KEPT), *(path / "checkpoints").glob("*")):
+            if own.is_symlink():
+                raise InputError("run", str(own), "it is a link: what a run writes and removes lies in its own folder, "
+                                 "so put the files themselves there (all of the run may lie elsewhere)")  # fmt: skip
         self._lock: int | None = None
+        check_run(path)
         if not lock:
             return
         with disk_errors(path):
@@ -74,6 +95,11 @@ class RunDirectory:
                 raise InputError("out", str(path), "it exists and is no run: choose an empty or new directory")
             if path.resolve() == Path.cwd():
                 raise InputError("out", str(path), "it is the working directory: choose another")
+
+    @classmethod
+    def check_usable(cls, path: Path) -> None:
+        """Refuse a place where neither a new run can be made nor one goes on."""
+        check_run(path) if isfile(path / "recipe.yaml") else cls.check_free(path)
 
     @classmethod
     def open(cls, path: str | Path, *, lock: bool = True) -> RunDirectory:
@@ -159,16 +185,18 @@ class RunDirectory:
         """Drop what was logged after a checkpoint, and a half-written last line. `known` are the checkpoint's
         `fingerprints`; what is no longer as it was then is what comes back, in words."""
         lost = list[str]()
+        timed = [row["step"] for _, row in self.lines("timing.jsonl") if row["step"] < at.began]
         for name in (*LOGGED, "timing.jsonl"):
             lines = self.lines(name)
             want = None if known is None or name not in LOGGED else known.get(name, EMPTY)
-            kept = [row for _, row in lines if row["step"] < (at.step if name in LOGGED else at.began)]
+            ends = [at.step if name in LOGGED and "event" in row else at.began for _, row in lines]
+            kept = [row for (_, row), end in zip(lines, ends, strict=True) if row["step"] < end]
             if want is not None:
                 first = lines[: want["rows"]]
                 if fingerprint([x for x, _ in first]) == want:
                     kept = [row for _, row in first]
                 else:
-                    lost.append(f"{name} had {want['rows']} rows before step {at.step} and has {len(kept)} or others")
+                    lost.append(f"{name} {what_is_lost(kept, want['rows'], timed)}, before step {at.step}")
             if (self.path / name).exists():
                 write_text(self.path / name, "".join(json_text(row) + "\n" for row in kept))
         return lost
@@ -202,12 +230,26 @@ def finite_number(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
+def what_is_lost(kept: list[dict[str, Any]], rows: int, steps: Sequence[int]) -> str:
+    """In words, of `rows` rows up to a checkpoint, of which only `kept` are there or are others; `steps` had one."""
+    there = {row["step"] for row in kept if "event" not in row}
+    gone = [list(span) for lost, span in groupby(steps, lambda step: step not in there) if lost]
+    spans = [str(span[0]) if len(span) == 1 else f"{span[0]}–{span[-1]}" for span in gone]
+    which = f"the rows of steps {', '.join(spans[:MOST])}" + (", …" if len(spans) > MOST else "")
+    if len(kept) < rows:
+        lost = f"{rows - len(kept)} of {rows} rows"
+        return f"lacks {which} ({lost})" if spans else f"lacks {lost}" + (" (of evaluations)" if steps else "")
+    return f"lacks {which} and has others" if spans else "has rows that are not as they were written"
+
+
 def fingerprint(lines: Sequence[bytes]) -> Fingerprint:
     """How many lines, and the digest of all."""
     return {"rows": len(lines), "sha256": hashlib.sha256(b"\n".join(lines)).hexdigest()}
 
 
 EMPTY = fingerprint([])
+MOST = 5
+"""Spans of steps that a sentence names."""
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

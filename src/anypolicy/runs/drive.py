@@ -8,9 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from anypolicy.errors import outliving
 from anypolicy.progress import Progress
 from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.output import lasting_output
 from anypolicy.runs.stop import Pause, Stopped, first_signal
 from anypolicy.runs.trackers import make_trackers
 
@@ -51,7 +53,7 @@ def drive(
     `evaluate(step)` gives the row of an evaluation, `save(position)` writes a checkpoint. An exception in the middle
     leaves the last checkpoint as it is; a signal raises Stopped after the step in hand and a checkpoint."""
     s = schedule
-    with ExitStack() as ending:
+    with outliving("run"), lasting_output(), ExitStack() as ending:
         bar = ending.enter_context(Progress(s.steps, first.step, title, quiet=quiet))
         if not run.new:
             bar.say(f"goes on from step {first.step} of {s.steps}" if first.step else "begins at step 0: no checkpoint")
@@ -71,10 +73,11 @@ def drive(
             kept, saved = at.step, time.monotonic()
 
         def pause(at: Position) -> None:
-            if wish.number or (s.minutes and time.monotonic() - saved >= 60 * s.minutes):
+            number = wish.number  # a signal may come after this: it waits for the next pause, which keeps a checkpoint
+            if number or (s.minutes and time.monotonic() - saved >= 60 * s.minutes):
                 keep(at)
-            if wish.number:
-                raise Stopped(wish.number, run.goes_on())
+            if number:
+                raise Stopped(number, run.goes_on())
 
         def evaluated(step: int) -> None:
             bar.note("evaluating")
@@ -90,9 +93,9 @@ def drive(
                 pause(at)
                 if at.step == 0 or last or s.due(at.step, s.eval_every):
                     evaluated(at.step)
+                pause(at)
                 if last:
                     return
-                pause(at)
             tick, before, end = time.monotonic(), at, max(s.after(at.began), at.step)
             row = learn(end - before.step, lambda made, b=before: pause(Position(b.step + made, b.began)))
             log(row := {"step": before.began, **row})

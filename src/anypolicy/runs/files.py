@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
+from os.path import isdir, isfile, lexists
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,7 +21,7 @@ PREFIX = ".writing-"
 OLD = ".old-"
 DAY = 24 * 3600.0
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
-            errno.EBUSY, errno.ELOOP, errno.EISDIR)  # fmt: skip
+            errno.EBUSY, errno.ELOOP, errno.EISDIR, errno.ENOENT, errno.EINVAL)  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -34,9 +36,10 @@ def disk_errors(path: Path) -> Generator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        code = getattr(error, "errno", None)
+        told = re.search(r"os error (\d+)", str(error))
+        code = int(told[1]) if told else getattr(error, "errno", None)
         full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-            word in str(error) for word in ("No space left", "File too large", "os error 28", "os error 27")
+            word in str(error) for word in ("No space left", "File too large")
         )
         if full:
             raise InputError(
@@ -45,6 +48,34 @@ def disk_errors(path: Path) -> Generator[None]:
         if code in UNUSABLE:
             raise InputError("out", str(path), f"it cannot be written ({error}): choose another place") from error
         raise
+
+
+def check_places(folder: Path, files: Iterable[str] = (), folders: Iterable[str] = ()) -> None:
+    """Refuse a folder in which something else stands where `files` and `folders` will be written."""
+    for names, fine, what in ((files, isfile, "an ordinary file"), (folders, isdir, "a folder")):
+        for path in (folder / name for name in names):
+            if lexists(path) and not fine(path):
+                raise InputError("out", str(path), f"it is not {what}, which will be written there: move or remove it")
+
+
+def make_place(file: Path) -> None:
+    """Make the folder of a file that will be written, before the work; refuse a place where it cannot be."""
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    check_places(file.parent, (file.name,))
+
+
+def check_unused(path: Path, *, folder: bool = False) -> None:
+    """Refuse a place to write to where something is, but for an empty folder where a `folder` will be."""
+    with disk_errors(path):
+        if path.exists() and not (folder and path.is_dir() and not any(path.iterdir())):
+            raise InputError(
+                "out",
+                str(path),
+                "it is a file, or a folder that is not empty: choose another"
+                if folder
+                else "it exists: choose another file",
+            )
 
 
 def sync(path: Path) -> None:
@@ -106,15 +137,16 @@ def new_folder(path: Path, *, fresh: bool = False) -> Generator[Path]:
                 os.replace(old, path)
             raise
         sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            remove(old)
 
 
 def sweep(folder: Path) -> None:
     """Put back or remove what a killed writer left behind."""
     for old in folder.glob(OLD + "*"):
         target = folder / old.name.removeprefix(OLD)
-        if target.exists():
-            shutil.rmtree(old)
+        if target.exists() or old.is_symlink():
+            remove(old)
         else:
             os.replace(old, target)
     for leftover in folder.glob(PREFIX + "*"):
@@ -130,5 +162,5 @@ def sweep_old(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file or a folder."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """A file or a folder; of a link only the link."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +19,9 @@ from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, check
 
-MAY_CHANGE = ("steps", "trackers", "eval_every", "eval_episodes", "eval_samples", "checkpoint_every",
-              "checkpoint_minutes")  # fmt: skip
-"""Settings that may be others when a run goes on."""
+EVALUATION = ("eval_every", "eval_prompts", "eval_episodes", "eval_samples")
+MAY_CHANGE = ("steps", "trackers", "checkpoint_every", "checkpoint_minutes", *EVALUATION)
+"""Settings that may be others when a run goes on; those of evaluations not where runs are compared."""
 S = TypeVar("S")
 
 
@@ -65,9 +65,9 @@ def settings_from(kind: type[S], written: dict[str, Any], *, trust: bool = False
     return method, knobs, read
 
 
-def comparable(written: dict[str, Any]) -> dict[str, Any]:
+def comparable(written: dict[str, Any], may_change: Sequence[str] = MAY_CHANGE) -> dict[str, Any]:
     """The part of a recipe that must not change between stop and resume; digests are compared when it is read."""
-    return json_value(json_text({k: v for k, v in written.items() if k not in (*MAY_CHANGE, "digests")}, exact=True))
+    return json_value(json_text({k: v for k, v in written.items() if k not in (*may_change, "digests")}, exact=True))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -85,12 +85,33 @@ def checkpoint_of(run: RunDirectory, written: dict[str, Any]) -> Checkpoint | No
     saved = load_checkpoint(folder)
     if not sound(saved):
         raise InputError("checkpoint", str(folder), "its state.json holds no run: delete this folder, or put it back")
-    old = saved.state["recipe"]
-    if changed := differences(old, {k: v for k, v in comparable(written).items() if k in old}):
-        raise InputError(
-            "recipe.yaml", ", ".join(changed), "these settings differ from the checkpoint's: put them back"
-        )
+    check_same(folder, saved.state["recipe"], comparable(written))
     return saved
+
+
+def stated(run: RunDirectory) -> dict[str, Any]:
+    """What a run's recipe.yaml states. Raises InputError where that is something else than the newest checkpoint was
+    made with, before anything is made by it."""
+    written, folder = run.recipe(), latest_checkpoint(run.path)
+    if folder is not None:
+        try:
+            old = json_value((folder / "state.json").read_bytes())["recipe"]
+            given = comparable({k: v for k, v in written.items() if k in old})
+            old = {k: old[k] for k in given}
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+            return written  # what is wrong with the checkpoint is said when it is loaded
+        check_same(folder, old, given)
+    return written
+
+
+def check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse a recipe with other settings than those that the checkpoint in `folder` was made with."""
+    if changed := differences(old, {k: v for k, v in new.items() if k in old}):
+        raise InputError(
+            "recipe.yaml", ", ".join(changed), f"the checkpoint of step {int(folder.name)} was made with other "
+            "settings (left of the arrows): put them back, or start a new run; only "
+            f"{', '.join(MAY_CHANGE)} may change",
+        )  # fmt: skip
 
 
 def sound(saved: Checkpoint) -> bool:
@@ -161,7 +182,7 @@ def rewind(run: RunDirectory, saved: Checkpoint | None, written: dict[str, Any],
         raise InputError("steps", steps, f"the run has {at.step} steps already: use at least as many")
     lost = run.truncate_to(at, None if saved is None else saved.state.get("ledger"))
     for why in lost:
-        print(f"warning: {why}: the run goes on without them", file=sys.stderr)
+        print(f"warning: {why}; the run goes on with what is there", file=sys.stderr)
         run.append({"step": at.step, "event": "lost", "why": why})
     if run.recipe() != written:
         run.rewrite_recipe(written)

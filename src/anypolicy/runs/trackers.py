@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from anypolicy.errors import InputError
+from anypolicy.errors import RAISED, InputError
 
 
 class Tracker(Protocol):
@@ -39,7 +39,7 @@ class TrackerAdapter:
             return
         try:
             call()
-        except Exception as error:
+        except RAISED as error:
             self.alive = False
             print(f"warning: tracker {self.name} failed ({error}); the ledger goes on without it", file=sys.stderr)
 
@@ -102,7 +102,7 @@ def make_trackers(
     for name in names:
         try:
             opened.append(KINDS[name](run, recipe, first))
-        except Exception as error:
+        except RAISED as error:
             told = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError("trackers", name, f"it cannot be started ({told}): set it up, or leave it out") from error
         ending.callback(opened[-1].close)

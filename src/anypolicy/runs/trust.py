@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from anypolicy.errors import InputError
+from anypolicy.errors import RAISED, InputError
 from anypolicy.runs.files import cache_folder
 from anypolicy.runs.strict_json import json_text, json_value
 
@@ -105,7 +105,7 @@ def load_module(field: str, path: Path, name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, InputError) or not isinstance(error, Exception):
+        if isinstance(error, InputError) or not isinstance(error, RAISED):
             raise
         raise InputError(field, str(path), f"it cannot be imported: {type(error).__name__}: {error}") from error
     return module

@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, outliving
+from anypolicy.runs.output import lasting_output
 from anypolicy.runs.stop import Stopped
 from anypolicy.runs.trust import ALLOWED, inherit
 
@@ -112,7 +113,7 @@ def work(pipe: Connection, function: Callable[..., Any], allowed: tuple[str, ...
     die_with_parent()
     inherit(allowed)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(EOFError, OSError, Stopped):
+    with suppress(EOFError, OSError, Stopped), lasting_output():
         while True:
             pipe.send(done(function, pipe.recv()))
 
@@ -120,7 +121,8 @@ def work(pipe: Connection, function: Callable[..., Any], allowed: tuple[str, ...
 def done(function: Callable[..., Any], job: tuple[Any, ...]) -> tuple[bool, Any]:
     """What `Worker.answer` gives."""
     try:
-        return True, function(*job)
+        with outliving("workers"):
+            return True, function(*job)
     except Stopped:
         raise
     except BaseException as error:

@@ -9,6 +9,7 @@ is imported: the source of this one goes to that process (see `sandbox/scorers.p
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +102,7 @@ def make(name: str, config: dict[str, Any]) -> Callable[[str | None, dict[str, A
                 if fit is None:
                     return 0.0
                 if not fit:
-                    raise Refused  # type: ignore[name-defined]  # `scoring.py` has put it there
+                    raise builtins.Refused  # type: ignore[attr-defined]  # `scoring.py` has put it there
         return float(dataset.score_answer(answer=answer, entry=entry))
 
     return score

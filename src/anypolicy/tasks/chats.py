@@ -12,7 +12,7 @@ from typing import Any, Literal
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.tasks.lines import json_lines
-from anypolicy.tasks.preferences import message, name_of
+from anypolicy.tasks.preferences import check_spoken, message, name_of
 from anypolicy.tasks.recorded import RecordedTask, parted, record
 from anypolicy.tasks.shown import FIELDS
 
@@ -43,6 +43,7 @@ def turns(path: str, where: str, given: Any) -> Turns:
     if not isinstance(given, list) or not given or not all(message(m) for m in given):
         raise InputError(path, where, "'conversation' must be a list of messages with role and content")
     for i, m in enumerate(given):
+        check_spoken(path, f"{where}, message {i}", m)
         mark = m.get("satisfied")
         if mark is None:
             continue
@@ -75,6 +76,6 @@ def items(path: str, where: str, given: Turns, pairs: bool) -> Iterator[Prompt]:
             yield record(own, place, [rejected], [0.0], None, **more)
         elif i + 2 < len(given) and given[i + 2].get("satisfied") is True:
             chosen = plain[i + 1]["content"]
-            if chosen == rejected:
+            if chosen.rstrip() == rejected.rstrip():
                 raise InputError(path, place, "the answer that satisfied is the one that did not: remove a mark")
             yield record(own, place, [chosen, rejected], [1.0, 0.0], chosen, **more)

@@ -40,6 +40,8 @@ from anypolicy.runs.seeds import numpy_generator
 from anypolicy.tasks.environments import WithStep
 
 CHOICES, TEMPERATURE, LIMIT, BAD = 10, 0.1, 10.0, 2
+LONGEST = 4092
+"""Steps: the matrix of what is seen has 4096² numbers then."""
 Behaviour = Literal["behaviour", "random"]
 
 
@@ -47,8 +49,8 @@ class Lock:
     """The rules, for many episodes at once: states, choices and observations are arrays with a row for each."""
 
     def __init__(self, horizon: int, combination: int, noise: float):
-        if horizon < 1:
-            raise InputError("combination-lock.horizon", horizon, "use at least 1")
+        if not 1 <= horizon <= LONGEST:
+            raise InputError("combination-lock.horizon", horizon, f"use 1 to {LONGEST}")
         if combination < 0:
             raise InputError("combination-lock.combination", combination, "use 0 or more")
         if noise < 0:

@@ -12,9 +12,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from anypolicy.data.arrays import load_arrays
+from anypolicy.data.arrays import load_arrays, single
 from anypolicy.data.demonstrations import FIELDS, Episode, check_choices, check_flags, episodes_of, load_episodes
-from anypolicy.data.readers import json_object
+from anypolicy.data.readers import first_line, json_object
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.tasks.environments import EnvironmentTask, Space, layout_of
@@ -112,11 +112,18 @@ def minari(spec: str, task: EnvironmentTask) -> list[Episode]:
     except Exception as error:
         raise InputError("demos", spec, f"it is no file of episodes and no Minari data set here ({error})") from error
     seen, layout, first = data.observation_space, layout_of(task), first_choice(spec, data.action_space, task.space)
-    vectors = isinstance(seen, Box) and seen.shape == (task.space.observations,)
+    vectors = isinstance(seen, Box) and layout.writes(seen)
     if not vectors and not layout.fits(seen):
         wanted = ", ".join(f"{'.'.join(map(str, p.path)) or 'it'}: {p.space}" for p in layout.parts)
         raise InputError("demos", spec, f"its observations are {seen}, those of {task.name} are {wanted}")
-    return [episode(x, task.space, None if vectors else layout, first) for x in data.iterate_episodes()]
+    made = list[Episode]()
+    try:
+        for x in data.iterate_episodes():
+            made.append(episode(x, task.space, None if vectors else layout, first))
+    except Exception as error:  # what Minari and h5py raise has no common type
+        raise InputError("demos", spec, f"episode {len(made)} cannot be read ({first_line(error)}): record it again, "
+                         "or take it out") from error  # fmt: skip
+    return made
 
 
 def first_choice(spec: str, acts: Any, space: Space) -> int:
@@ -126,8 +133,9 @@ def first_choice(spec: str, acts: Any, space: Space) -> int:
             return int(acts.start)
         raise InputError("demos", spec, f"its actions are {acts}, the task has {space.actions} choices")
     same = isinstance(acts, Box) and acts.shape == (space.actions,)
-    if same and acts.is_bounded() and not (np.allclose(acts.low, space.low) and np.allclose(acts.high, space.high)):
-        same = False
+    if same:
+        ends = ((acts.low, acts.bounded_below, space.low), (acts.high, acts.bounded_above, space.high))
+        same = all(np.allclose(theirs[known], np.asarray(ours)[known]) for theirs, known, ours in ends)
     if not same:
         raise InputError("demos", spec, f"its actions are {acts}, the task's are {space.actions} numbers from "
                          f"{space.low} to {space.high}")  # fmt: skip
@@ -175,9 +183,18 @@ def export_minari(name: str, episodes: list[Episode], task: EnvironmentTask) -> 
 
 
 def episode(x: Any, space: Space, layout: Layout | None, first: int) -> Episode:
-    """Minari's record of one episode."""
-    action = torch.from_numpy(np.asarray(x.actions)).float().reshape(len(x.rewards), -1)
+    """Minari's record of one episode. Raises ValueError where its fields have not the lengths that belong together."""
+    n = len(x.rewards)
+    action = column("actions", x.actions, (n,) if space.discrete else (n, space.actions)).reshape(n, space.action_width)
     action = action - first if space.discrete else space.unit(action).clamp(-1, 1)
-    numbers = [torch.from_numpy(np.asarray(v)).float() for v in (x.rewards, x.terminations, x.truncations)]
-    seen = np.asarray(x.observations, np.float32) if layout is None else layout.many(x.observations)
-    return Episode(torch.from_numpy(seen), action, *numbers)
+    numbers = [column(k, getattr(x, k), (n,)) for k in ("rewards", "terminations", "truncations")]
+    seen = single("demos", x.observations) if layout is None else layout.many(x.observations)
+    return Episode(column("observations", seen, (n + 1, space.observations)), action, *numbers)
+
+
+def column(name: str, values: Any, shape: tuple[int, ...]) -> Tensor:
+    """Numbers of this shape."""
+    x = np.asarray(values)
+    if x.shape != shape or x.dtype.kind not in "biuf":
+        raise ValueError(f"{name} are {x.dtype} of the shape {x.shape}, and should be numbers of {shape}")
+    return torch.from_numpy(x).float()

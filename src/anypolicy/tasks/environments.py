@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anypolicy.engines.guard import check_bounds, guarded
 from anypolicy.engines.snapshots import layers
-from anypolicy.errors import InputError, check_values
+from anypolicy.errors import RAISED, InputError, check_values
 from anypolicy.tasks.load import fit, parse
 from anypolicy.tasks.observations import Flat, Layout
 
@@ -108,7 +108,8 @@ class EnvironmentTask:
 
     def vector(self, n: int) -> SyncVectorEnv:
         """n copies, stepped together in this process."""
-        return SyncVectorEnv([self.make] * n, autoreset_mode=AutoresetMode.SAME_STEP)
+        with making(self.name):
+            return SyncVectorEnv([self.make] * n, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def load_environment(spec: str) -> EnvironmentTask:
@@ -127,19 +128,27 @@ def load_environment(spec: str) -> EnvironmentTask:
     else:
         known = [*TESTBEDS, "gym/…"]
         raise InputError("task", spec, f"a controller learns in {', '.join(known)}", choices=known)
-    try:
+    with making(spec):
         env = make()
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError("task", spec, f"it cannot be made: {type(error).__name__}: {error}") from error
     try:
         space, horizon = space_of(env, spec), horizon_of(env)
     finally:
-        env.close()
+        with making(spec, "closed"):
+            env.close()
     if name in TESTBEDS or horizon is not None:
         return EnvironmentTask(spec, make, space, horizon)
     return replace(load_environment(f"{spec}{',' if arguments else ':'}max_steps={LIMIT}"), assumed=True)
+
+
+@contextmanager
+def making(name: str, what: str = "made") -> Generator[None]:
+    """Whatever an environment raises while it is made (or closed) is one error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except RAISED as error:
+        raise InputError("task", name, f"it cannot be {what}: {type(error).__name__}: {error}") from error
 
 
 def testbed(
@@ -220,7 +229,7 @@ def plugin(package: str) -> None:
     module = PLUGINS[package]
     if importlib.util.find_spec(module) is None:
         raise InputError("task", package, "install it: pip install 'anypolicy[control]'")
-    with contextlib.redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr):
         gymnasium.register_envs(importlib.import_module(module))
 
 
@@ -260,8 +269,9 @@ def space_of(env: gymnasium.Env[Any, Any], spec: str) -> Space:
 
 def layout_of(task: EnvironmentTask) -> Layout:
     """How observations of the task's environment become vectors."""
-    env = task.make()
-    env.close()
+    with making(task.name):
+        env = task.make()
+        env.close()
     [layout] = (layer.layout for layer in layers(env) if isinstance(layer, Flat))
     return layout
 

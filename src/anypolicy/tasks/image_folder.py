@@ -51,7 +51,7 @@ def read(path: Path, size: int) -> Tensor:
 def records(folder: Path) -> list[Record]:
     """The lines of metadata.jsonl, every field checked and every file there."""
     path = folder / "metadata.jsonl"
-    if not path.is_file():
+    if not isfile(path):
         raise InputError("task", str(folder), "put a metadata.jsonl there, one image (or pair of images) a line")
     out = list[Record]()
     for where, row in json_lines(str(path), "text and file_name, or text, chosen and rejected"):

@@ -8,9 +8,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple, flatten, flatten_space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple, flatten, flatten_space
 from jaxtyping import Float
 
+from anypolicy.data.arrays import single
 from anypolicy.errors import InputError
 
 UNSEEN = "achieved_goal"
@@ -33,6 +34,8 @@ class Picture:
 
     def bytes_of(self, pictures: Float[np.ndarray, "n a b c"]) -> Float[np.ndarray, "n height width channels"]:
         """Whole numbers from 0 to 255, channels last."""
+        if not np.isfinite(pictures).all():
+            raise InputError("observation", "NaN or infinite", "pictures must hold finite numbers")
         x = np.moveaxis(pictures, 1, -1) if self.first else pictures
         return x if self.scale is None else np.clip(np.rint(x * self.scale), 0, 255)
 
@@ -72,11 +75,13 @@ class Part:
     def numbers(self, values: Any) -> Float[np.ndarray, "n k"]:
         """n values of this part as rows of numbers. Raises InputError for what the space does not hold."""
         space, n = self.space, len(values)
+        if isinstance(space, MultiBinary):
+            return bits(values, space.shape)
         if isinstance(space, Discrete | MultiDiscrete):
             return one_hot(values, *choices(space))
         if not isinstance(space, Box):
             return np.stack([np.asarray(flatten(space, v), np.float32) for v in values])
-        x = np.asarray(values, np.float32)
+        x = single("observation", values)
         if x.shape[1:] != space.shape:
             raise InputError("observation", x.shape[1:], f"this part of it has the shape {space.shape}")
         x = self.picture.bytes_of(x) if self.picture else x / CODES if self.codes else x
@@ -90,11 +95,19 @@ def choices(space: Discrete | MultiDiscrete) -> tuple[np.ndarray, np.ndarray]:
     return space.nvec.ravel(), space.start.ravel()
 
 
+def bits(values: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "n k"]:
+    """Zeros and ones."""
+    x = single("observation", values)
+    if x.shape[1:] != shape or not np.isin(x, (0, 1)).all():
+        raise InputError("observation", values, f"this part of it is zeros and ones of the shape {shape}")
+    return x.reshape(len(x), -1)
+
+
 def one_hot(values: Any, sizes: np.ndarray, starts: np.ndarray) -> Float[np.ndarray, "n k"]:
     """Choices as Gymnasium flattens them, one block for each."""
     given = np.asarray(values).reshape(len(values), -1)
-    if given.shape[1] != len(sizes):
-        raise InputError("observation", given.shape[1:], f"this part of it is {len(sizes)} choices")
+    if given.dtype.kind not in "biuf" or given.shape[1] != len(sizes):
+        raise InputError("observation", given.tolist(), f"this part of it is {len(sizes)} choices")
     index = given - starts
     wrong = ((index < 0) | (index >= sizes) | (index != np.rint(index))).any(1)
     if wrong.any():
@@ -138,12 +151,20 @@ class Layout:
     def one(self, observation: Any) -> Float[np.ndarray, " numbers"]:
         """An observation as a vector of its own."""
         if self.vector and np.shape(observation) == self.box.shape:
-            return np.array(observation, np.float32)
+            return single("observation", observation)
         return np.concatenate([p.numbers([p.of(observation)])[0] for p in self.parts])
 
     def many(self, observations: Any) -> Float[np.ndarray, "n numbers"]:
         """Observations of which every part is stacked, as rows."""
         return np.concatenate([p.numbers(p.of(observations)) for p in self.parts], 1)
+
+    def writes(self, space: Box) -> bool:
+        """Whether vectors of a space are those that this layout makes, and not the same numbers in another order: where
+        observations have parts, bounds and type are those that we record them with."""
+        if space.shape != self.box.shape:
+            return False
+        same = np.allclose(space.low, self.box.low) and np.allclose(space.high, self.box.high)
+        return self.vector or (same and space.dtype == self.box.dtype)
 
     def fits(self, space: gymnasium.Space[Any]) -> bool:
         """Whether the observations of another space have the same parts."""

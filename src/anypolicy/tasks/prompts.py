@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.base import Score
 from anypolicy.tasks.lines import json_lines
-from anypolicy.tasks.preferences import check_turn
+from anypolicy.tasks.preferences import check_rendering, check_spoken, check_turn
 from anypolicy.tasks.shown import FIELDS, of_row
 from anypolicy.tasks.split import split
 from anypolicy.tasks.verifiers import check_golds, check_verifier, verify
@@ -81,6 +82,7 @@ class PromptTask:
         for field in self.needed:
             if not has(row, field):
                 raise InputError(self.name, where, f"it has no {field!r} (fields: {', '.join(row)})", choices=row)
+        check_rendering(self.name, where, row)
         messages = self.messages(where, prompt, row[prompt])
         label = self.label(where, answer, row[answer], kind) if self.verifies else None
         media, digests = of_row(self.name, where, row, self.folder)
@@ -168,6 +170,7 @@ def conversation(name: str, where: str, row: dict[str, Any], prompt: str, refere
         return row
     if has(row, reference) and row[reference] != last.get("content"):
         raise InputError(name, where, f"{reference!r} is not what 'messages' ends with: keep one of the two")
+    check_spoken(name, where, last)
     rest = {k: v for k, v in row.items() if k != "messages"}
     return rest | {prompt: messages[:-1], reference: last.get("content")}
 
@@ -193,6 +196,10 @@ def from_hub(
         from datasets import load_dataset
     except ImportError as error:
         raise InputError("task", f"hf/{name}", "install datasets: pip install 'anypolicy[tasks]'") from error
+    if name.isidentifier() and find_spec(f"datasets.packaged_modules.{name}"):
+        # of the working directory, and the reader "pandas" of versions before 5.2 would unpickle what lies there
+        raise InputError("task", f"hf/{name}", "datasets has a reader of files of this name, no data set: for a folder "
+                         f"write hf/./{name}, for a data set of the hub OWNER/NAME")  # fmt: skip
     try:
         table = load_dataset(name, config or None, split=split)
     except Exception as error:

@@ -3,17 +3,16 @@ and the stream of scored groups that a run has written. All become prompts with 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from anypolicy.data.preferences import Preference
-from anypolicy.data.records import Prompt, Tokens
+from anypolicy.data.records import LARGEST, Prompt, Tokens
 from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.base import Score
 from anypolicy.tasks.lines import json_lines
-from anypolicy.tasks.preferences import prompt, read, response
+from anypolicy.tasks.preferences import number, prompt, read, response
 from anypolicy.tasks.split import split
 
 
@@ -107,9 +106,11 @@ def group(path: str, where: str, row: dict[str, Any]) -> Prompt:
     answers: list[tuple[int, ...]] = [tuple(a) for a in given if ids(a)] if isinstance(given, list) else []
     if not answers or len(answers) < len(given or ()):
         raise InputError(path, where, "'responses' must be lists of token ids, none of them empty")
-    known: list[float] = [float(s) for s in scores if finite(s)] if isinstance(scores, list) else []
+    known: list[float] = [float(s) for s in scores if number(s)] if isinstance(scores, list) else []
     if len(known) < len(answers) or len(scores or ()) != len(answers):
-        raise InputError(path, where, f"'scores' is {scores!r}: it must be {len(answers)} finite numbers")
+        raise InputError(
+            path, where, f"'scores' is {scores!r}: it must be {len(answers)} numbers of at most {LARGEST:g}"
+        )
     name = Prompt("group", tokens=tuple(context or ()))
     return record(name, where, answers, known, None, exact=True, step=row.get("step"))
 
@@ -136,8 +137,3 @@ def ids_of(path: str, where: str, p: Prompt, text: str) -> str | tuple[int, ...]
 def ids(x: Any) -> bool:
     """Whether it is a list of token ids that is not empty."""
     return isinstance(x, list) and bool(x) and all(type(i) is int and i >= 0 for i in x)
-
-
-def finite(x: Any) -> bool:
-    """Whether it is a finite number."""
-    return type(x) in (int, float) and math.isfinite(x)

@@ -41,6 +41,10 @@ BASES: dict[Base, dict[Template, float]] = {
 """The templates a base has seen, and how often the right way was taken for hard prompts under each."""
 
 
+MOST = 4000
+"""Prompts: 200 strings are drawn for each."""
+
+
 def picked(chain: Sequence[int]) -> Digits:
     """Every second element of a chain: its second, fourth, …"""
     return tuple(chain[1::2])
@@ -87,8 +91,8 @@ class ReverseAndPick:
         if not 0 <= hard <= 1:
             raise InputError("reverse-and-pick.hard", hard, "use a share in [0, 1]")
         for field, count in (("prompts", prompts), ("heldout", heldout)):
-            if count < 1:
-                raise InputError(f"reverse-and-pick.{field}", count, "use a whole number above 0")
+            if not 1 <= count <= MOST:
+                raise InputError(f"reverse-and-pick.{field}", count, f"use a whole number from 1 to {MOST:,}")
         if base not in BASES:
             raise InputError("reverse-and-pick.base", base, f"use {' or '.join(BASES)}", choices=BASES)
         self.name, self.max_tokens = "reverse-and-pick", 24
@@ -113,6 +117,9 @@ class ReverseAndPick:
                         name, tokens=prompt_ids(digits), answer=answer_to(digits), info={"hard": len(digits) in HARD},
                         reference=foreign_ids(digits) if references else None,
                     )  # fmt: skip
+            if len(out) < full:
+                field = "reverse-and-pick.heldout" if held else "reverse-and-pick.prompts"
+                raise InputError(field, n, f"there are {len(out)} different ones: use fewer, or more that are hard")
         return list(out.values())
 
     def score(self, prompt: Prompt, response: Tokens, text: str) -> Score:

@@ -84,7 +84,7 @@ def reports(found: Found) -> list[Report]:
         idea="train on the same loss and exchange only the source of the pairs; compare at equal divergence",
         changes=("data source",),
         composes_with="any score, any set of pairs",
-        claim="pairs of the live policy win more at every divergence above 1 nat than the pairs it began with",
+        claim="pairs of the live policy win more, at equal divergence and at the peak, than the pairs it began with",
     ),
     trains="problem",
 )

@@ -127,7 +127,7 @@ class ReferenceReward:
 
     def reference_means(self, world: World, prompts: dict[str, Prompt]) -> dict[str, float]:
         """R̄_ref of every prompt, measured the first time it is asked for."""
-        known: dict[str, float] = world.memory.setdefault("reference_mean", {})
+        known: dict[str, float] = world.remembered("reference_mean", dict[str, float], {})
         new = [p for name, p in prompts.items() if name not in known]
         if new:
             assert world.reference is not None

@@ -95,7 +95,7 @@ class FallbackRollout:
         asked = self.ask(world, [(p, world.policy.encode(p)) for p in prompts], "direct", generator)
         groups = list(asked)
         for stage in self.stages:
-            buffer: Buffer = world.memory.setdefault(f"examples/{stage}", [])
+            buffer: Buffer = world.remembered(f"examples/{stage}", Buffer, [])
             if not buffer and prompts[0].messages:
                 buffer.append(list(WRITTEN[stage]))
             contexts = [
@@ -161,7 +161,7 @@ class FallbackRollout:
         idea="ask unsolved prompts again, in parts and then with a wrong solution; imitate what succeeds",
         changes=("rollout", "selection", "loss"),
         composes_with="samplers, advantages and losses of the family; rewards that may see the answers",
-        claim="at equal samples it solves hard prompts that DAPO, and it itself without the supervised term, do not",
+        claim="at equal samples it solves more hard prompts than DAPO, and than itself without the supervised term",
     )
 )
 def cog_rethinker(

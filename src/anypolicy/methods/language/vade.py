@@ -82,7 +82,10 @@ class ThompsonOrder:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.alpha, self.beta = np.array(state["alpha"]), np.array(state["beta"])
-        self.visits = np.array(state["visits"], np.int64)
+        prompts, self.visits = self.visits.shape, np.array(state["visits"], np.int64)
+        for counts in (self.alpha, self.beta, self.visits):
+            if counts.shape != prompts or counts.dtype.kind not in "fi" or not (counts >= 0).all():
+                raise ValueError(f"it counts {counts.shape} prompts, the task has {prompts}")
 
     def metrics(self) -> dict[str, float]:
         mean = (self.alpha + 1) / (self.alpha + self.beta + 2)
