@@ -266,12 +266,10 @@ def sampling_of(s: Settings, policy: Policy) -> Sampling:
 
 
 def reference_of(recipe: GroupRecipe, policy: Policy, given: str | None = None, dtype: Any = None) -> Policy | None:
-    """A frozen policy, if a stage of the recipe needs one: the `given` one, or a copy of the policy as it is now."""
-    needed = union(stage.needs for stage in stages(recipe)).reference
+    """A frozen policy: the `given` one, from which evaluations measure the divergence also where no stage needs one;
+    else a copy of the policy as it is now if a stage does."""
     if given is None:
-        return copy.deepcopy(policy) if needed else None
-    if not needed:
-        raise InputError("reference", given, "no stage of this method looks at a reference: leave it out")
+        return copy.deepcopy(policy) if union(stage.needs for stage in stages(recipe)).reference else None
     other = load_policy(given, dtype=dtype)
     mine, theirs = (getattr(getattr(x, "tokenizer", None), "get_vocab", dict)() for x in (policy, other))
     sizes = {x.prefill([np.zeros(1, np.int64)])[1].shape[1] for x in (policy, other)}

@@ -156,6 +156,7 @@ def test_targets_of_dropped_groups_stay_and_those_of_carried_groups_come_later()
 class Few:
     """Another selection with a target of one group."""
 
+    needs = Needs()
     inner: DropSolved
     max_rounds = 1
 

@@ -33,7 +33,11 @@ def common_divergence(evaluations: Ledgers) -> float:
     for arm, seeds in evaluations.items():
         for seed, rows in seeds.items():
             if any(KL not in row for row in rows):
-                raise InputError("equal_kl", arm, f"its evaluations have no {KL}: the method has no reference policy")
+                raise InputError(
+                    "equal_kl",
+                    arm,
+                    f"its evaluations have no {KL}: without a reference, name one with --reference",
+                )
             reached.append(max(row[KL] for row in rows))
             if reached[-1] <= 0:
                 raise InputError("equal_kl", f"{arm}, seed {seed}", "this run never left its reference: train longer")

@@ -105,8 +105,8 @@ class Responses(NamedTuple):
 
 
 def responses(logp: Float[Tensor, "rows tokens"], batch: Batch) -> Responses:
-    """Rows joined to their responses; every token counts that the policy chose."""
-    assert batch.logp_ref is not None
+    """Rows joined to their responses; every token counts that the policy chose. Without a reference its
+    log-probabilities are 0, and u is ℓ."""
     name, of = torch.unique(batch.trajectory, return_inverse=True)
 
     def total(x: Tensor) -> Tensor:
@@ -115,7 +115,9 @@ def responses(logp: Float[Tensor, "rows tokens"], batch: Batch) -> Responses:
     length = total(batch.chosen.sum(1).to(logp.dtype))
     weight = logp.new_ones(len(name)).index_put_((of,), batch.weight.to(logp.dtype))
     ours = total(sequence_sum(logp, batch.chosen))
-    reference = total(sequence_sum(batch.logp_ref.to(logp.dtype), batch.chosen))
+    reference = torch.zeros_like(ours)
+    if batch.logp_ref is not None:
+        reference = total(sequence_sum(batch.logp_ref.to(logp.dtype), batch.chosen))
     visits = torch.zeros_like(batch.reward) if batch.visits is None else batch.visits
     return Responses(
         ours, reference, length, batch.reward[name].to(logp.dtype), weight, visits[name].to(logp.dtype), name
@@ -141,6 +143,11 @@ class Pair(NamedTuple):
 
 
 class Objective(Protocol):
+    @property
+    def needs(self) -> Needs:
+        """Whether it reads log-probabilities of the reference."""
+        ...
+
     def __call__(self, pair: Pair) -> Float[Tensor, " pairs"]:
         """The loss of every pair."""
         ...
@@ -151,12 +158,15 @@ class PairLoss:
     """Mean over the pairs of the whole optimiser batch of `objective`, + nll_coef · the mean over the chosen response's
     tokens of −log π. Scored at temperature 1, whatever the responses were sampled at."""
 
-    needs = Needs(
-        reference=True, pairs=True, responses=2, behaviour=False, sampling_temperature=False, whole_groups=True,
-        whole_responses=True,
-    )  # fmt: skip
     objective: Objective
     nll_coef: float = 0.0
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            reference=self.objective.needs.reference, pairs=True, responses=2, behaviour=False,
+            sampling_temperature=False, whole_groups=True, whole_responses=True,
+        )  # fmt: skip
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         assert batch.pairs is not None
@@ -173,9 +183,10 @@ class PairLoss:
         if self.nll_coef:
             mean = -pair.chosen.logp / pair.chosen.length.clamp(min=1)
             terms["nll"] = self.nll_coef * (weight * mean).sum() / total
-        return LossTerms(terms, behaviour_metrics(scores, batch) | {
-            k: v.sum() / total for k, v in pair_metrics(pair.chosen.ratio, pair.rejected.ratio).items()
-        })  # fmt: skip
+        log = {k: v.sum() / total for k, v in pair_metrics(pair.chosen.ratio, pair.rejected.ratio).items()}
+        if batch.logp_ref is None:
+            del log["kl/proxy"]
+        return LossTerms(terms, behaviour_metrics(scores, batch) | log)
 
 
 @torch.no_grad()

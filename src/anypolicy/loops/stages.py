@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -218,6 +218,18 @@ class DropSolved:
 
 
 # --- loss ------------------------------------------------------------------------------------------------------------
+class Gate(Protocol):
+    """The objective of every token."""
+
+    def __call__(self, ratio: Tensor, advantage: Tensor, logp: Tensor) -> Tensor:
+        """From the importance ratio, the advantage and the log-probability under the policy, all (rows, tokens)."""
+        ...
+
+    def metrics(self, ratio: Tensor, advantage: Tensor) -> dict[str, Tensor]:
+        """Per-token values to log as means (names that end in min: as the least)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Clip:
     """The clipped surrogate min(r A, clip(r, 1 − low, 1 + high) A)."""
@@ -226,7 +238,7 @@ class Clip:
     high: float = 0.2
     dual: float | None = None
 
-    def __call__(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+    def __call__(self, ratio: Tensor, advantage: Tensor, logp: Tensor) -> Tensor:
         return surrogate.clipped(ratio, advantage, self.low, self.high, self.dual)
 
     def metrics(self, ratio: Tensor, advantage: Tensor) -> dict[str, Tensor]:
@@ -237,7 +249,7 @@ class Clip:
 class NoClip:
     """The plain surrogate r A; with one update per batch this is REINFORCE with a baseline."""
 
-    def __call__(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+    def __call__(self, ratio: Tensor, advantage: Tensor, logp: Tensor) -> Tensor:
         return ratio * advantage
 
     def metrics(self, ratio: Tensor, advantage: Tensor) -> dict[str, Tensor]:
@@ -248,11 +260,11 @@ class NoClip:
 class PolicyLoss:
     """−reduce(gate(ratio, A)) + kl_coef · reduce(KL) − entropy_coef · reduce(entropy), all in one aggregation.
 
-    `gate` gives the per-token objective from importance ratio and advantage; `ratio` is per token or, as in GSPO, the
-    length-normalised one of the sequence, or the product over the sequence.
+    `gate` gives a token's objective from ratio, advantage and log-probability; `ratio` is per token or, as in GSPO,
+    the length-normalised one of the sequence, or the product over the sequence.
     """
 
-    gate: Any = Clip()
+    gate: Gate = Clip()
     ratio: Literal["token", "sequence", "product"] = "token"
     aggregation: Mode = "seq-mean-token-mean"
     kl: Estimator | None = None
@@ -282,7 +294,7 @@ class PolicyLoss:
             ratio = surrogate.sequence_ratio(scores.logp, batch.logp_old, batch.chosen)
         else:
             ratio = surrogate.product_ratio(scores.logp, batch.logp_old, batch.chosen)
-        terms = {"policy": -mean(weight * self.gate(ratio, advantage))}
+        terms = {"policy": -mean(weight * self.gate(ratio, advantage, scores.logp))}
         if self.needs.reference and batch.logp_ref is not None and self.kl is not None:
             divergence = kl(scores.logp, batch.logp_ref, self.kl)
             terms["kl"] = self.kl_coef * mean(weight * divergence)

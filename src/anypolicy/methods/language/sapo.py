@@ -47,7 +47,7 @@ class SoftGate:
     def tau(self, advantage: Tensor) -> Tensor:
         return torch.where(advantage > 0, self.tau_pos, self.tau_neg).to(advantage.dtype)
 
-    def __call__(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+    def __call__(self, ratio: Tensor, advantage: Tensor, logp: Tensor) -> Tensor:
         return soft_gate(ratio, self.tau(advantage)) * advantage
 
     def metrics(self, ratio: Tensor, advantage: Tensor) -> dict[str, Tensor]:

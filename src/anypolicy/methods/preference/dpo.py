@@ -20,6 +20,7 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.pairs import MakePairs, Pair, PairLoss, check_positive
 from anypolicy.loops.recipe import GroupRecipe, Loss
 from anypolicy.loops.recorded import RecordedReward, RecordedRollout, StreamSampler
@@ -37,6 +38,7 @@ class Sigmoid:
     """−log σ(βh) in one of its forms: `sigmoid`, with label smoothing the conservative one; `robust`, unbiased under so
     many flipped labels; `soft`, with P(chosen is better) = σ(difference of the scores); `per-token`, h of means."""
 
+    needs = Needs(reference=True)
     beta: float = 0.1
     smoothing: float = 0.0
     form: Form = "sigmoid"

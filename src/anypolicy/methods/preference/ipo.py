@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypolicy.catalogue import Card, method
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.pairs import Pair, PairLoss, check_positive
 from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.methods.preference import CONFLICTS
@@ -29,6 +30,7 @@ Form = Literal["mean", "sum", "scaled"]
 class Squared:
     """(h − 1/(2β))², h of means or of sums; `scaled`: (βh − 1/2)² of sums."""
 
+    needs = Needs(reference=True)
     beta: float = 0.1
     form: Form = "mean"
 

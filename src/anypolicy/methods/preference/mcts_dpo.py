@@ -68,6 +68,7 @@ class StepPairs:
 class VisitSmoothed:
     """−(1 − α) log σ(βh) − α log σ(−βh), α from the visits of both steps (0 where nothing was searched)."""
 
+    needs = Needs(reference=True)
     beta: float = 0.1
 
     def __post_init__(self) -> None:

@@ -53,6 +53,10 @@ class Hinge:
     gamma: float = 0.05
     normalised: bool = True
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(reference=self.normalised)
+
     def __post_init__(self) -> None:
         check_positive(gamma=self.gamma)
 

@@ -7,8 +7,8 @@ Changes: rollout and reward (recorded responses with their scores), selection (p
 Silent: δ and λ of the experiments; here 1 and 0.5, their usual values.
 Differs: the likelihood term is on the chosen response, the paper's on the fine-tuning target where there is one. The
 hinge of arXiv 2309.06657, max(0, 1 − γ(ℓ_w − ℓ_l)), is γ times this one with δ = 1/γ and λ = 0. Log-probabilities are
-sums over tokens. The reference policy costs a forward pass here though the loss does not read it: divergence and
-log-ratios are logged as for every method of the family.
+sums over tokens. There is no reference policy: margins are those of log-probabilities, and evaluations measure a
+divergence only from a `--reference` that is named.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
 from anypolicy.loops.pairs import Pair, PairLoss, check_positive
 from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.methods.preference import CONFLICTS
@@ -30,6 +31,7 @@ from anypolicy.parts.pairing import Pairing
 class Calibration:
     """max(0, δ − ℓ_w + ℓ_l) − λ ℓ_w."""
 
+    needs = Needs()
     delta: float = 1.0
     coef: float = 0.5
 

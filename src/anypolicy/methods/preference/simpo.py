@@ -1,0 +1,61 @@
+"""SimPO: simple preference optimisation with a reference-free reward.
+
+Paper: arXiv 2405.14734, eq. 3 (reward), eq. 6 (objective); β and γ from appendix B.
+Idea: the mean log-probability of a response, by which it is generated, is the reward, and the better one shall be ahead
+of the worse one by a margin γ: −log σ(β (ℓ_w/|w| − ℓ_l/|l|) − γ). No reference policy.
+Changes: rollout and reward (recorded responses with their scores), selection (pairs), loss.
+Silent: nothing.
+Differs: γ is given as it stands in the objective, not as the ratio γ/β of the authors' code (there 0.5 with β = 2).
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from anypolicy.catalogue import Card, method
+from anypolicy.errors import InputError
+from anypolicy.loops.needs import Needs
+from anypolicy.loops.pairs import Pair, PairLoss, check_positive
+from anypolicy.loops.recipe import GroupRecipe
+from anypolicy.methods.preference import CONFLICTS
+from anypolicy.methods.preference.dpo import recorded_pairs
+from anypolicy.parts.pairing import Pairing
+
+
+@dataclass(frozen=True)
+class MeanMargin:
+    """−log σ(β (ℓ_w/|w| − ℓ_l/|l|) − γ)."""
+
+    needs = Needs()
+    beta: float = 2.0
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(beta=self.beta)
+        if self.gamma < 0:
+            raise InputError("gamma", self.gamma, "use 0 or more")
+
+    def __call__(self, pair: Pair) -> Float[Tensor, " pairs"]:
+        chosen, rejected = (r.logp / r.length.clamp(min=1) for r in pair)
+        return -logsigmoid(self.beta * (chosen - rejected) - self.gamma)
+
+
+@method(
+    Card(
+        title="SimPO: simple preference optimization with a reference-free reward",
+        paper="arXiv 2405.14734",
+        year=2024,
+        family="preference",
+        idea="the mean log-probability of a response is its reward, and the better one is ahead by a margin",
+        changes=("rollout", "reward", "selection", "loss"),
+        composes_with="samplers, rollouts and rewards of sampled responses",
+        claim="baseline of the claims of other methods",
+        conflicts=CONFLICTS,
+        no_signal=(),
+    )
+)
+def simpo(beta: float = 2.0, gamma: float = 1.0, pairing: Pairing = "best_worst", window: int = 0) -> GroupRecipe:
+    """Recorded pairs in shuffled epochs, β = 2, margin 1."""
+    return recorded_pairs(PairLoss(MeanMargin(beta, gamma)), pairing, window)
