@@ -184,6 +184,12 @@ def test_realizability_of_a_log(place, data):
 
 @given(npzs(MIXTURE))
 @found(npz({"kernels.npy": npy_of(np.ones((1, 2, 2, 2), int)), "weights.npy": npy_of([1])}))
+@found(
+    *(
+        npz({"kernels.npy": npy_of(np.ones(shape)), "weights.npy": npy_of([1])})
+        for shape in ((0, 4, 1, 3), (1, 2, 2, 3), (1, 0, 1, 0))
+    )
+)
 @cases(100)
 def test_candidate_kernels(place, data):
     (place / "k.npz").write_bytes(data)

@@ -171,7 +171,7 @@ def from_file(path: str, *, need_weights: bool) -> tuple[Mixture, Array]:
     needs, may = (("kernels", "weights"), ("rewards", "start")) if need_weights else (("kernels",), ("rewards",))
     arrays = load_arrays(path, needs, may)
     kernels = np.asarray(arrays["kernels"], float)
-    if kernels.ndim != 4:
+    if kernels.ndim != 4 or kernels.shape[1] != kernels.shape[3] or not kernels.size:
         raise InputError("data[kernels]", kernels.shape, "their shape must be [d, states, actions, states]")
     model = LinearMixtureModel.of_kernels(kernels)
     w = np.asarray(arrays.get("weights", np.full(model.d, 1 / model.d)), float)
