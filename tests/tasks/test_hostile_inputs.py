@@ -16,7 +16,7 @@ from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.policies.table import TablePolicy
-from anypolicy.tasks.load import load_task, parse
+from anypolicy.tasks.load import call, load_task, parse
 from anypolicy.tasks.preferences import load_pairs
 from anypolicy.tasks.tabular_lock import TabularLock
 from anypolicy.tasks.verifiers import verify
@@ -113,6 +113,19 @@ def test_shots_need_answers():
 def test_settings_of_the_wrong_kind(spec, match):
     with pytest.raises(InputError, match=match):
         load_task(spec)
+
+
+def test_sizes_beyond_memory_are_one_error():
+    def big(*, error: str) -> None:
+        raise {"numpy": MemoryError("no room"), "torch": RuntimeError("you can't allocate memory")}.get(
+            error
+        ) or RuntimeError("x")
+
+    for error in ("numpy", "torch"):
+        with pytest.raises(InputError, match="more memory than there is"):
+            call(big, "big", (), {"error": error})
+    with pytest.raises(RuntimeError, match="x"):
+        call(big, "big", (), {"error": "another"})
 
 
 def test_values_are_read_one_by_one():

@@ -168,7 +168,14 @@ def call(build: Callable[..., Built], name: str, first: tuple[Any, ...], setting
             fitted[key] = value
         else:
             raise InputError(f"{name}.{key}", value, f"it has the settings {', '.join(known)}", choices=known)
-    return build(*first, **fitted)
+    try:
+        return build(*first, **fitted)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(
+            "task", f"{name}: {fitted}", "it needs more memory than there is: use smaller sizes"
+        ) from error
 
 
 def fit(field: str, value: Any, kind: Any) -> Any:
