@@ -537,13 +537,9 @@ def revise(
 
 
 def reproduce(
-    method: Positional[str],
-    seeds: int | None = None,
-    workers: int = 1,
-    claims: Path | None = None,
-    trust: bool = False,
-    keep: bool = False,
-) -> None:
+    method: Positional[str], seeds: int | None = None, workers: int = 1, claims: Path | None = None,
+    trust: bool = False, keep: bool = False,
+) -> None:  # fmt: skip
     """Check a paper's central claim at small scale: expected against measured, with intervals and a verdict.
 
       anypolicy reproduce ngrpo

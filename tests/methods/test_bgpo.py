@@ -430,7 +430,7 @@ def test_a_selection_that_drops_tokens_leaves_them_in_sight():
     changed = replace(part, response=torch.cat([(batch.response[:, :1] + 1) % 9, batch.response[:, 1:]], 1))
     a, b = (next(iter(elbo_samples(policy, x, x.mask, 1.0, 1, "count"))) for x in (part, changed))
     assert (a - b).abs().min() > 0
-    assert loss.whole_responses
+    assert loss.needs.whole_responses
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def without(row, key):
         (sentence(sentence="Nothing of the kind, at all."), "line 2.*invalid.*sentence 1"),
         (changed(reference=TEXT), "line 2.*equal to the reference"),
         (changed(reference=""), "line 2.*'reference' is ''"),
-        (changed(generated=" "), "line 2.*empty answer"),
+        (changed(generated=" "), "line 2.*'generated' is ' '"),
         (changed(report=[r | {"rewrite": ""} for r in ROW["report"]]), "line 2.*empty revision"),
         (changed(truncated="no"), "line 2.*'truncated'"),
         (changed(images=["none.png"]), r"line 2.*no image .*none\.png"),

@@ -36,7 +36,7 @@ def recorded(prompt: Prompt) -> list[tuple[str | tuple[int, ...], float]]:
         if not response or not (ids or isinstance(response, str)):
             raise InputError("responses", response, f"in prompt {prompt.id!r}: write text or a list of token ids")
         if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
-            raise InputError("scores", score, f"in prompt {prompt.id!r}: write numbers of at most {LARGEST:g}")
+            raise InputError("scores", score, f"in prompt {prompt.id!r}: write finite numbers of at most {LARGEST:g}")
         out.append((response if isinstance(response, str) else tuple(response), float(score)))
     return out
 

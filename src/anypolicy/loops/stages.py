@@ -133,7 +133,9 @@ def call_reward(function: Any, prompt: Prompt, texts: list[str]) -> list[float]:
     if len(values) != len(texts):
         raise InputError(name, f"{len(values)} values", f"return one number for each of the {len(texts)} responses")
     if bad := [v for v in values if not abs(v) <= LARGEST]:
-        raise InputError(name, bad[0], f"rewards must be numbers of at most {LARGEST:g}; look at prompt {prompt.id!r}")
+        raise InputError(
+            name, bad[0], f"rewards must be finite numbers of at most {LARGEST:g}; look at prompt {prompt.id!r}"
+        )
     return values
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, names_a_file
 
 PREFIX = ".writing-"
 OLD = ".old-"
@@ -48,6 +48,10 @@ def disk_errors(path: Path) -> Generator[None]:
         if code in UNUSABLE:
             raise InputError("out", str(path), f"it cannot be written ({error}): choose another place") from error
         raise
+    except ValueError as error:
+        if isinstance(error, InputError) or names_a_file(str(path)):
+            raise
+        raise InputError("out", ascii(str(path)), "no file can be called so: choose another place") from error
 
 
 def check_places(folder: Path, files: Iterable[str] = (), folders: Iterable[str] = ()) -> None:

@@ -44,7 +44,9 @@ def read(path: str, where: str, row: dict[str, Any]) -> Preference:
     check_order(path, where, row)
     margin = row.get("margin")
     if margin is not None and not number(margin):
-        raise InputError(path, where, f"'margin' is {margin!r}: write a number of at most {LARGEST:g} or leave it out")
+        raise InputError(
+            path, where, f"'margin' is {margin!r}: write a finite number of at most {LARGEST:g} or leave it out"
+        )
     return Preference(asked, chosen, rejected, None if margin is None else float(margin))
 
 

@@ -109,7 +109,7 @@ def group(path: str, where: str, row: dict[str, Any]) -> Prompt:
     known: list[float] = [float(s) for s in scores if number(s)] if isinstance(scores, list) else []
     if len(known) < len(answers) or len(scores or ()) != len(answers):
         raise InputError(
-            path, where, f"'scores' is {scores!r}: it must be {len(answers)} numbers of at most {LARGEST:g}"
+            path, where, f"'scores' is {scores!r}: it must be {len(answers)} finite numbers of at most {LARGEST:g}"
         )
     name = Prompt("group", tokens=tuple(context or ()))
     return record(name, where, answers, known, None, exact=True, step=row.get("step"))

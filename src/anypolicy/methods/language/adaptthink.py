@@ -37,10 +37,9 @@ from anypolicy.tasks.base import Score, reads_thinking
 
 Ratio = Literal["seq_mean", "product", "token"]
 LOSSES = {
-    "seq_mean": PolicyLoss(ratio="sequence"),
-    "product": PolicyLoss(ratio="product"),
+    "seq_mean": PolicyLoss(ratio="sequence"), "product": PolicyLoss(ratio="product"),
     "token": PolicyLoss(ratio="token", aggregation="token-mean"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,8 @@ class FallbackRollout:
 
     def check(self, world: World) -> None:
         if self.stages and not isinstance(world.task, Reasks) and not world.task.train[0].messages:
-            raise InputError(
-                "task", world.task.name, "its prompts are token ids: it must have `reask` to be asked again"
-            )
+            raise InputError("task", world.task.name, "its prompts are token ids: it must have `reask` to be asked "
+                             "again")  # fmt: skip
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         asked = self.ask(world, [(p, world.policy.encode(p)) for p in prompts], "direct", generator)
