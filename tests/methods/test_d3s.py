@@ -247,7 +247,7 @@ def test_a_loss_that_reads_whole_responses_gets_them():
     assert batch.valid.all()
     assert torch.equal(batch.chosen, batch.valid)
     assert int(batch.mask.sum()) == math.ceil(0.2 * 16 * 6 - 1e-9)
-    assert PolicyLoss(ratio="sequence").whole_responses
+    assert PolicyLoss(ratio="sequence").needs.whole_responses
     loop.update(batch)
     assert meter.positions == meter.rows * 6
 

@@ -88,8 +88,7 @@ class ForcedModes:
         self.marks.ids(world.policy)
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
-        end, start = self.marks.ids(world.policy)[:2]
-        direct, thinking = shares(self.group_size, self.share)
+        (end, start, *_), (direct, thinking) = self.marks.ids(world.policy), shares(self.group_size, self.share)
         limit = max(math.ceil(self.direct_limit * world.sampling.max_tokens), 1)
         requests: list[Request] = []
         for prompt in prompts:
