@@ -60,7 +60,7 @@ def evidence(slug: str, e: dict) -> list[str]:
         cells = (c["name"] + note, c["kind"], c["expected"], against, judged.shown(), c["verdict"] + why)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Scope:", "", "```text", e["scope"], "```", "", "Amendments:", ""]
-    lines += [f"- {a['when']}, {a['looked']}: {a['what']}. {a['why']}." for a in e["amendments"]] or ["- none"]
+    lines += [f"- {a['when']}, {a['looked']}: {a['what']} ({a['why']})" for a in e["amendments"]] or ["- none"]
     lines += ["", "Provenance:", ""]
     lines += [
         "| seeds | date | commit | claim | sources | machine | processor | versions |",
