@@ -50,7 +50,10 @@ def evidence(slug: str, e: dict) -> list[str]:
     lines = ["", f"## Evidence: {slug}", "", f"{e['claim']}: **{e['verdict']}** over {e['seeds']} seeds.", ""]
     lines += [e["note"][:1].upper() + e["note"][1:] + ".", ""] if e["note"] else []
     if (EVIDENCE / f"{slug}.svg").exists():
+        first = e["provenance"][0]["seeds"]
+        fewer = len(first) < e["seeds"] and not any("curve" in runs[0] for runs in e["runs"].values())
         lines += [f"![learning curves](../evidence/{slug}.svg)", ""]
+        lines += [f"The figure is of the first {len(first)} seeds.", ""] if fewer else []
     lines += ["| check | kind | expected | refuted at | measured | verdict |", "|---|---|---|---|---|---|"]
     for c in e["checks"]:
         judged = Judged(**c | {"measured": Interval(**c["measured"])})
