@@ -38,7 +38,7 @@ def gradient(loop, batch, micro_tokens=1 << 20):
     """Gradient of the whole loss of one optimiser batch, micro-batch by micro-batch."""
     for p in loop.world.policy.module.parameters():
         p.grad = None
-    whole_groups = getattr(loop.recipe.loss, "whole_groups", False)
+    whole_groups = loop.recipe.loss.needs.whole_groups
     for rows in batch.chunks(micro_tokens, whole_groups=whole_groups):
         for part in loop.parts(batch.select(rows)):
             torch.stack(list(part.terms.values())).sum().backward()
