@@ -110,6 +110,7 @@ def specs(named: dict[str, tuple[str, ...]]) -> st.SearchStrategy[str]:
 @given(specs(NAMED))
 @found(spec="noisy-sort:prompts=2147483648")
 @found(spec="reverse-and-pick:prompts=12:30:45")
+@found(spec="tabular-lock:recorded=-1")
 @found(spec="tabular-lock:prompts=12:30:45,recorded=12:30:45")
 @found(spec="a" * 4000 + ".jsonl")
 @found(spec="reasoning-gym/chain_sum:min_digits=0.5")

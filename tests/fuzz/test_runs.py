@@ -221,6 +221,7 @@ STATES: list[tuple[str, dict[str, Any]]] = [
 """Checkpoints that once gave a traceback."""
 LEDGERS: list[tuple[str, dict[str, Any]]] = [
     *((kind, {"metrics.jsonl": data}) for kind in ("language", "controller") for data in (b"", b"3\n", b"[]\n", b'{"a": 1}\n', b'{"step": null}\n', b'{"step": 0, "event": "eval", "eval/return": "x"}\n', b"[" * 100_000 + b"\n", b'{"step": ' + b"9" * 5000 + b"}\n")),
+    *((kind, {"metrics.jsonl": lambda data: data.replace(b'"step": 0, "', b'"step": 0, "updates": "", "grad_norm": "x", "', 1)}) for kind in sorted(MAKE)),
     ("language", {"timing.jsonl": b"null\n"}), ("language", {"groups.jsonl": b"{}\n"}), ("language", {"samples/step-000000.jsonl": b"3\n"}),
     ("language", {"metrics.jsonl": lambda data: data.split(b"\n", 1)[1]}), ("language", {"metrics.jsonl": lambda data: data.replace(b'"eval/low"', b'"eval/other"')}),
 ]  # fmt: skip
@@ -255,6 +256,17 @@ def test_recipes(place, data):
     allowed(read)
 
 
+def with_knob(name: str, value: Any) -> Callable[[bytes], bytes]:
+    """A recipe with another knob."""
+
+    def change(data: bytes) -> bytes:
+        recipe = yaml.safe_load(data)
+        recipe["knobs"][name] = value
+        return yaml.safe_dump(recipe).encode()
+
+    return change
+
+
 def short(case: tuple[str, bytes]) -> bool:
     """Whether the run is over soon: one of many steps, or with many evaluations, would go on, and take its time."""
     try:
@@ -266,6 +278,7 @@ def short(case: tuple[str, bytes]) -> bool:
 
 
 @given(recipes.filter(short))
+@found(*(("diffusion", with_knob(name, -1)) for name in ("weight_decay", "lr")))
 @cases(30)
 def test_recipes_of_runs_that_go_on(place, data):
     kind, written = data

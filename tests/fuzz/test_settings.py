@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def cheap(case: tuple[str, dict[str, Any]]) -> bool:
     """Whether no number in it is merely large, and the policy not the one of 135 million parameters that is meant by none:
     what is asked for would be done, and take its time."""
     return case[1].get("policy", "") is not None and not any(
-        isinstance(v, int) and 50 < abs(v) < 2**63 for v in case[1].values()
+        isinstance(v, Real) and 50 < abs(v) < 2**63 for v in case[1].values()
     )
 
 

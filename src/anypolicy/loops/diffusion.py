@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Trained, averages, load_tensors, logged, tensors_of
+from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.policies.denoisers import DiffusionModel, Weights, copied
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Pause, go_on
@@ -164,7 +165,7 @@ def sampled(model: DiffusionModel, condition: Tensor, rng: torch.Generator, weig
 def adamw(module: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     """AdamW over what is trained."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
+    return make_optimiser(torch.optim.AdamW, trained, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def descend(optimiser: Optimizer, step: int, warmup: int, clip: float) -> dict[str, float]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anypolicy.loops.recipe import Optimiser
 from anypolicy.loops.updates import check_moments
+from anypolicy.parts.optimisers import make_optimiser
 
 
 class Updater:
@@ -33,11 +34,11 @@ class Updater:
             groups.append({"params": wide, "lr": lr, "initial_lr": lr})
         s = settings
         if s.kind == "adamw":
-            self.torch: torch.optim.Optimizer = torch.optim.AdamW(
-                groups, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay, fused=True
+            self.torch: torch.optim.Optimizer = make_optimiser(
+                torch.optim.AdamW, groups, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay, fused=True
             )
         else:
-            self.torch = torch.optim.SGD(groups, weight_decay=s.weight_decay)
+            self.torch = make_optimiser(torch.optim.SGD, groups, weight_decay=s.weight_decay)
         self.updates = 0
 
     def accumulate(self) -> None:

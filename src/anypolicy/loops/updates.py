@@ -8,14 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from anypolicy.errors import InputError
+from anypolicy.parts.optimisers import make_optimiser
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
     """Adam with the update of all parameters in one kernel."""
-    if not lr >= 0:
-        raise InputError("lr", lr, "use a learning rate of 0 or more")
-    return Adam(list(parameters), lr=lr, fused=True)
+    return make_optimiser(Adam, parameters, lr=lr, fused=True)
 
 
 def check_moments(optimiser: torch.optim.Optimizer, parameter: Tensor, saved: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from anypolicy.parts.distributions import Categorical, Gaussian
+from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.policies.mlp import MLP, Activation, Init
 
 
@@ -76,7 +77,7 @@ def likeliest_head(
     fitted = copy.deepcopy(actor).requires_grad_(False)
     for p in fitted.head():
         p.requires_grad_(True)
-    adam = Adam(fitted.head(), lr=lr)
+    adam = make_optimiser(Adam, fitted.head(), lr=lr)
     for _ in range(steps):
         adam.zero_grad()
         (-fitted(observation).logp(action).mean()).backward()

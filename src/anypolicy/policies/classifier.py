@@ -13,6 +13,7 @@ from torch.optim import Adam, Optimizer
 
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.parts.success import (
     classifier_loss,
     gradient_penalty,
@@ -64,7 +65,7 @@ def fit(
     for name, rows in (("successes", successes), ("failures", failures)):
         if not len(rows):
             raise InputError(name, 0, "a classifier needs at least one example of each kind")
-    optimiser, losses = Adam(net.parameters(), lr=lr), list[float]()
+    optimiser, losses = make_optimiser(Adam, net.parameters(), lr=lr), list[float]()
     half = batch // 2
     label = torch.cat([torch.ones(half), torch.zeros(half)])
     for _ in range(updates):
@@ -113,7 +114,7 @@ class LearnedReward(nn.Module):
         self.kind, self.share, self.classifier = kind, share, classifier
         self.goals: Tensor
         self.register_buffer("goals", torch.zeros(pool, observations))
-        self.optimiser = Adam(classifier.parameters(), lr=lr)
+        self.optimiser = make_optimiser(Adam, classifier.parameters(), lr=lr)
 
     def prepare(self, offline: Transitions, generator: torch.Generator) -> None:
         """Train the classifier: the last states of demonstrations that ended well against all others."""

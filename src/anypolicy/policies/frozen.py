@@ -12,6 +12,7 @@ from torch.optim import Adam
 
 from anypolicy.data.replay import Replay
 from anypolicy.errors import InputError
+from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.policies.generative import Generative, Kind, clone, generative
 from anypolicy.policies.running import Standardised
 from anypolicy.runs.seeds import generator as named
@@ -36,7 +37,8 @@ class Cloned:
         """Clone the data's actions, then freeze."""
         policy.network.inputs.fit(data.all().observation)
         network = policy.network.online.requires_grad_(True)
-        clone(policy, Adam(network.parameters(), self.lr, fused=True), data, self.updates, self.batch, generator)
+        adam = make_optimiser(Adam, network.parameters(), lr=self.lr, fused=True)
+        clone(policy, adam, data, self.updates, self.batch, generator)
         network.requires_grad_(False)
 
 

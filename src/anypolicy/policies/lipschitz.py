@@ -14,6 +14,7 @@ from torch.optim import Adam, Optimizer
 
 from anypolicy.errors import InputError
 from anypolicy.parts.lipschitz import check_alpha, check_pairs, extension, projected, spectral_norm
+from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.policies.mlp import MLP
 
 Kind = Literal["extension", "mlp"]
@@ -114,7 +115,7 @@ def fit(
         return Extension(x, u, alpha)
     net = LipschitzMLP(x.shape[1], u.shape[1], hidden, alpha, generator or torch.Generator().manual_seed(0)).to(x.dtype)
     net.scale(x, u)
-    optimiser, loss = Adam(net.parameters(), lr), math.nan
+    optimiser, loss = make_optimiser(Adam, net.parameters(), lr=lr), math.nan
     for step in range(updates):
         loss = net.imitate(optimiser, x, u)
         if (step + 1) % max(updates // 10, 1) == 0:

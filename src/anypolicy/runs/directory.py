@@ -36,6 +36,10 @@ KEPT = (*LOGGED, "timing.jsonl", ".lock", "checkpoints", "samples", "policy", "r
 """What a run writes beside its recipe. A folder that somebody hands us must not lead this elsewhere by links."""
 
 
+WORDS = ("event", "why")
+"""What a row of the ledger says in words; all else are numbers."""
+
+
 class Fingerprint(TypedDict):
     """Lines of a file."""
 
@@ -163,7 +167,7 @@ class RunDirectory:
         """All whole lines of the ledger. A name whose number was not finite is missing in its row."""
         rows = [{k: v for k, v in row.items() if not missing(v)} for _, row in self.lines("metrics.jsonl")]
         for n, row in enumerate(rows, 1):
-            if wrong := [k for k, v in row.items() if "/" in k and not finite_number(v)]:
+            if wrong := [k for k, v in row.items() if k not in WORDS and not finite_number(v)]:
                 raise InputError(str(self.path / "metrics.jsonl"), f"line {n}", f"{wrong[0]!r} is no number: mend it")
         return rows
 

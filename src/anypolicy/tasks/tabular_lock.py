@@ -55,8 +55,9 @@ class TabularLock:
         for name, value in (("prompts", prompts), ("length", length), ("vocabulary", vocabulary)):
             if value < 1 + (name == "vocabulary"):
                 raise InputError(f"tabular-lock.{name}", value, "use a larger whole number")
-        if sigma < 0:
-            raise InputError("tabular-lock.sigma", sigma, "use 0 or more")
+        for name, value in (("sigma", sigma), ("recorded", recorded)):
+            if value < 0:
+                raise InputError(f"tabular-lock.{name}", value, "use 0 or more")
         if start not in ("graded", "confident", "mixture"):
             raise InputError("tabular-lock.start", start, "use graded, confident or mixture")
         if not 0 <= reference_accuracy <= 1:

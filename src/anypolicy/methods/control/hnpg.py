@@ -29,6 +29,7 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OnPolicyRecipe
+from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.parts.td import generalised_advantage
 from anypolicy.parts.trust_region import policy_update
 from anypolicy.policies.per_step import CriticPerStep, GaussianPerStep, sampled_value, sampled_values, state_and_step
@@ -147,7 +148,7 @@ class HybridNaturalGradientLearner:
         states = torch.cat([state_and_step(off.observation)[0], x])
         actions = torch.cat([self.space.native(off.action.double()), a])
         y, loss = torch.cat([target, returns]), torch.zeros(())
-        adam = Adam(self.critics.at[h].parameters(), self.settings.critic_lr, fused=True)
+        adam = make_optimiser(Adam, self.critics.at[h].parameters(), lr=self.settings.critic_lr, fused=True)
         for _ in range(self.settings.critic_steps if len(y) else 0):
             error = self.critics(h, states, actions) - y
             loss = hybrid_loss(error[:m], error[m:], self.settings.weight)

@@ -37,6 +37,7 @@ from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OnPolicyRecipe
 from anypolicy.loops.passes import means, passes
 from anypolicy.parts.kl import kl
+from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.parts.surrogate import clip_active, clipped, clipped_value_loss
 from anypolicy.parts.td import generalised_advantage
 from anypolicy.policies.actors import Actor, actor_for
@@ -96,7 +97,7 @@ class ProximalPolicyLearner:
             "actor": self.actor, "critic": self.critic, "moments": self.moments, "scale": self.scale, "seen": self.seen,
         }  # fmt: skip
         both = [*self.actor.parameters(), *self.critic.parameters()]
-        self.optimisers = {"optimiser": Adam(both, lr=s.lr, eps=1e-5, fused=True)}
+        self.optimisers = {"optimiser": make_optimiser(Adam, both, lr=s.lr, eps=1e-5, fused=True)}
 
     def budget(self, steps: int) -> None:
         self.total = steps

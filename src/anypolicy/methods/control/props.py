@@ -37,6 +37,7 @@ from anypolicy.loops.control import Acted, OnPolicyRecipe
 from anypolicy.loops.passes import passes
 from anypolicy.methods.control.ppo import ProximalPolicy, ProximalPolicyLearner, Samples, anneal, at_least, credit, fit
 from anypolicy.parts.kl import kl
+from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.policies.actors import Actor, actor_for, likeliest_head
 from anypolicy.policies.running import Rollouts
 from anypolicy.tasks.environments import Space
@@ -98,7 +99,7 @@ class RobustSamplingLearner:
         self.behaviour.load_state_dict(self.target.actor.state_dict())
         self.rollouts = Rollouts(s.buffer * s.horizon, space.observations, space.action_width)
         self.modules = self.target.modules | {"behaviour": self.behaviour, "rollouts": self.rollouts}
-        adam = Adam(self.behaviour.parameters(), lr=s.lr, eps=1e-5, fused=True)
+        adam = make_optimiser(Adam, self.behaviour.parameters(), lr=s.lr, eps=1e-5, fused=True)
         self.optimisers = self.target.optimisers | {"behaviour_optimiser": adam}
 
     def budget(self, steps: int) -> None:

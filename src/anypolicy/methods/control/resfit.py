@@ -39,6 +39,7 @@ from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
 from anypolicy.loops.updates import apply
 from anypolicy.methods.control.bc import base_policy
+from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.parts.td import polyak, soft_target, subset
 from anypolicy.policies.frozen import Cloned, Frozen, Scales
 from anypolicy.policies.generative import Kind
@@ -111,8 +112,10 @@ class ResidualLearner:
         }  # fmt: skip
         for fixed in (self.base, self.target_actor, self.targets):
             fixed.requires_grad_(False)
-        self.optimisers = {"actor_optimiser": AdamW(self.actor.parameters(), s.actor_lr, fused=True),
-                           "critic_optimiser": AdamW(self.critics.parameters(), s.critic_lr, fused=True)}  # fmt: skip
+        self.optimisers = {
+            "actor_optimiser": make_optimiser(AdamW, self.actor.parameters(), lr=s.actor_lr, fused=True),
+            "critic_optimiser": make_optimiser(AdamW, self.critics.parameters(), lr=s.critic_lr, fused=True),
+        }
 
     def prepare(self, offline: Replay, generator: torch.Generator) -> None:
         """Scales of the demonstrations; the base is cloned from them, unless it was given."""
