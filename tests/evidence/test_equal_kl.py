@@ -34,7 +34,7 @@ def test_the_common_divergence_is_the_least_reach():
 
 
 def test_runs_without_a_reference_or_without_a_step_are_refused():
-    with pytest.raises(InputError, match="no reference policy"):
+    with pytest.raises(InputError, match="name one with --reference"):
         at_equal_divergence({"a": {0: [{"eval/x": 1.0}]}}, "eval/x")
     with pytest.raises(InputError, match="never left"):
         at_equal_divergence({"a": {0: rows((0, 1), (0, 1))}}, "eval/x")

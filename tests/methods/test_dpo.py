@@ -293,7 +293,7 @@ def test_bad_pairs_name_their_line(tmp_path, row, match):
     ("row", "match"),
     [
         ({"step": 0, "context": [1], "responses": [[1], []], "scores": [1, 0]}, "line 1.*none of them empty"),
-        ({"step": 0, "context": [1], "responses": [[1], [2]], "scores": [1]}, "line 1.*2 numbers"),
+        ({"step": 0, "context": [1], "responses": [[1], [2]], "scores": [1]}, "line 1.*2 finite numbers"),
         ({"step": 0, "context": [1], "responses": [[1], [2]]}, "line 1.*'scores' is None"),
         ({"step": 0, "context": "one", "responses": [[1], [2]], "scores": [1, 0]}, "line 1.*token ids"),
     ],

@@ -61,8 +61,7 @@ def executed(base: Tensor, r: Tensor) -> Tensor:
 
 def regression(q: Float[Tensor, "ensemble batch"], y: Float[Tensor, " batch"], form: LossForm) -> Float[Tensor, ""]:
     """mean (Q_j − y)², or mean_B (mean_j |Q_j − y|)²."""
-    error = q - y
-    return (error.abs().mean(0) if form == "code" else error).square().mean()
+    return ((q - y).abs().mean(0) if form == "code" else q - y).square().mean()
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,9 @@ class ResidualLearner:
         }  # fmt: skip
         for fixed in (self.base, self.target_actor, self.targets):
             fixed.requires_grad_(False)
+        own = (("actor", self.actor, s.actor_lr), ("critic", self.critics, s.critic_lr))
         self.optimisers = {
-            "actor_optimiser": make_optimiser(AdamW, self.actor.parameters(), lr=s.actor_lr, fused=True),
-            "critic_optimiser": make_optimiser(AdamW, self.critics.parameters(), lr=s.critic_lr, fused=True),
+            f"{k}_optimiser": make_optimiser(AdamW, x.parameters(), lr=lr, fused=True) for k, x, lr in own
         }
 
     def prepare(self, offline: Replay, generator: torch.Generator) -> None:
@@ -207,10 +206,9 @@ def resfit(
 ) -> OffPolicyRecipe:  # fmt: skip
     """A flow cloned from the demonstrations, or the policy/ folder of a run as `base`; four critic updates and one of
     the actor for every step."""
-    if not 1 <= subset <= ensemble:
-        raise InputError("resfit.subset", subset, f"use 1 to {ensemble}, the number of critics")
-    if not 1 <= actor_updates <= updates:
-        raise InputError("resfit.actor_updates", actor_updates, f"use 1 to {updates}, the updates of the critics")
+    for name, value, most in (("subset", subset, ensemble), ("actor_updates", actor_updates, updates)):
+        if not 1 <= value <= most:
+            raise InputError(f"resfit.{name}", value, f"use 1 to {most}, the critics or their updates")
     cloned = Cloned(base_policy, base_hidden, base_updates, base_lr, denoising_steps)
     learner = ResidualActorCritic(
         hidden, ensemble, subset, actor_lr, critic_lr, tau, action_scale, noise, noise_clip, warmup_noise,
