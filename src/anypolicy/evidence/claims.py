@@ -54,7 +54,7 @@ class Judged:
     def shown(self) -> str:
         """The measured value as tables print it."""
         return (
-            f"{self.measured.point:.3g}, the worst of {len(self.values)} seeds"
+            f"{self.measured.point:.3g}, the worst of {len(self.values)} seeds".replace("-", "−")
             if self.kind == "each"
             else f"{self.measured:.3g}"
         )
@@ -228,7 +228,7 @@ def on_one_line(text: str) -> str:
 def table(folder: Path) -> str:
     """All claims in one table of Markdown, from the JSON of each."""
     rows = [json_value(path.read_bytes()) for path in sorted(folder.glob("[!.]*.json"))]
-    lines = ["| claim | verdict | |", "|---|---|---|"]
+    lines = ["| claim | verdict | what was measured |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| `{r['slug']}` | {r['verdict']} | {r['note']} |" for r in rows)]) + "\n"
 
 

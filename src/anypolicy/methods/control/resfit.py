@@ -112,9 +112,8 @@ class ResidualLearner:
         for fixed in (self.base, self.target_actor, self.targets):
             fixed.requires_grad_(False)
         own = (("actor", self.actor, s.actor_lr), ("critic", self.critics, s.critic_lr))
-        self.optimisers = {
-            f"{k}_optimiser": make_optimiser(AdamW, x.parameters(), lr=lr, fused=True) for k, x, lr in own
-        }
+        self.optimisers = {f"{k}_optimiser": make_optimiser(AdamW, x.parameters(), lr=lr, fused=True)
+                           for k, x, lr in own}  # fmt: skip
 
     def prepare(self, offline: Replay, generator: torch.Generator) -> None:
         """Scales of the demonstrations; the base is cloned from them, unless it was given."""
