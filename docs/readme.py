@@ -19,7 +19,7 @@ def waiting() -> int:
 
 def claims() -> str:
     """The counts and the table."""
-    why = f"Of the undecided ones {waiting()} lack nothing but seeds: shares of success are decided by ten, and have fewer."
+    why = f"Of the undecided ones {waiting()} lack nothing but seeds: shares are decided by ten, and have fewer."
     return f"Of {len(list(EVIDENCE.glob('[!.]*.json')))} claims: {counted(EVIDENCE)}.\n{why}\n\n{table(EVIDENCE)}"
 
 
