@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -132,9 +131,10 @@ def parse(arguments: str) -> dict[str, Any]:
             raise InputError(f"task.{key}", text, f"it is given twice (first {out[key]!r}): keep one")
         try:
             out[key] = yaml_value(text)
-            json.dumps(out[key])  # dates and bytes have no place in a task
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise InputError(f"task.{key}", text, "this is no single value: put it in quotes") from error
+        if not isinstance(out[key], str | int | float | list | dict | None):  # YAML has dates, sets and bytes, too
+            raise InputError(f"task.{key}", text, "this is no single value: put it in quotes")
     return out
 
 
