@@ -31,6 +31,8 @@ from anypolicy.tasks.preferences import load_pairs
 from anypolicy.training import suggestions
 
 FOLDER = "reward-model"
+MOST = 10**6
+"""Epochs."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = N
     m, given = catalogue.get(method, "reward-model"), dict(knobs or {})
     check_numbers(settings, positive=("epochs", "lr", "micro_tokens", "threads"),
                   natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes"))  # fmt: skip
+    if settings.epochs > MOST:
+        raise InputError("epochs", settings.epochs, f"use at most {MOST:,}")
     check_trackers(settings.trackers)
     policy = settings.policy or "smollm2-135m"
     taken = {k: v for k, v in suggestions(policy).items() if getattr(settings, k, v) is None}

@@ -49,9 +49,9 @@ def field_values(kind: Any) -> st.SearchStrategy[Any]:
 def cheap(case: tuple[str, dict[str, Any]]) -> bool:
     """Whether no number in it is merely large, and the policy not the one of 135 million parameters that is meant by none:
     what is asked for would be done, and take its time."""
-    return case[1].get("policy", "") is not None and not any(
-        isinstance(v, Real) and 50 < abs(v) < 2**63 for v in case[1].values()
-    )
+    policy = case[1].get("policy", "x")
+    large = any(isinstance(v, Real) and 50 < abs(v) < 2**63 for v in case[1].values())
+    return not large and policy is not None and not (isinstance(policy, str) and policy == "")
 
 
 def some(kinds: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -109,14 +109,20 @@ def test_settings_of_a_family(data):
 
 
 @given(NAMES.flatmap(lambda slug: st.tuples(st.just(slug), some(typing.get_type_hints(METHODS[slug].build)))))
+@found(*(("dqn", {"hidden": (n,)}) for n in (0, -1)))
+@found(*(("serl", {name: n}) for name in ("alpha", "ensemble", "subset") for n in (0, -1)))
 @cases(500)
-def test_settings_of_a_method(case):
-    slug, knobs = case
+def test_settings_of_a_method(data):
+    slug, knobs = data
     m = METHODS[slug]
 
     def resolve() -> None:
         if m.trains == "policy":
             compose(slug, {slug: knobs})
+        elif m.trains == "controller" and cheap(data):
+            for task in ("gym/CartPole-v1", "gym/Pendulum-v1"):
+                p = control.plan(slug, control.ControlSettings(task, steps=10, demos="x", trackers=()), knobs)
+                control.learner_for(p)
         elif m.trains != "problem":
             catalogue.build(m, knobs)
 
@@ -245,6 +251,8 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             ("inspect", "data", []),
             ("inspect", "gamma", None),
             ("train", "lr", np.float32(2)),
+            ("train", "lr", 1e308),
+            ("train_reward_model", "epochs", 1e308),
             ("train", "steps", np.int64(1)),
             ("train", "steps", 10**400),
         )

@@ -102,6 +102,7 @@ def test_shots_need_answers():
         ("tiny-add:base_accuracy=x", "number"), ("tabular-lock:vocabulary=1", "vocabulary: got 1"),
         ("tabular-lock:length=2.5", "whole number"), ("tabular-lock:bias=x", "number"),
         ("tabular-lock:sigma=.nan", "finite"), ("tabular-lock:sigma=-1", "0 or more"),
+        ("tabular-lock:recorded=-1", "0 or more"), ("reasoning-gym/chain_sum:min_terms=2001-01-01", "quotes"),
         ("tabular-lock:prompts=", "whole number"), ("tabular-lock:prompts=true", "whole number"),
         ("tabular-lock:prompts=4,prompts=8", "twice"), ("tabular-lock:start=grded", "did you mean 'graded'"),
         ("reasoning-gym/chain_sum:seed=3", "settings"), ("reasoning-gym/chain_sum:self=3", "settings"),

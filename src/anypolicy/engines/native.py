@@ -150,11 +150,21 @@ def draw(
     logp = torch.log_softmax(logits.to(at_least_float32(logits.dtype)), -1)
     if sampling.temperature == 0:
         token = logp.argmax(-1)
+        check_finite(logp.gather(1, token[:, None]))
     else:
         below = (logp if whole else truncated(logp, sampling)).exp().cumsum(-1, dtype=torch.float64)
+        check_finite(below[:, -1])
         u = torch.rand(len(below), 1, generator=generator, dtype=torch.float64) * below[:, -1:]
         token = torch.searchsorted(below, u, right=True).squeeze(1)
     return token, logp.gather(1, token[:, None]).squeeze(1)
+
+
+def check_finite(totals: Tensor) -> None:
+    """Refuse a policy whose probabilities are no numbers any more."""
+    if not bool(totals.isfinite().all()):
+        raise InputError(
+            "policy", "no number", "its probabilities are not finite: it has diverged; lower lr, or clip more"
+        )
 
 
 def entropy(logits: Float[Tensor, "rows vocabulary"], temperature: float) -> Float[Tensor, " rows"]:
@@ -175,6 +185,7 @@ def pick(
     size = next((n for n in range(root, 4 * root) if vocabulary % n == 0), 0)
     p = p.view(rows, -1, size) if size else functional.pad(p, (0, -vocabulary % root)).view(rows, -1, root)
     sums = p.sum(-1).cumsum(-1, dtype=torch.float64)
+    check_finite(sums[:, -1])
     u = (1 - torch.rand(rows, 1, generator=generator, dtype=torch.float64)) * sums[:, -1:]
     block = torch.searchsorted(sums, u)
     before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0)

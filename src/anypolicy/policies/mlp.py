@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anypolicy.errors import InputError
 from anypolicy.parts.perceptron import normalised_networks, relu_network
 from anypolicy.parts.squashed import squashed
 
@@ -47,6 +48,9 @@ class MLP(nn.Module):
         activation: Activation = "relu", layer_norm: bool = False, init: Init = "torch", last_gain: float = 1.0,
     ):  # fmt: skip
         super().__init__()
+        if min(sizes) < 1 or (stack is not None and stack < 1):
+            given = tuple(sizes[1:-1]) if min(sizes) < 1 else stack
+            raise InputError("hidden" if min(sizes) < 1 else "ensemble", given, "use whole numbers of at least 1")
         self.stack, self.activation = stack, ACTIVATIONS[activation]
         lead = () if stack is None else (stack,)
         weights: list[nn.Parameter] = []

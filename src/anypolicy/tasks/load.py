@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -131,7 +132,8 @@ def parse(arguments: str) -> dict[str, Any]:
             raise InputError(f"task.{key}", text, f"it is given twice (first {out[key]!r}): keep one")
         try:
             out[key] = yaml_value(text)
-        except ValueError as error:
+            json.dumps(out[key])  # dates and bytes have no place in a task
+        except (TypeError, ValueError) as error:
             raise InputError(f"task.{key}", text, "this is no single value: put it in quotes") from error
     return out
 

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import InputError
+from anypolicy.errors import InputError, check_numbers
 from anypolicy.loops.control import Acted, OffPolicyRecipe
 from anypolicy.loops.updates import adam, apply
 from anypolicy.parts.td import polyak, soft_target, subset
@@ -83,6 +83,9 @@ class AgentLearner:
         if space.discrete:
             raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         s, rng = settings, torch.Generator().manual_seed(seed)
+        check_numbers(s, positive=("alpha", "subset"))
+        if s.alpha > 700:
+            raise InputError("alpha", s.alpha, "use at most 700")
         self.settings, self.entropy = s, -space.actions / 2
         sizes, rest = (space.observations, space.images), (space.actions, s.hidden, rng)
         self.online, self.targets = (
