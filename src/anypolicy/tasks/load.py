@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from anypolicy.data.readers import yaml_value
 from anypolicy.errors import InputError, check_values
+from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.base import Task
 
 Built = TypeVar("Built")
@@ -132,7 +132,7 @@ def parse(arguments: str) -> dict[str, Any]:
             raise InputError(f"task.{key}", text, f"it is given twice (first {out[key]!r}): keep one")
         try:
             out[key] = yaml_value(text)
-            json.dumps(out[key])  # dates and bytes have no place in a task
+            json_text(out[key])  # dates and bytes have no place in a task
         except (TypeError, ValueError) as error:
             raise InputError(f"task.{key}", text, "this is no single value: put it in quotes") from error
     return out
