@@ -95,7 +95,7 @@ def test_recorded_episodes_are_demonstrations_again(run, tmp_path, monkeypatch, 
         (["train", "grpo", "--task", "gym/Pendulum-v1"], "task"),
         (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.batch", "0"], "batch: got 0; use a number above 0"),
         (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.discount", "1.5"], "discount: got 1.5; use a number from"),
-        (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.lr", "-1"], "lr: got -1.0; use a learning rate"),
+        (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.lr", "-1"], "lr: got -1.0; Invalid learning rate"),
         (["train", "dsrl", "--task", "gym/CartPole-v1", "--demos", "x"], "a base makes actions of a box"),
     ],
 )  # fmt: skip

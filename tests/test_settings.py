@@ -96,6 +96,11 @@ def test_a_checked_call_gets_what_its_annotations_say():
     assert got == (Path("a"), 2, (1,), [1], "b", {"x": [1]}) and type(got[1]) is int  # type: ignore[index]
 
 
+def test_numbers_that_a_method_cannot_compute_with_are_refused():
+    with pytest.raises(InputError, match="apo"):
+        build(catalogue.get("apo", None), {"stcr_half": 1e-228})
+
+
 def test_every_default_is_of_its_kind():
     for settings in SETTINGS.values():
         check_settings(settings)

@@ -157,7 +157,10 @@ def build(m: Method, given: dict[str, Any]) -> Any:
             raise InputError(f"{m.slug}.{name}", given[name], f"{m.slug} has the settings: {allowed}", choices=m.knobs)
     kinds = get_type_hints(m.build)
     check_values(kinds, given, f"{m.slug}.", m.card.unbounded)
-    return m.build(**{k: converted(kinds[k], v) for k, v in given.items()})
+    try:
+        return m.build(**{k: converted(kinds[k], v) for k, v in given.items()})
+    except ArithmeticError as error:
+        raise InputError(m.slug, given, f"these numbers cannot be computed with ({error}): use others") from error
 
 
 @dataclass(frozen=True)

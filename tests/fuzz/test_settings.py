@@ -109,6 +109,7 @@ def test_settings_of_a_family(data):
 
 
 @given(NAMES.flatmap(lambda slug: st.tuples(st.just(slug), some(typing.get_type_hints(METHODS[slug].build)))))
+@found(("apo", {"stcr_half": 1e-228}))
 @found(*(("dqn", {"hidden": (n,)}) for n in (0, -1)))
 @found(*(("serl", {name: n}) for name in ("alpha", "ensemble", "subset") for n in (0, -1)))
 @cases(500)

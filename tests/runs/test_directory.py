@@ -103,6 +103,16 @@ def test_a_broken_line_in_the_ledger_is_named(tmp_path):
         read_lines(tmp_path / "m.jsonl")
 
 
+@pytest.mark.parametrize("name", ["updates", "grad_norm", "eval/return"])
+def test_a_ledger_holds_numbers(tmp_path, name):
+    run = RunDirectory.create(tmp_path / "run", {"steps": 1})
+    run.append({"step": 0, "event": "lost", "why": "words", name: 1.5})
+    assert run.read()[0][name] == 1.5
+    run.append({"step": 1, name: "1.5"})
+    with pytest.raises(InputError, match=f"line 2.*'{name}' is no number"):
+        run.read()
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "groups.jsonl", "timing.jsonl"])
 def test_a_ledger_that_is_no_file_is_not_read(tmp_path, name):
     """A device may have no end."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, AdamW
 
 from anypolicy.parts.optimisers import make_optimiser
 
@@ -14,6 +14,11 @@ from anypolicy.parts.optimisers import make_optimiser
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
     """Adam with the update of all parameters in one kernel."""
     return make_optimiser(Adam, parameters, lr=lr, fused=True)
+
+
+def adamw(parameters: Iterable[nn.Parameter], lr: float) -> AdamW:
+    """Adam with PyTorch's own decoupled decay of the weights, 0.01."""
+    return make_optimiser(AdamW, parameters, lr=lr, fused=True)
 
 
 def check_moments(optimiser: torch.optim.Optimizer, parameter: Tensor, saved: Mapping[str, Tensor]) -> None:

@@ -14,8 +14,9 @@ Made = TypeVar("Made", bound=torch.optim.Optimizer)
 
 def make_optimiser(kind: Callable[..., Made], parameters: Iterable[Any], **settings: Any) -> Made:
     """One over parameters, or over groups of them. A setting that it refuses (a rate or a decay below 0, a β of 1) is
-    an InputError."""
+    an InputError of that setting's name."""
     try:
         return kind(list(parameters), **settings)
     except ValueError as error:
-        raise InputError("optimiser", settings, f"{error}: use another") from error
+        name = next((k for k, v in settings.items() if str(error).endswith(str(v))), "optimiser")
+        raise InputError(name, settings.get(name, settings), f"{error}: use another") from error

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from anypolicy.data.readers import yaml_value
 from anypolicy.errors import InputError, check_values
+from anypolicy.runs.strict_json import json_text
 from anypolicy.tasks.base import Task
 
 Built = TypeVar("Built")
@@ -131,7 +132,8 @@ def parse(arguments: str) -> dict[str, Any]:
             raise InputError(f"task.{key}", text, f"it is given twice (first {out[key]!r}): keep one")
         try:
             out[key] = yaml_value(text)
-        except ValueError as error:
+            json_text(out[key])  # dates and bytes have no place in a task
+        except (TypeError, ValueError) as error:
             raise InputError(f"task.{key}", text, "this is no single value: put it in quotes") from error
         if not isinstance(out[key], str | int | float | list | dict | None):  # YAML has dates, sets and bytes, too
             raise InputError(f"task.{key}", text, "this is no single value: put it in quotes")

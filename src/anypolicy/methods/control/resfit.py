@@ -30,16 +30,14 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.loops.updates import apply
+from anypolicy.loops.updates import adamw, apply
 from anypolicy.methods.control.bc import base_policy
-from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.parts.td import polyak, soft_target, subset
 from anypolicy.policies.frozen import Cloned, Frozen, Scales
 from anypolicy.policies.generative import Kind
@@ -61,7 +59,8 @@ def executed(base: Tensor, r: Tensor) -> Tensor:
 
 def regression(q: Float[Tensor, "ensemble batch"], y: Float[Tensor, " batch"], form: LossForm) -> Float[Tensor, ""]:
     """mean (Q_j − y)², or mean_B (mean_j |Q_j − y|)²."""
-    return ((q - y).abs().mean(0) if form == "code" else q - y).square().mean()
+    error = q - y
+    return (error.abs().mean(0) if form == "code" else error).square().mean()
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,8 @@ class ResidualLearner:
         }  # fmt: skip
         for fixed in (self.base, self.target_actor, self.targets):
             fixed.requires_grad_(False)
-        own = (("actor", self.actor, s.actor_lr), ("critic", self.critics, s.critic_lr))
-        self.optimisers = {f"{k}_optimiser": make_optimiser(AdamW, x.parameters(), lr=lr, fused=True)
-                           for k, x, lr in own}  # fmt: skip
+        self.optimisers = {"actor_optimiser": adamw(self.actor.parameters(), s.actor_lr),
+                           "critic_optimiser": adamw(self.critics.parameters(), s.critic_lr)}  # fmt: skip
 
     def prepare(self, offline: Replay, generator: torch.Generator) -> None:
         """Scales of the demonstrations; the base is cloned from them, unless it was given."""
@@ -205,9 +203,10 @@ def resfit(
 ) -> OffPolicyRecipe:  # fmt: skip
     """A flow cloned from the demonstrations, or the policy/ folder of a run as `base`; four critic updates and one of
     the actor for every step."""
-    for name, value, most in (("subset", subset, ensemble), ("actor_updates", actor_updates, updates)):
-        if not 1 <= value <= most:
-            raise InputError(f"resfit.{name}", value, f"use 1 to {most}, the critics or their updates")
+    if not 1 <= subset <= ensemble:
+        raise InputError("resfit.subset", subset, f"use 1 to {ensemble}, the number of critics")
+    if not 1 <= actor_updates <= updates:
+        raise InputError("resfit.actor_updates", actor_updates, f"use 1 to {updates}, the updates of the critics")
     cloned = Cloned(base_policy, base_hidden, base_updates, base_lr, denoising_steps)
     learner = ResidualActorCritic(
         hidden, ensemble, subset, actor_lr, critic_lr, tau, action_scale, noise, noise_clip, warmup_noise,
