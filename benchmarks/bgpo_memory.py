@@ -27,7 +27,7 @@ from anypolicy.data.records import Group, Prompt, Segment, Trajectory
 from anypolicy.evidence.memory import peak_saved_bytes
 from anypolicy.methods.language.bgpo import BoundLoss
 from anypolicy.methods.language.vrpo_ol import RatioLoss
-from anypolicy.policies.masked_diffusion import MaskedDiffusionLM, small_denoiser
+from anypolicy.policies.language.masked_diffusion import MaskedDiffusionLM, small_denoiser
 from anypolicy.version import __version__
 
 SIZES: dict[str, int] = {

@@ -25,9 +25,9 @@ from common import write
 from rich.console import Console
 from rich.table import Table
 
-from anypolicy import control
 from anypolicy.evidence.stats import bootstrap, improvement_interval
-from anypolicy.progress import counting
+from anypolicy.families import control
+from anypolicy.runs.progress import counting
 from anypolicy.version import __version__
 
 EPISODES = 20

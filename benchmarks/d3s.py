@@ -30,13 +30,13 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
-from anypolicy.loops.stages import Clip, PolicyLoss
-from anypolicy.policies.causal_lm import CausalLM
+from anypolicy.policies.language.causal_lm import CausalLM
 from anypolicy.runs.seeds import generator, numpy_generator
-from anypolicy.tasks.base import Score
-from anypolicy.tasks.tabular_lock import TabularLock
-from anypolicy.tasks.tiny_add import TinyAdd, class_accuracy
+from anypolicy.stages.common import Clip, PolicyLoss
+from anypolicy.stages.recipe import GroupRecipe, Optimiser, World
+from anypolicy.tasks.language.base import Score
+from anypolicy.tasks.language.tabular_lock import TabularLock
+from anypolicy.tasks.language.tiny_add import TinyAdd, class_accuracy
 from anypolicy.version import __version__
 
 ARMS = ("grpo", "vade", "d3s", "vade+d3s")

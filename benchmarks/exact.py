@@ -27,7 +27,6 @@ import torch
 from common import HERE, RESULTS, write
 
 from anypolicy.data.demonstrations import Episode
-from anypolicy.inspection import dataset_report
 from anypolicy.loops import one_sided
 from anypolicy.methods.exact import horizon_free_rfe as rfe
 from anypolicy.methods.exact import realizability
@@ -37,12 +36,13 @@ from anypolicy.parts import coverage, evaluation, mdp
 from anypolicy.parts.fairness import Mahalanobis, Panel
 from anypolicy.parts.lipschitz import closed_loop_gain, extension, spectral_norm
 from anypolicy.parts.one_sided import theory_rate
-from anypolicy.policies.lipschitz import Extension, LipschitzMLP, fit
-from anypolicy.tasks.evaluation_problems import random_problem
-from anypolicy.tasks.linear_plants import costly, directions, double_integrator, sampled, simulate
-from anypolicy.tasks.mixtures import TableEnvironment, corridor, random_mixture
-from anypolicy.tasks.one_sided import Cases, Halfspaces
-from anypolicy.tasks.reward_free import random_rewards
+from anypolicy.policies.control.lipschitz import Extension, LipschitzMLP, fit
+from anypolicy.studies.inspection import dataset_report
+from anypolicy.tasks.exact.evaluation_problems import random_problem
+from anypolicy.tasks.exact.linear_plants import costly, directions, double_integrator, sampled, simulate
+from anypolicy.tasks.exact.mixtures import TableEnvironment, corridor, random_mixture
+from anypolicy.tasks.exact.one_sided import Cases, Halfspaces
+from anypolicy.tasks.exact.reward_free import random_rewards
 
 Work = Callable[[], Any]
 

@@ -22,7 +22,7 @@ import numpy as np
 from common import HERE, Worker, finish, in_turn, memory, peer_python, rows
 from grpo_work import PEER
 
-from anypolicy.policies.smollm2 import smollm2_folder
+from anypolicy.policies.language.smollm2 import smollm2_folder
 
 LAYERS, KEY_WIDTH, PARAMETERS, EMBEDDING = 30, 192, 134_515_008, 49_152 * 576
 

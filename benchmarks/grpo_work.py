@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from anypolicy.policies.smollm2 import smollm2_folder
+from anypolicy.policies.language.smollm2 import smollm2_folder
 
 PEER = ["torch==2.13.*", "transformers==5.24.*", "trl==1.16.0"]
 MODELS = {

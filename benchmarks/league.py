@@ -20,9 +20,10 @@ from common import HERE, write
 from rich.console import Console
 from rich.table import Table
 
-from anypolicy import catalogue, studies, training
+from anypolicy import catalogue, studies
 from anypolicy.errors import InputError
 from anypolicy.evidence.compare import Comparison, compare_runs
+from anypolicy.families import language as training
 from anypolicy.runs.directory import read_lines
 from anypolicy.version import __version__
 

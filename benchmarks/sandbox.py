@@ -26,7 +26,7 @@ from rich.table import Table
 from anypolicy.sandbox import Candidate, run, run_many
 from anypolicy.sandbox.backends import BACKENDS, python
 from anypolicy.sandbox.scorers import door
-from anypolicy.tasks.reasoning_gym import ReasoningGymTask
+from anypolicy.tasks.language.reasoning_gym import ReasoningGymTask
 
 SOURCE = "def double(x):\n    return 2 * x\n"
 TESTS = "".join(f"assert double({i}) == {2 * i}\n" for i in range(8))

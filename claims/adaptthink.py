@@ -20,12 +20,12 @@ import torch
 
 from anypolicy.compose import compose
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.recipe import GroupRecipe
-from anypolicy.loops.stages import GroupRollout
+from anypolicy.families.language import fit
 from anypolicy.methods.language.adaptthink import advantage
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.digit_chain import END, EQUALS, START, DigitChain
-from anypolicy.training import fit
+from anypolicy.stages.common import GroupRollout
+from anypolicy.stages.recipe import GroupRecipe
+from anypolicy.tasks.language.digit_chain import END, EQUALS, START, DigitChain
 
 CLAIM = (
     "from a policy that always thinks, AdaptThink stops thinking on easy prompts only, where it gets shorter, and keeps its "

@@ -15,11 +15,11 @@ from anypolicy.compose import compose
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.recipe import GroupRecipe, Optimiser
+from anypolicy.families.language import fit
 from anypolicy.methods.language.apo import length_weight
-from anypolicy.policies.table import TablePolicy
-from anypolicy.tasks.base import Score
-from anypolicy.training import fit
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.stages.recipe import GroupRecipe, Optimiser
+from anypolicy.tasks.language.base import Score
 
 CLAIM = (
     "STCR shortens the more, the larger its base, without loss of success; DADS lifts the hardest third by more than 0.01 at "

@@ -18,14 +18,14 @@ from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Segment, Trajectory
 from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.evidence.memory import peak_saved_bytes
-from anypolicy.loops.recipe import Optimiser
+from anypolicy.families.language import fit
 from anypolicy.methods.language.bgpo import BoundLoss
 from anypolicy.methods.language.diffu_grpo import OnePassLoss
 from anypolicy.methods.language.vrpo_ol import RatioLoss
-from anypolicy.policies.masked_diffusion import small_denoiser
+from anypolicy.policies.language.masked_diffusion import small_denoiser
 from anypolicy.runs.seeds import generator, numpy_generator
-from anypolicy.tasks.tiny_add import TinyAdd
-from anypolicy.training import fit
+from anypolicy.stages.recipe import Optimiser
+from anypolicy.tasks.language.tiny_add import TinyAdd
 
 CLAIM = (
     "BGPO's memory does not grow with its masks, where VRPO-OL's does; its gradient comes nearer to that of 512 masks from 1 to "

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from anypolicy.compose import compose
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.recipe import GroupRecipe, Optimiser
-from anypolicy.loops.stages import VerifierReward
-from anypolicy.tasks.reverse_and_pick import ReverseAndPick
-from anypolicy.training import fit
+from anypolicy.families.language import fit
+from anypolicy.stages.common import VerifierReward
+from anypolicy.stages.recipe import GroupRecipe, Optimiser
+from anypolicy.tasks.language.reverse_and_pick import ReverseAndPick
 
 CLAIM = (
     "at equal samples Cog-Rethinker's direct accuracy on hard prompts ends more than 0.5 above DAPO's and more than 0.5 above "

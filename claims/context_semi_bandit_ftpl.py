@@ -15,7 +15,7 @@ from anypolicy.loops.one_sided import run as protocol
 from anypolicy.methods.exact.context_semi_bandit_ftpl import ContextSemiBanditFTPL, Finite
 from anypolicy.parts.fairness import Panel
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.one_sided import load
+from anypolicy.tasks.exact.one_sided import load
 
 CLAIM = "a penalty of T^¼ cuts the rounds in which auditors object to a quarter, with errors still below 0.35 (arXiv 2206.04475)"
 SEEDS = 10

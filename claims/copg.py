@@ -15,7 +15,7 @@ from anypolicy.data.batch import Batch, from_groups
 from anypolicy.data.records import Group, Prompt, Segment, Trajectory
 from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.methods.language.copg import ContrastiveLoss
-from anypolicy.policies.table import TablePolicy
+from anypolicy.policies.language.table import TablePolicy
 from anypolicy.runs.seeds import generator, numpy_generator
 
 CLAIM = (

@@ -19,13 +19,13 @@ import torch
 from anypolicy.compose import compose
 from anypolicy.data.batch import Batch
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import Choice, GroupRecipe, Optimiser
-from anypolicy.loops.stages import Clip, PolicyLoss
+from anypolicy.families.language import fit
 from anypolicy.methods.language.d3s import DualLevelSelection, between, top_tokens
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.tabular_lock import TabularLock
-from anypolicy.training import fit
+from anypolicy.stages.common import Clip, PolicyLoss
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import Choice, GroupRecipe, Optimiser
+from anypolicy.tasks.language.tabular_lock import TabularLock
 
 CLAIM = (
     "D3S is above a random selection of the same size throughout, and reaches 0.5 and 0.6 with less than a fifth of all tokens "

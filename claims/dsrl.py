@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import nn
 
-from anypolicy import control
 from anypolicy.evidence.checks import Amendment, Check
+from anypolicy.families import control
 
 CLAIM = (
     "after 3,000 steps steering has lifted the success of a cloned base by at least .2 without changing it, and at 2,000 steps "

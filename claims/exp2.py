@@ -20,7 +20,7 @@ from anypolicy.methods.exact.exp2 import Exp2
 from anypolicy.parts.fairness import Panel
 from anypolicy.parts.one_sided import regret_bound, theory_rate, violation_bound
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.one_sided import load
+from anypolicy.tasks.exact.one_sided import load
 
 CLAIM = (
     "without a penalty regret stays below 2k√(2.5 T ln n), and at five times the theory's rate errors are within three points of a "

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from anypolicy.compose import compose
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.recipe import GroupRecipe
-from anypolicy.loops.targets import WithImitation
+from anypolicy.families.language import fit
 from anypolicy.methods.language.grao import ReferenceRollout
-from anypolicy.tasks.reverse_and_pick import ReverseAndPick
-from anypolicy.training import fit
+from anypolicy.stages.recipe import GroupRecipe
+from anypolicy.stages.targets import WithImitation
+from anypolicy.tasks.language.reverse_and_pick import ReverseAndPick
 
 CLAIM = (
     "after 100 steps ExP-GRPO is at least 20 points above GRPO on prompts the policy is sure to get wrong, and above imitating "

@@ -13,14 +13,14 @@ import torch
 
 from anypolicy.compose import compose
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import GroupRecipe, LossTerms, Optimiser
-from anypolicy.loops.stages import NoClip, PolicyLoss
-from anypolicy.loops.targets import WithImitation
+from anypolicy.families.language import fit
 from anypolicy.methods.language.grao import AlignmentLoss
-from anypolicy.tasks.base import Score
-from anypolicy.tasks.tabular_lock import TabularLock
-from anypolicy.training import fit
+from anypolicy.stages.common import NoClip, PolicyLoss
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import GroupRecipe, LossTerms, Optimiser
+from anypolicy.stages.targets import WithImitation
+from anypolicy.tasks.language.base import Score
+from anypolicy.tasks.language.tabular_lock import TabularLock
 
 CLAIM = (
     "GRAO ends above the score of the references while SFT does not, and reaches every level that GRPO reaches in less than a "

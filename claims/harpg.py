@@ -19,7 +19,7 @@ from anypolicy.methods.control.harpg import HessianAided
 from anypolicy.methods.control.npg_igt import GradientTransport
 from anypolicy.parts.direction import Estimator, Momentum, Plain, Step, ascend
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks import linear_quadratic, log_cosh
+from anypolicy.tasks.control import linear_quadratic, log_cosh
 
 CLAIM = (
     "the error of HARPG's direction falls like t^-0.42 or faster, to below half of momentum's, and with two trajectories a step "

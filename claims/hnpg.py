@@ -14,10 +14,10 @@ in a lock of 3 only, which trpo opens by itself.
 import tempfile
 from pathlib import Path
 
-from anypolicy.control import ControlSettings, World, plan
 from anypolicy.data.demonstrations import save_episodes
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.tasks.combination_lock import Lock, behaviour_data
+from anypolicy.families.control import ControlSettings, World, plan
+from anypolicy.tasks.control.combination_lock import Lock, behaviour_data
 
 CLAIM = (
     "in a combination lock of 5 steps, where TRPO only learns to fall, HNPG ends above 5 times TRPO's return and above the "

@@ -18,8 +18,8 @@ from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.methods.exact.horizon_free_rfe import HFConfig, certificate, explore, plan
 from anypolicy.parts import mdp
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.mixtures import TableEnvironment, corridor
-from anypolicy.tasks.reward_free import goal_rewards, random_rewards
+from anypolicy.tasks.exact.mixtures import TableEnvironment, corridor
+from anypolicy.tasks.exact.reward_free import goal_rewards, random_rewards
 
 CLAIM = (
     "on a corridor the weights' error falls like K^-0.2 or faster at horizons 8 and 32, where acting at random learns nothing; "

@@ -18,9 +18,9 @@ import torch
 
 from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.parts.lipschitz import closed_loop_gain, spectral_norm, tube_radius
-from anypolicy.policies.lipschitz import Certified, Extension, fit
+from anypolicy.policies.control.lipschitz import Certified, Extension, fit
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.linear_plants import costly, directions, double_integrator, leading_away, sampled, simulate
+from anypolicy.tasks.exact.linear_plants import costly, directions, double_integrator, leading_away, sampled, simulate
 
 CLAIM = (
     "imitated from noisy commands, the attacked cost is least at a Lipschitz constant α of 0.7 to 1.6 times the expert's ℓ; the "

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 from anypolicy.compose import compose
 from anypolicy.engines.base import Sampling
-from anypolicy.engines.choose import engine_for
+from anypolicy.engines.of_policy import engine_for
+from anypolicy.evaluation.language import answered
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.evaluate import answered
-from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
-from anypolicy.tasks.noisy_sort import NoisySort
-from anypolicy.training import fit
+from anypolicy.families.language import fit
+from anypolicy.stages.recipe import GroupRecipe, Optimiser, World
+from anypolicy.tasks.language.noisy_sort import NoisySort
 
 CLAIM = (
     "MCTS-DPO gains 40 points in 150 updates, and after 20 to 50 it is 10 points ahead of DPO on pairs of three whole "

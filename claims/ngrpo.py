@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from anypolicy.compose import compose
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.recipe import GroupRecipe, Optimiser
-from anypolicy.loops.stages import Clip, KeepAll, PolicyLoss
-from anypolicy.tasks.tabular_lock import TabularLock
-from anypolicy.training import fit
+from anypolicy.families.language import fit
+from anypolicy.stages.common import Clip, KeepAll, PolicyLoss
+from anypolicy.stages.recipe import GroupRecipe, Optimiser
+from anypolicy.tasks.language.tabular_lock import TabularLock
 
 CLAIM = (
     "at bias 4, NGRPO ends with at least 1.5 times GRPO's success on confidently wrong prompts, and above GRPO with clip 0.2/0.28 "

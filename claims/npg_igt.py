@@ -20,7 +20,7 @@ from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.methods.control.npg_igt import GradientTransport
 from anypolicy.parts.direction import Estimator, Momentum, Plain, Step, ascend
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks import linear_quadratic, log_cosh
+from anypolicy.tasks.control import linear_quadratic, log_cosh
 
 CLAIM = (
     "momentum's error falls like t^-0.28 or faster, that of N-PG-IGT's direction like t^-0.36 or faster to below half of "

@@ -9,8 +9,8 @@ best of them in each seed. Metric: mean return of 20 evaluation episodes, averag
 import tempfile
 from pathlib import Path
 
-from anypolicy import control
 from anypolicy.evidence.checks import Amendment, Check
+from anypolicy.families import control
 
 CLAIM = (
     "on CartPole the mean return over training is higher than that of the usual policy gradient, each with the best of its three "

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from anypolicy import control
-from anypolicy.datasets import KINDS, DatasetSettings, make_datasets
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.inspection import dataset_report
+from anypolicy.families import control
+from anypolicy.studies.datasets import KINDS, DatasetSettings, make_datasets
+from anypolicy.studies.inspection import dataset_report
 
 CLAIM = (
     "the quality of cloning follows TQ and not SACo, while double Q-learning is more than 40 points above it on broad data of low "

@@ -7,7 +7,7 @@ best checkpoints at 1 to 2 nats; a source that never gets to 1 nat is compared b
 """
 
 from anypolicy.evidence.checks import Amendment, Check, Results
-from anypolicy.loops.laboratory import laboratory, study
+from anypolicy.loops.preference_study import laboratory, study
 from anypolicy.methods.exact.online_offline import best_in, correlation, peak
 
 CLAIM = (

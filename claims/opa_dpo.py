@@ -16,16 +16,16 @@ from typing import Any
 from anypolicy.compose import compose
 from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling, ask
-from anypolicy.engines.choose import engine_for
+from anypolicy.engines.of_policy import engine_for
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
-from anypolicy.loops.revised import generated_items
-from anypolicy.policies.base import Policy
+from anypolicy.families.language import fit
+from anypolicy.policies.language.base import Policy
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.recorded import RecordedTask
-from anypolicy.tasks.revisions import answers
-from anypolicy.tasks.slots import ROWS, Slots
-from anypolicy.training import fit
+from anypolicy.stages.recipe import GroupRecipe, Optimiser, World
+from anypolicy.stages.revised import generated_items
+from anypolicy.tasks.language.recorded import RecordedTask
+from anypolicy.tasks.language.revisions import answers
+from anypolicy.tasks.language.slots import ROWS, Slots
 
 CLAIM = (
     "the whole loss errs at least 0.15 less often from a policy fine-tuned on the corrections than from the first one, and "

@@ -27,12 +27,12 @@ from anypolicy.data.records import Prompt, Tokens
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.evidence.checks import Amendment, Check
+from anypolicy.families.language import fit
 from anypolicy.methods.supervised.otr import draw, expected_loss, exploration, one_token_loss
-from anypolicy.policies.causal_lm import CausalLM
-from anypolicy.policies.transformer import small_transformer
+from anypolicy.policies.language.causal_lm import CausalLM
+from anypolicy.policies.language.transformer import small_transformer
 from anypolicy.runs.seeds import generator, numpy_generator
-from anypolicy.tasks.base import Score
-from anypolicy.training import fit
+from anypolicy.tasks.language.base import Score
 
 CLAIM = (
     "on noisy expert data OTR's samples are right at least 20 points more often than SFT's, and its theory holds: the gradient "

@@ -25,12 +25,12 @@ import torch
 from anypolicy.compose import compose
 from anypolicy.data.records import Prompt
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.recipe import Optimiser
+from anypolicy.families.language import fit
 from anypolicy.parts.filtration import equal_count_means, fit_line, keep
-from anypolicy.policies.table import TablePolicy
+from anypolicy.policies.language.table import TablePolicy
 from anypolicy.runs.seeds import generator, numpy_generator
-from anypolicy.tasks.base import Score
-from anypolicy.training import fit
+from anypolicy.stages.recipe import Optimiser
+from anypolicy.tasks.language.base import Score
 
 CLAIM = (
     "with a reward model that errs persistently in the middle, best-worst and best-random end above all rows by 0.02 and "

@@ -17,13 +17,13 @@ from anypolicy.compose import compose
 from anypolicy.data.preferences import Preference
 from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.evidence.claims import load
-from anypolicy.filtration import Scored, filtration_table
-from anypolicy.loops.preference import PreferenceLoop, calibrate, evaluate_pairs
-from anypolicy.loops.recipe import Optimiser
-from anypolicy.policies.reward_model import RewardModel
-from anypolicy.policies.transformer import small_transformer
+from anypolicy.families.language import fit
+from anypolicy.loops.reward_model import PreferenceLoop, calibrate, evaluate_pairs
+from anypolicy.policies.language.reward_model import RewardModel
+from anypolicy.policies.language.transformer import small_transformer
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.training import fit
+from anypolicy.stages.recipe import Optimiser
+from anypolicy.studies.filtration import Scored, filtration_table
 
 CLAIM = "with a learned reward model best-worst ends above all rows by 0.02 and best-of-n below (arXiv 2409.06957)"
 SEEDS = 5

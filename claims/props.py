@@ -15,10 +15,10 @@ from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.control import OnPolicyLoop
 from anypolicy.methods.control.ppo import ProximalPolicy, Samples
 from anypolicy.methods.control.props import RobustSampling, avoid, props, sampling_error
-from anypolicy.policies.actors import CategoricalActor
+from anypolicy.policies.control.actors import CategoricalActor
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.environments import load_environment
-from anypolicy.tasks.sampling import two_step_tree
+from anypolicy.tasks.control.environments import load_environment
+from anypolicy.tasks.control.sampling_error import two_step_tree
 
 CLAIM = (
     "at a fixed policy the sampling error of PROPS is below 0.6 times that of on-policy sampling, and five policy-gradient steps "

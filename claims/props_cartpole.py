@@ -10,8 +10,8 @@ can fit.
 import tempfile
 from pathlib import Path
 
-from anypolicy import control
 from anypolicy.evidence.checks import Amendment, Check
+from anypolicy.families import control
 
 CLAIM = "on CartPole, with small batches, the area under PPO's learning curve is at least 5 % larger (arXiv 2311.08290)"
 SEEDS = 5

@@ -18,7 +18,7 @@ from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.methods.exact.realizability import misalignment
 from anypolicy.parts import evaluation as ev
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.evaluation_problems import EvaluationProblem, random_problem, two_state
+from anypolicy.tasks.exact.evaluation_problems import EvaluationProblem, random_problem, two_state
 
 CLAIM = (
     "LSTD's Bellman error falls like n^-1/2 without a floor even where β is .9988; up to β = .9762 it stays below 5/(1 − β) of the "

@@ -10,8 +10,8 @@ Metric: share of 50 evaluation episodes that end inside the radius.
 
 from typing import Any
 
-from anypolicy import control
 from anypolicy.evidence.checks import Amendment, Check
+from anypolicy.families import control
 
 CLAIM = (
     "after 3,000 steps the residual has lifted the success of a base cloned from half-bad demonstrations by at least .3 "

@@ -16,8 +16,8 @@ around (1.3, .8, .5) of which a task changes ± .15, actions are from −1 to 1.
 from dataclasses import replace
 from typing import Any
 
-from anypolicy import control
 from anypolicy.evidence.checks import Amendment, Check
+from anypolicy.families import control
 
 CLAIM = (
     "with sparse rewards and 20 demonstrations RLPD ends above behaviour cloning and above SAC without demonstrations in the "

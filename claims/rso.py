@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from anypolicy.evidence.checks import Amendment, Check, Results
-from anypolicy.loops.pairs import Pair, Responses
 from anypolicy.methods.preference.rso import LossName, loss_of
 from anypolicy.parts.pairing import make_pairs
 from anypolicy.parts.rejection import rejection_sample, tilted
 from anypolicy.runs.seeds import generator
+from anypolicy.stages.pairs import Pair, Responses
 
 CLAIM = (
     "policies learnt from rejection-sampled pairs have a higher gold reward than from pairs of plain samples, those than "

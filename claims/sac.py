@@ -12,8 +12,8 @@ exploring is easy: that is not claimed.
 import tempfile
 from pathlib import Path
 
-from anypolicy import control
 from anypolicy.evidence.checks import Amendment, Check
+from anypolicy.families import control
 
 CLAIM = (
     "one setting with a learned temperature is as good as the best fixed one at every scale of the reward and, at the two larger "

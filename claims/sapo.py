@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from anypolicy.compose import compose
 from anypolicy.data.records import Group
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import Optimiser, World
-from anypolicy.loops.stages import Clip, NoClip, PolicyLoss, VerifierReward
+from anypolicy.families.language import fit
 from anypolicy.methods.language.sapo import SoftGate
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.tabular_lock import TabularLock
-from anypolicy.tasks.tiny_add import TinyAdd
-from anypolicy.training import fit
+from anypolicy.stages.common import Clip, NoClip, PolicyLoss, VerifierReward
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import Optimiser, World
+from anypolicy.tasks.language.tabular_lock import TabularLock
+from anypolicy.tasks.language.tiny_add import TinyAdd
 
 CLAIM = (
     "under reuse, SAPO(1, 1.05) ends above GRPO's clip, and that above GSPO, with an exact verifier, and above no clip with a "

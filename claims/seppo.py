@@ -15,9 +15,9 @@ from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
 from anypolicy.methods.diffusion.diffusion_sft import diffusion_sft
 from anypolicy.methods.diffusion.diffusion_spin import diffusion_spin
 from anypolicy.methods.diffusion.seppo import seppo
-from anypolicy.policies.denoisers import samples_of
+from anypolicy.policies.diffusion.denoisers import samples_of
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.ring8 import judge, ring8
+from anypolicy.tasks.diffusion.ring8 import judge, ring8
 
 CLAIM = (
     "without reward or losers: random earlier checkpoints as references end nearer to the winners than the last one, and with the "

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from anypolicy.control import train_controller
 from anypolicy.evidence.checks import Amendment, Check
+from anypolicy.families.control import train_controller
 from anypolicy.parts.frames import force_bound
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.wall import DAMPING, STIFFNESS, wall
+from anypolicy.tasks.control.wall import DAMPING, STIFFNESS, wall
 
 CLAIM = (
     "an error limited in the fast loop bounds the contact force whatever the policy asks, which without it peaks more than "

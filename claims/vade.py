@@ -12,12 +12,12 @@ import numpy as np
 from anypolicy.compose import compose
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.evidence.checks import Amendment, Check
-from anypolicy.loops.recipe import Optimiser
-from anypolicy.loops.stages import Clip, PolicyLoss
+from anypolicy.families.language import fit
 from anypolicy.methods.language.vade import ThompsonSampler, information_gain
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.tabular_lock import TabularLock
-from anypolicy.training import fit
+from anypolicy.stages.common import Clip, PolicyLoss
+from anypolicy.stages.recipe import Optimiser
+from anypolicy.tasks.language.tabular_lock import TabularLock
 
 CLAIM = (
     "at equal rollouts VADE beats uniform epochs and DAPO's refill in success over all prompts, with at least 1.3 times the groups "

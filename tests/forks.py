@@ -9,12 +9,12 @@ from pathlib import Path
 
 SERVER = """
 import json, os, resource, signal, sys
-import anypolicy.engines.native, anypolicy.loops.control, anypolicy.loops.optimise, anypolicy.runs.checkpoint, anypolicy.studies
+import anypolicy.engines.native, anypolicy.loops.control, anypolicy.optimisers.updater, anypolicy.runs.checkpoint, anypolicy.studies
 from anypolicy.cli import main
 
 PLACES = {
     "generation": (anypolicy.engines.native, "draw"),
-    "update": (anypolicy.loops.optimise.Updater, "step"),
+    "update": (anypolicy.optimisers.updater.Updater, "step"),
     "environment": (anypolicy.loops.control.OffPolicyLoop, "step"),
     "checkpoint": (anypolicy.runs.checkpoint, "save_file"),
     "rename": (anypolicy.runs.checkpoint, "digest"),

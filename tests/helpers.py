@@ -16,12 +16,12 @@ from anypolicy.data.records import Group, Prompt, Segment, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.recipe import GroupRecipe, World
 from anypolicy.methods.language.adaptthink import Marks
 from anypolicy.parts.tree_search import Search
-from anypolicy.policies.base import Scores
-from anypolicy.tasks.base import Score
-from anypolicy.tasks.tabular_lock import TabularLock
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.recipe import GroupRecipe, World
+from anypolicy.tasks.language.base import Score
+from anypolicy.tasks.language.tabular_lock import TabularLock
 
 
 def segment(response: list[int], context: list[int] | None = None, logp: float = -1.0) -> Segment:

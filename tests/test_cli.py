@@ -173,7 +173,7 @@ def test_a_method_file_of_ones_own(here, capsys):
     (here / "mine.py").write_text(
         "from dataclasses import replace\n"
         "from anypolicy.catalogue import Card, method\n"
-        "from anypolicy.loops.stages import GroupAdvantage\n"
+        "from anypolicy.stages.common import GroupAdvantage\n"
         "from anypolicy.methods.language.grpo import grpo\n"
         "@method(Card('t', 'p', 2026, 'language', 'i', ('advantage',), 'c', 'c'))\n"
         "def my_own(size: int = 4):\n"

@@ -10,16 +10,16 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from safetensors.torch import save_file
 
-from anypolicy import control
 from anypolicy.cli import main
 from anypolicy.data.demonstrations import Episode, load_episodes, save_episodes
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
+from anypolicy.families import control
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import load_environment
 
 SMALL = ["--sac.hidden", "16", "16", "--sac.warmup", "20", "--sac.batch", "8", "--trackers", "--eval-episodes", "1"]
 

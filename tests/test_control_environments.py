@@ -6,15 +6,15 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
-from anypolicy import control
 from anypolicy.cli import main
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.engines.environments import Environments
 from anypolicy.evidence.film import film
+from anypolicy.families import control
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import load_environment
 
 SMALL = [
     "--dqn.hidden",

@@ -8,9 +8,10 @@ import re
 import pytest
 import torch
 
-from anypolicy import diffusion, studies
+from anypolicy import studies
 from anypolicy.cli import main
 from anypolicy.evidence.pictures import grid, scatter
+from anypolicy.families import diffusion
 
 SMALL = ["--policy", "fresh", "--trackers", "--eval-samples", "20", "--threads", "1", "--quiet"]
 

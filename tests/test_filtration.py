@@ -9,7 +9,7 @@ import pytest
 import anypolicy as ap
 from anypolicy.cli import main
 from anypolicy.errors import InputError
-from anypolicy.filtration import Filtration, Row, Scored, read_scores
+from anypolicy.studies.filtration import Filtration, Row, Scored, read_scores
 
 
 def noisy(prompts=300, seed=0):

@@ -7,24 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import catalogue, inspection
+from anypolicy import catalogue
 from anypolicy.cli import main
-from anypolicy.control import resume, train_controller
 from anypolicy.data.demonstrations import Episode, episodes_of, load_episodes, save_episodes
 from anypolicy.data.transitions import concatenate
-from anypolicy.datasets import (
-    KINDS,
-    DatasetSettings,
-    collect,
-    either,
-    make_datasets,
-    mean_return,
-    mixed,
-    part_of,
-    random_return,
-)
 from anypolicy.errors import InputError
-from anypolicy.inspection import DatasetReport, cloned_entropy, dataset_report, recommend, regions_of
+from anypolicy.families.control import resume, train_controller
 from anypolicy.loops.control import warm_up
 from anypolicy.parts.coverage import (
     binned,
@@ -37,8 +25,21 @@ from anypolicy.parts.coverage import (
     tq,
     unique_pairs,
 )
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import load_environment
+from anypolicy.studies import inspection
+from anypolicy.studies.datasets import (
+    KINDS,
+    DatasetSettings,
+    collect,
+    either,
+    make_datasets,
+    mean_return,
+    mixed,
+    part_of,
+    random_return,
+)
+from anypolicy.studies.inspection import DatasetReport, cloned_entropy, dataset_report, recommend, regions_of
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import load_environment
 
 
 def episode(n, rng, *, terminated=True, choices=2, rewards=None):

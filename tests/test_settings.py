@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anypolicy import catalogue, control, datasets, diffusion, exact, reward_models, training
-from anypolicy.apart import Pace
+from anypolicy import catalogue
 from anypolicy.compose import build
 from anypolicy.errors import InputError, check_settings, check_values, checked
+from anypolicy.families import control, diffusion, exact, reward_models
+from anypolicy.families import language as training
+from anypolicy.families.actor_and_learner import Pace
+from anypolicy.studies import datasets
 
 SETTINGS = {
     training.plan: training.Settings("tabular-lock"),

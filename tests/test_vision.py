@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from anypolicy.cli import main
-from anypolicy.tasks import shapes
+from anypolicy.tasks.language import shapes
 
 SHORT = ["--trackers", "--quiet", "--threads", "1", "--products", "default", "--prompts", "4", "--eval-prompts", "4",
          "--eval-every", "0", "--checkpoint-every", "1"]  # fmt: skip

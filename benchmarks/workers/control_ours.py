@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from loop import resident, serve
 
-from anypolicy import control
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
+from anypolicy.families import control
 from anypolicy.methods.control.sac import SoftActorCritic
 from anypolicy.parts.squashed import log_slope, squashed
 from anypolicy.runs.processor import choose_products, use_products
-from anypolicy.tasks.environments import Space
+from anypolicy.tasks.control.environments import Space
 from anypolicy.version import __version__
 
 given = json.loads(sys.argv[1])

@@ -15,11 +15,11 @@ from anypolicy.compose import compose
 from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
+from anypolicy.families.language import Settings
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.recipe import World
-from anypolicy.loops.recorded import StreamSampler
-from anypolicy.policies.load import load_policy
-from anypolicy.training import Settings
+from anypolicy.policies.language.load import load_policy
+from anypolicy.stages.recipe import World
+from anypolicy.stages.recorded import StreamSampler
 from anypolicy.version import __version__
 
 given = json.loads(sys.argv[1])

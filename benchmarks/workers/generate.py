@@ -20,7 +20,7 @@ total = int(lengths.sum())
 if given["engine"] == "ours":
     from anypolicy.engines.base import Request, Sampling
     from anypolicy.engines.native import NativeEngine
-    from anypolicy.policies.load import load_policy
+    from anypolicy.policies.language.load import load_policy
 
     policy = load_policy(given["model"], dtype=given["dtype"])
     policy.stop_ids = ()

@@ -15,10 +15,10 @@ from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Segment, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
+from anypolicy.families.language import Settings
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.recipe import World
-from anypolicy.policies.causal_lm import CausalLM
-from anypolicy.training import Settings
+from anypolicy.policies.language.causal_lm import CausalLM
+from anypolicy.stages.recipe import World
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from anypolicy import catalogue
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.runs.processor import choose_products, use_products
-from anypolicy.tasks.environments import Space
+from anypolicy.tasks.control.environments import Space
 from anypolicy.version import __version__
 
 given = json.loads(sys.argv[1])

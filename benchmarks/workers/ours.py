@@ -16,11 +16,11 @@ from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Segment, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
+from anypolicy.families.language import Settings
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.recipe import World
-from anypolicy.policies.load import load_policy
-from anypolicy.tasks.base import Score
-from anypolicy.training import Settings
+from anypolicy.policies.language.load import load_policy
+from anypolicy.stages.recipe import World
+from anypolicy.tasks.language.base import Score
 from anypolicy.version import __version__
 
 given = json.loads(sys.argv[1])

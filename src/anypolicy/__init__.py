@@ -23,33 +23,33 @@ if TYPE_CHECKING:
     from anypolicy.catalogue import Card as Card
     from anypolicy.catalogue import method as method
     from anypolicy.catalogue import methods as methods
-    from anypolicy.filtration import filtration_table as filtration_table
-    from anypolicy.reward_models import train_reward_model as train_reward_model
+    from anypolicy.families.language import Run as Run
+    from anypolicy.families.language import Settings as Settings
+    from anypolicy.families.language import resume as resume
+    from anypolicy.families.language import train as train
+    from anypolicy.families.reward_models import train_reward_model as train_reward_model
     from anypolicy.studies import compare as compare
     from anypolicy.studies import evaluate as evaluate
     from anypolicy.studies import explain as explain
     from anypolicy.studies import reproduce as reproduce
     from anypolicy.studies import show as show
-    from anypolicy.training import Run as Run
-    from anypolicy.training import Settings as Settings
-    from anypolicy.training import resume as resume
-    from anypolicy.training import train as train
+    from anypolicy.studies.filtration import filtration_table as filtration_table
 
 _HOME = {
     "Card": "catalogue",
     "method": "catalogue",
     "methods": "catalogue",
-    "train": "training",
-    "resume": "training",
-    "Run": "training",
-    "Settings": "training",
+    "train": "families.language",
+    "resume": "families.language",
+    "Run": "families.language",
+    "Settings": "families.language",
     "evaluate": "studies",
     "compare": "studies",
     "reproduce": "studies",
     "explain": "studies",
     "show": "studies",
-    "filtration_table": "filtration",
-    "train_reward_model": "reward_models",
+    "filtration_table": "studies.filtration",
+    "train_reward_model": "families.reward_models",
 }
 
 __all__ = ["InputError", "__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

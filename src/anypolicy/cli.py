@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from anypolicy.ending import ended
 from anypolicy.errors import InputError, outliving
+from anypolicy.runs.ending import ended
 from anypolicy.runs.strict_json import json_text
 
 EXAMPLES = """Any policy learns by any published method.
@@ -77,11 +77,11 @@ def knobs_type(specs: list[str], trains: Any) -> type:
 
 def settings_type(trains: str) -> type:
     """The settings of a run that trains this, or of making data sets."""
-    from anypolicy.control import ControlSettings
-    from anypolicy.datasets import DatasetSettings
-    from anypolicy.diffusion import DiffusionSettings
-    from anypolicy.reward_models import RewardSettings
-    from anypolicy.training import Settings
+    from anypolicy.families.control import ControlSettings
+    from anypolicy.families.diffusion import DiffusionSettings
+    from anypolicy.families.language import Settings
+    from anypolicy.families.reward_models import RewardSettings
+    from anypolicy.studies.datasets import DatasetSettings
 
     own = {"reward-model": RewardSettings, "controller": ControlSettings, "data": DatasetSettings,
            "diffusion-model": DiffusionSettings}  # fmt: skip
@@ -123,7 +123,8 @@ def train_command(Knobs: type, Settings: type) -> Callable[..., None]:
           anypolicy train sac --task gym/Pendulum-v1 --steps 20000
           anypolicy train seppo --task digits
         """
-        from anypolicy import control, diffusion, training
+        from anypolicy.families import control, diffusion
+        from anypolicy.families import language as training
 
         given = next(iter(changed(knobs).values()), {})
         if isinstance(settings, control.ControlSettings):
@@ -165,8 +166,8 @@ def train_apart_command(Knobs: type, Settings: type) -> Callable[..., None]:
             hertz: steps a second of the actor; default as many as it can
             quiet: no progress
         """
-        from anypolicy.apart import Pace, train_apart
-        from anypolicy.control import ControlSettings
+        from anypolicy.families.actor_and_learner import Pace, train_apart
+        from anypolicy.families.control import ControlSettings
 
         if not isinstance(settings, ControlSettings):
             raise InputError("method", method, "actor and learner stand apart for off-policy controllers")
@@ -211,7 +212,8 @@ def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False,
         quiet: no progress
         trust: run code that the run's recipe names, though you have not run it before
     """
-    from anypolicy import control, diffusion, reward_models, training
+    from anypolicy.families import control, diffusion, reward_models
+    from anypolicy.families import language as training
 
     if control.is_control_run(run):
         finish_with(control, control.resume(run, steps=steps, quiet=quiet, trust=trust), quiet)
@@ -244,7 +246,8 @@ def evaluate(
         samples: of a diffusion model: how many
         trust: run code that the run's recipe names, though you have not run it before
     """
-    from anypolicy import control, diffusion, reward_models, studies
+    from anypolicy import studies
+    from anypolicy.families import control, diffusion, reward_models
 
     if diffusion.is_diffusion_run(run):
         if prompts is not None or temperature or episodes is not None or video is not None:
@@ -279,7 +282,7 @@ def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = 
         explore: act as while learning instead of as evaluated
         trust: run code that the run's recipe names, though you have not run it before
     """
-    from anypolicy import control
+    from anypolicy.families import control
 
     print(f"{control.record(run, episodes=episodes, out=out, explore=explore, trust=trust)} steps in {out}")
 
@@ -298,7 +301,7 @@ def make_datasets_command(Knobs: type, Settings: type) -> Callable[..., None]:
           anypolicy make-datasets dqn --task gym/CartPole-v1 --out cartpole
           anypolicy make-datasets dqn --task gym/MiniGrid-Empty-5x5-v0 --transitions 20000 --out grid --dqn.lr 1e-3
         """
-        from anypolicy import datasets
+        from anypolicy.studies import datasets
 
         given: Any = settings
         made = datasets.make_datasets(method, given, next(iter(changed(knobs).values()), {}), quiet=quiet)
@@ -338,7 +341,7 @@ def inspect(
         quiet: no progress
         trust: run code that the recipe of a run names, though you have not run it before
     """
-    from anypolicy import inspection
+    from anypolicy.studies import inspection
 
     if not data:
         raise InputError("data", "none", "name at least one data set")
@@ -411,7 +414,7 @@ def reward_model_command(Knobs: type, Settings: type) -> Callable[..., None]:
 
         anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
         """
-        from anypolicy import reward_models
+        from anypolicy.families import reward_models
 
         given = next(iter(changed(knobs).values()), {})
         run = reward_models.start(reward_models.plan(method, settings, given), quiet=quiet)
@@ -439,7 +442,7 @@ def solve_command(Knobs: type) -> Callable[..., None]:
         from rich.console import Console
         from rich.table import Table
 
-        from anypolicy import exact
+        from anypolicy.families import exact
 
         found = exact.solve(method, out=out, **next(iter(changed(knobs).values()), {}))
         table = Table(box=None, header_style="bold")
@@ -464,7 +467,7 @@ def scores_command(Knobs: type, Settings: type) -> Callable[..., None]:
 
         anypolicy scores pf-ppo --task my_prompts.jsonl --reward-model rm --prompts 200 --out scores.jsonl
         """
-        from anypolicy.filtration import collect_scores
+        from anypolicy.studies.filtration import collect_scores
 
         out, scored = collect_scores(method, settings, changed(knobs))
         print(f"{len(scored)} responses in {out}\nnext: anypolicy filtration {out}")
@@ -489,7 +492,7 @@ def filtration(
         n_keep: how many to draw for a prompt
         seed: of ties and random choices
     """
-    from anypolicy import filtration as tool
+    from anypolicy.studies import filtration as tool
 
     print(
         tool.filtration_table(
@@ -522,7 +525,7 @@ def revise(
         expert: let the task write the reports
         quiet: no progress
     """
-    from anypolicy import revisions
+    from anypolicy.studies import revisions
 
     given = revisions.Settings(task, policy, out, prompts, seed, max_tokens, dtype, expert)
     made = revisions.revise(given, quiet=quiet)
@@ -616,7 +619,8 @@ def explain_command(Knobs: type, Settings: type) -> Callable[..., None]:
         anypolicy explain ngrpo+vade --task tiny-add
         anypolicy explain sac --task gym/Hopper-v5
         """
-        from anypolicy import control, diffusion, studies
+        from anypolicy import studies
+        from anypolicy.families import control, diffusion
 
         alone = next(iter(changed(knobs).values()), {})
         if isinstance(settings, control.ControlSettings):

@@ -7,7 +7,7 @@ from typing import Any
 
 from anypolicy.catalogue import Method, build, get
 from anypolicy.errors import InputError, checked
-from anypolicy.loops.recipe import GroupRecipe
+from anypolicy.stages.recipe import GroupRecipe
 
 STAGES = tuple(f.name for f in fields(GroupRecipe))
 """The stages of the language family, in the order of events."""

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import catalogue, control
+from anypolicy import catalogue
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.transitions import Transitions
+from anypolicy.families import control
 from anypolicy.loops.control import OffPolicyRecipe, OnPolicyRecipe, tensors_of
 from anypolicy.runs import drive
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.metrics import documented
 from anypolicy.runs.stop import Stopped
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.control.environments import load_environment
 from tests.helpers import StopAt
 
 METHODS = sorted(slug for slug, m in catalogue.methods(None).items() if m.trains == "controller")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import catalogue, diffusion
-from anypolicy.policies.denoisers import copied
+from anypolicy import catalogue
+from anypolicy.families import diffusion
+from anypolicy.policies.diffusion.denoisers import copied
 from anypolicy.runs import drive
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.metrics import documented

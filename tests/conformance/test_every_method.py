@@ -7,13 +7,14 @@ import pytest
 import torch
 import yaml
 
-from anypolicy import catalogue, training
+from anypolicy import catalogue
 from anypolicy.compose import STAGES, compose
 from anypolicy.data.batch import TOKEN_FIELDS, from_groups
+from anypolicy.families import language as training
+from anypolicy.families.language import Settings
 from anypolicy.runs.metrics import documented
 from anypolicy.runs.recipes import alike
-from anypolicy.tasks.base import Score
-from anypolicy.training import Settings
+from anypolicy.tasks.language.base import Score
 from tests.helpers import lock_loop
 
 METHODS = sorted(catalogue.methods())

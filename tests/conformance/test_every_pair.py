@@ -11,7 +11,7 @@ import torch
 from anypolicy import catalogue
 from anypolicy.compose import STAGES, compose
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import check, stages
+from anypolicy.stages.checks import check, stages
 from tests.helpers import lock_loop
 
 METHODS = sorted(catalogue.methods())

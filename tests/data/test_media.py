@@ -15,18 +15,18 @@ from anypolicy.engines.base import Request, Sampling, ask
 from anypolicy.engines.denoising import DenoisingEngine
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
-from anypolicy.loops.beside import sequence_kl
-from anypolicy.loops.evaluate import evaluate
+from anypolicy.evaluation.language import evaluate
+from anypolicy.evaluation.reference import sequence_kl
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.recipe import World
-from anypolicy.loops.recorded import recorded_group
-from anypolicy.loops.reference import row_names
-from anypolicy.loops.stages import DropSolved
-from anypolicy.loops.targets import reference_target
-from anypolicy.policies.base import Sees
-from anypolicy.policies.masked_diffusion import small_denoiser
-from anypolicy.policies.table import TablePolicy
-from anypolicy.tasks.base import Score
+from anypolicy.policies.language.base import Sees
+from anypolicy.policies.language.masked_diffusion import small_denoiser
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.stages.common import DropSolved
+from anypolicy.stages.recipe import World
+from anypolicy.stages.recorded import recorded_group
+from anypolicy.stages.reference import row_names
+from anypolicy.stages.targets import reference_target
+from anypolicy.tasks.language.base import Score
 from tests.helpers import segment
 
 

@@ -9,8 +9,8 @@ from anypolicy.data.records import Group, Prompt, Trajectory, from_json, to_json
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.denoising import DenoisingEngine, schedule
 from anypolicy.errors import InputError
-from anypolicy.policies.base import Scores
-from anypolicy.policies.masked_diffusion import small_denoiser
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.masked_diffusion import small_denoiser
 
 MASK, EOS = 10, 9
 

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.engines.snapshots import put_back, snapshot
 from anypolicy.errors import InputError
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.control.environments import load_environment
 
 
 class Counter(gymnasium.Env):

@@ -15,9 +15,9 @@ from anypolicy.data.transitions import concatenate
 from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError
 from anypolicy.loops.control import transitions
-from anypolicy.tasks.chunks import in_chunks
-from anypolicy.tasks.environments import load_environment
-from anypolicy.tasks.scripted import record
+from anypolicy.tasks.control.chunks import in_chunks
+from anypolicy.tasks.control.environments import load_environment
+from anypolicy.tasks.control.scripted import record
 
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
 

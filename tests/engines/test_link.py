@@ -10,14 +10,14 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from anypolicy.apart import Pace, act, learn, train_apart
 from anypolicy.cli import main
-from anypolicy.control import ControlSettings, World, plan
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines import link, wire
 from anypolicy.engines.link import ActorEnd, LearnerEnd, config_hash
 from anypolicy.engines.wire import NONCE, introduce, make_secret, proof, receive, send
 from anypolicy.errors import InputError
+from anypolicy.families.actor_and_learner import Pace, act, learn, train_apart
+from anypolicy.families.control import ControlSettings, World, plan
 from anypolicy.loops.control import weights_of
 from anypolicy.runs.directory import RunDirectory
 

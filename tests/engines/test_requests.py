@@ -9,7 +9,7 @@ from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
-from anypolicy.policies.transformer import small_transformer
+from anypolicy.policies.language.transformer import small_transformer
 
 CONTEXT = np.array([3, 4, 5], np.int64)
 

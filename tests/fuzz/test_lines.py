@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anypolicy.filtration import filtration_table, read_scores
-from anypolicy.tasks.environments import load_environment
-from anypolicy.tasks.load import load_task, parse
-from anypolicy.tasks.load_pictures import load_pictures
-from anypolicy.tasks.preferences import load_pairs
+from anypolicy.studies.filtration import filtration_table, read_scores
+from anypolicy.tasks.arguments import parse
+from anypolicy.tasks.control.environments import load_environment
+from anypolicy.tasks.diffusion.load import load_pictures
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.preferences import load_pairs
 from tests.fuzz.harness import allowed, broken_lines, cases, found
 
 U, A = {"role": "user", "content": "what is 1+1?"}, {"role": "assistant", "content": "2"}

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from anypolicy.data.arrays import load_arrays
 from anypolicy.data.demonstrations import Episode, save_episodes
-from anypolicy.exact import solve
-from anypolicy.inspection import inspect
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import load_environment
-from anypolicy.tasks.linear_plants import load_plant
-from anypolicy.tasks.off_policy import from_file as log_of
-from anypolicy.tasks.one_sided import load as stream_of
-from anypolicy.tasks.reward_free import from_file as kernels_of
+from anypolicy.families.exact import solve
+from anypolicy.studies.inspection import inspect
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import load_environment
+from anypolicy.tasks.exact.linear_plants import load_plant
+from anypolicy.tasks.exact.off_policy import from_file as log_of
+from anypolicy.tasks.exact.one_sided import load as stream_of
+from anypolicy.tasks.exact.reward_free import from_file as kernels_of
 from tests.fuzz.harness import (
     allowed,
     broken,

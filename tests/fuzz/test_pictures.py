@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from anypolicy.tasks.load import load_task
-from anypolicy.tasks.load_pictures import load_pictures
+from anypolicy.tasks.diffusion.load import load_pictures
+from anypolicy.tasks.language.load import load_task
 from tests.fuzz.harness import allowed, broken, broken_lines, cases, found, lines, npy, npy_of, npys
 
 FORMATS = (

@@ -13,18 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anypolicy.control import ControlSettings, learner_for, load_controller, plan, save_controller
 from anypolicy.data.records import Prompt
+from anypolicy.families.control import ControlSettings, learner_for, load_controller, plan, save_controller
 from anypolicy.methods.control.bc import saved_policy
 from anypolicy.methods.exact.lipschitz_certificate import trained
-from anypolicy.policies.causal_lm import CausalLM
-from anypolicy.policies.denoisers import PointDiffusion
-from anypolicy.policies.image_models import UNetModel, load_model
-from anypolicy.policies.load import load_policy
-from anypolicy.policies.picture_reader import PictureReader, Sizes
-from anypolicy.policies.reward_model import RewardModel
-from anypolicy.policies.table import TablePolicy
-from anypolicy.tasks.environments import load_environment
+from anypolicy.policies.diffusion.denoisers import PointDiffusion
+from anypolicy.policies.diffusion.image_models import UNetModel, load_model
+from anypolicy.policies.language.causal_lm import CausalLM
+from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.picture_reader import PictureReader, Sizes
+from anypolicy.policies.language.reward_model import RewardModel
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.tasks.control.environments import load_environment
 from tests.fuzz.harness import (
     allowed,
     broken,

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import anypolicy as ap
-from anypolicy import control, diffusion, reward_models, studies, training
+from anypolicy import studies
 from anypolicy.data.readers import yaml_value
 from anypolicy.evidence.claims import run_claim
-from anypolicy.inspection import inspect
+from anypolicy.families import control, diffusion, reward_models
+from anypolicy.families import language as training
 from anypolicy.runs.checkpoint import Position, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.studies.inspection import inspect
 from tests.fuzz.harness import allowed, broken, broken_lines, broken_safetensors, cases, edited, found, safetensors_of
 
 TINY = {"trackers": (), "threads": 1, "quiet": True}

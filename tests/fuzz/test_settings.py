@@ -12,22 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import anypolicy as ap
-from anypolicy import (
-    apart,
-    catalogue,
-    cli,
-    control,
-    datasets,
-    diffusion,
-    exact,
-    inspection,
-    revisions,
-    reward_models,
-    training,
-)
+from anypolicy import catalogue, cli
 from anypolicy.compose import compose
 from anypolicy.errors import finite, fits
-from anypolicy.filtration import Scored, collect_scores, filtration_table
+from anypolicy.families import actor_and_learner as apart
+from anypolicy.families import control, diffusion, exact, reward_models
+from anypolicy.families import language as training
+from anypolicy.studies import datasets, inspection, revisions
+from anypolicy.studies.filtration import Scored, collect_scores, filtration_table
 from tests.fuzz.harness import HUGE, allowed, cases, found, odd
 from tests.fuzz.test_numbers import recorded
 from tests.fuzz.test_runs import put

@@ -8,11 +8,11 @@ import torch
 from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
-from anypolicy.loops.beside import ordered_pairs, sequence_kl, token_kl
-from anypolicy.loops.recipe import World
-from anypolicy.policies.logits import Logits
-from anypolicy.policies.table import TablePolicy
-from anypolicy.tasks.tabular_lock import TabularLock
+from anypolicy.evaluation.reference import ordered_pairs, sequence_kl, token_kl
+from anypolicy.policies.language.logits import Logits
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.stages.recipe import World
+from anypolicy.tasks.language.tabular_lock import TabularLock
 
 
 def logits(*rows):

@@ -8,18 +8,19 @@ import pytest
 import torch
 import yaml
 
-from anypolicy import reward_models, training
 from anypolicy.compose import compose
 from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
-from anypolicy.engines.choose import engine_for
+from anypolicy.engines.of_policy import engine_for
 from anypolicy.errors import InputError
-from anypolicy.loops.lengths import check_lengths, fit_prompts
-from anypolicy.loops.recipe import World
-from anypolicy.loops.recorded import RecordedReward, RecordedRollout
-from anypolicy.policies.load import load_policy
-from anypolicy.policies.reward_model import RewardModel
-from anypolicy.tasks.load import load_task
+from anypolicy.families import language as training
+from anypolicy.families import reward_models
+from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.reward_model import RewardModel
+from anypolicy.stages.lengths import check_lengths, fit_prompts
+from anypolicy.stages.recipe import World
+from anypolicy.stages.recorded import RecordedReward, RecordedRollout
+from anypolicy.tasks.language.load import load_task
 
 SMALL = "transformer:layers=1,width=16,heads=2,context=64"
 RUN = {"policy": SMALL, "prompts": 2, "trackers": (), "quiet": True, "steps": 2, "max_tokens": 16}

@@ -7,9 +7,9 @@ import pytest
 from anypolicy import catalogue
 from anypolicy.compose import STAGES, compose
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import check, stages
-from anypolicy.loops.needs import Gives, Needs, union
 from anypolicy.methods.language.grpo import grpo
+from anypolicy.stages.checks import check, stages
+from anypolicy.stages.needs import Gives, Needs, union
 
 
 def test_a_misspelt_need_is_an_error_where_it_is_written():

@@ -10,13 +10,13 @@ from anypolicy.data.replay import NStep
 from anypolicy.errors import InputError
 from anypolicy.loops.control import load_tensors, tensors_of
 from anypolicy.loops.diffusion import Pool
-from anypolicy.loops.optimise import Updater
-from anypolicy.loops.recipe import Optimiser
-from anypolicy.loops.reference import CheckpointPool
-from anypolicy.loops.updates import adam, apply
 from anypolicy.methods.language.vade import ThompsonSampler
 from anypolicy.methods.preference.online_dpo import online_dpo
+from anypolicy.optimisers.step import adam, apply
+from anypolicy.optimisers.updater import Updater
 from anypolicy.parts.moments import Moments
+from anypolicy.stages.recipe import Optimiser
+from anypolicy.stages.reference import CheckpointPool
 from tests.helpers import lock_loop
 
 WRONG = {

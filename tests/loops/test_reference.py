@@ -7,11 +7,11 @@ import torch
 import yaml
 
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import check
-from anypolicy.loops.reference import CheckpointPool, Fixed, MovingAverage, PerRound, Reference
 from anypolicy.methods.language.rloo import rloo
 from anypolicy.methods.preference.online_dpo import online_dpo
-from anypolicy.policies.table import TablePolicy
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.stages.checks import check
+from anypolicy.stages.reference import CheckpointPool, Fixed, MovingAverage, PerRound, Reference
 from tests.helpers import lock_loop
 
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict
 
-from anypolicy.control import load_controller, resume, train_controller
 from anypolicy.data.replay import Replay
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
+from anypolicy.families.control import load_controller, resume, train_controller
 from anypolicy.loops.control import Acted, OffPolicyRecipe, tensors_of
 from anypolicy.loops.reset_free import Agents, ResetFreeLoop
 from anypolicy.runs import drive
 from anypolicy.runs.stop import Stopped
-from anypolicy.tasks.back_and_forth import BackAndForth
-from anypolicy.tasks.environments import EnvironmentTask, load_environment, space_of
+from anypolicy.tasks.control.back_and_forth import BackAndForth
+from anypolicy.tasks.control.environments import EnvironmentTask, load_environment, space_of
 from tests.helpers import StopAt
 
 

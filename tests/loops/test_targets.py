@@ -13,12 +13,12 @@ from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory, from_json, to_json
 from anypolicy.errors import InputError
 from anypolicy.loops.describe import describe, describe_targets
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.stages import Clip, DropSolved, GroupAdvantage, GroupRollout, PolicyLoss, VerifierReward
-from anypolicy.loops.targets import WithImitation, reference_target, resampled_target
 from anypolicy.parts.reduce import count, reduce
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
 from anypolicy.runs.metrics import documented
+from anypolicy.stages.common import Clip, DropSolved, GroupAdvantage, GroupRollout, PolicyLoss, VerifierReward
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.targets import WithImitation, reference_target, resampled_target
 from tests.helpers import batch_of, gradient, lock_loop, segment
 
 REWARDS = [[1.0, 0, 0, 0], [0.0, 0, 0, 0], [1.0, 1, 1, 1]]

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode
 
 from anypolicy.engines.environments import Environments
 from anypolicy.loops.control import Acted, OnPolicyLoop, OnPolicyRecipe
-from anypolicy.tasks.environments import Space, load_environment
+from anypolicy.tasks.control.environments import Space, load_environment
 from tests.engines.test_environments import vector
 
 

@@ -10,12 +10,12 @@ from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.errors import InputError
+from anypolicy.families.language import fit, reference_of
 from anypolicy.loops.describe import describe
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.stages import DropSolved, SumReward, VerifierReward, call_reward
-from anypolicy.tasks.tabular_lock import TabularLock
-from anypolicy.training import fit, reference_of
+from anypolicy.stages.common import DropSolved, SumReward, VerifierReward, call_reward
+from anypolicy.stages.needs import Needs
+from anypolicy.tasks.language.tabular_lock import TabularLock
 from tests.helpers import lock_loop, segment
 
 

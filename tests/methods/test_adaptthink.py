@@ -13,17 +13,17 @@ from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
-from anypolicy.loops.evaluate import evaluate
+from anypolicy.evaluation.language import evaluate
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.recipe import World
-from anypolicy.loops.stages import Clip, PolicyLoss
 from anypolicy.methods.language.adaptthink import Marks, adaptthink, advantage, choice_logp, shares
 from anypolicy.parts.surrogate import product_ratio, sequence_ratio
-from anypolicy.policies.base import Scores
-from anypolicy.policies.table import TablePolicy
-from anypolicy.policies.transformer import small_transformer
-from anypolicy.tasks.base import Score
-from anypolicy.tasks.digit_chain import END, EOS, EQUALS, START, DigitChain
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.policies.language.transformer import small_transformer
+from anypolicy.stages.common import Clip, PolicyLoss
+from anypolicy.stages.recipe import World
+from anypolicy.tasks.language.base import Score
+from anypolicy.tasks.language.digit_chain import END, EOS, EQUALS, START, DigitChain
 from tests.helpers import LastTokenLock, batch_of, lock_loop, segment
 
 NEW = [-9.2, -0.1, -0.2, -0.3, -0.05]

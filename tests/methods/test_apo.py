@@ -9,7 +9,6 @@ import torch
 from anypolicy.compose import compose
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.loops.stages import GroupAdvantage
 from anypolicy.methods.language.apo import (
     AsymmetricLoss,
     LengthAwareAdvantage,
@@ -21,7 +20,8 @@ from anypolicy.methods.language.apo import (
 from anypolicy.methods.language.ngrpo import CalibratedAdvantage
 from anypolicy.parts.kl import kl
 from anypolicy.parts.reduce import reduce
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.common import GroupAdvantage
 from tests.helpers import batch_of, lock_loop
 
 KAPPA = {0: 1.0, 1 / 8: 0.288077, 2 / 8: 0.493165, 4 / 8: 0.743119, 7 / 8: 0.907310, 1: 1.0}

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from anypolicy.cli import main
-from anypolicy.control import ControlSettings, evaluate_run, plan, resume, train_controller
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.errors import InputError
+from anypolicy.families.control import ControlSettings, evaluate_run, plan, resume, train_controller
 from anypolicy.loops.control import OfflineLoop, tensors_of
 from anypolicy.methods.control.bc import saved_policy
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.control.environments import load_environment
 
 TASK = "gym/Pendulum-v1:max_steps=20"
 SMALL = {"hidden": (16, 16), "batch": 16}

@@ -18,17 +18,17 @@ from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.denoising import DenoisingEngine
 from anypolicy.errors import InputError
 from anypolicy.evidence.memory import peak_saved_bytes
-from anypolicy.loops.elbo import elbo_samples
+from anypolicy.families.language import fit
 from anypolicy.methods.language.bgpo import BoundLoss, bgpo, bound, elbo_ratio
 from anypolicy.methods.language.diffu_grpo import OnePassLoss, prompt_masks
 from anypolicy.methods.language.vrpo_ol import RatioLoss
 from anypolicy.parts.advantages import group_normalise
 from anypolicy.parts.elbo import elbo_sample, random_mask
-from anypolicy.policies.masked_diffusion import small_denoiser
-from anypolicy.policies.table import TablePolicy
-from anypolicy.tasks.base import Score
-from anypolicy.tasks.tiny_add import TinyAdd
-from anypolicy.training import fit
+from anypolicy.policies.language.masked_diffusion import small_denoiser
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.stages.elbo import elbo_samples
+from anypolicy.tasks.language.base import Score
+from anypolicy.tasks.language.tiny_add import TinyAdd
 from tests.helpers import lock_loop, segment
 
 D = (0.3, -0.1, 0.05, -0.4)
@@ -330,7 +330,7 @@ def test_groups_without_signal_cost_no_pass():
 
 def test_a_group_of_one_has_no_advantage_and_is_refused():
     assert group_normalise(torch.tensor([1.0]), torch.tensor([0]), std="population").tolist() == [0.0]
-    from anypolicy.loops.checks import check
+    from anypolicy.stages.checks import check
 
     with pytest.raises(InputError, match="at least 2"):
         check(bgpo(group_size=1), 8)

@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import anypolicy as ap
-from anypolicy import catalogue, reward_models
+from anypolicy import catalogue
 from anypolicy.cli import main
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
-from anypolicy.loops.preference import calibrate, pair_scores
+from anypolicy.families import reward_models
+from anypolicy.loops.reward_model import calibrate, pair_scores
 from anypolicy.methods.supervised.bradley_terry import BradleyTerry, bradley_terry, preference_loss
-from anypolicy.policies.reward_model import RewardModel
+from anypolicy.policies.language.reward_model import RewardModel
 from anypolicy.runs.metrics import documented
-from anypolicy.tasks.preferences import load_pairs
+from anypolicy.tasks.language.preferences import load_pairs
 
 SMALL = {"policy": "transformer:layers=1,width=32,heads=4,context=48", "lr": 3e-3, "trackers": (), "threads": 1}
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from anypolicy.errors import InputError
-from anypolicy.loops.stages import Clip, NoClip, PolicyLoss
 from anypolicy.methods.language.cispo import ClippedWeight, cispo
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.common import Clip, NoClip, PolicyLoss
 from tests.methods.test_dpo import example, filled
 
 OLD = [[-1.0, -2.0, -0.5], [-0.7, -1.5]]

@@ -7,23 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import training
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import check
+from anypolicy.families import language as training
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import World
-from anypolicy.loops.stages import GroupAdvantage, VerifierReward
-from anypolicy.loops.targets import resampled_target
 from anypolicy.methods.language.cog_rethinker import WRITTEN, FallbackRollout, cog_rethinker, retrieve, worded
 from anypolicy.methods.language.dapo import dapo
 from anypolicy.parts.retrieval import bm25
-from anypolicy.policies.base import Scores
-from anypolicy.tasks.base import Score
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.checks import check
+from anypolicy.stages.common import GroupAdvantage, VerifierReward
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import World
+from anypolicy.stages.targets import resampled_target
+from anypolicy.tasks.language.base import Score
 from tests.helpers import lock_loop, segment
 
 DOCUMENTS = ["sum of two primes", "area of a circle", "sum of digits of a prime"]

@@ -17,7 +17,7 @@ from anypolicy.methods.exact.context_semi_bandit_ftpl import (
 )  # fmt: skip
 from anypolicy.parts.fairness import best_fair_mixture, gaps
 from anypolicy.parts.one_sided import resampled_mean
-from anypolicy.tasks.one_sided import Cases, Halfspaces, halfspaces
+from anypolicy.tasks.exact.one_sided import Cases, Halfspaces, halfspaces
 
 
 @settings(max_examples=200)

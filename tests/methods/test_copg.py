@@ -8,13 +8,11 @@ import pytest
 import torch
 import yaml
 
-from anypolicy import training
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import check
-from anypolicy.loops.recorded import RecordedRollout, recorded
+from anypolicy.families import language as training
 from anypolicy.methods.language.copg import (
     ContrastiveLoss,
     Replay,
@@ -24,8 +22,10 @@ from anypolicy.methods.language.copg import (
     regularised_reward,
 )
 from anypolicy.parts.advantages import leave_one_out
-from anypolicy.policies.base import Scores
-from anypolicy.policies.table import TablePolicy
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.stages.checks import check
+from anypolicy.stages.recorded import RecordedRollout, recorded
 from tests.helpers import batch_of, lock_loop, segment
 
 BETA, R = 0.5, torch.tensor([2.5, 2.0, 1.0], dtype=torch.float64)

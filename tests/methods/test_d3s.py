@@ -14,14 +14,14 @@ from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.recipe import World
-from anypolicy.loops.stages import GroupAdvantage, PolicyLoss
 from anypolicy.methods.language.d3s import DualLevelSelection, between, d3s, spread_subset, top_tokens
 from anypolicy.parts.advantages import group_normalise
-from anypolicy.policies.base import Scores
-from anypolicy.policies.table import TablePolicy
-from anypolicy.policies.transformer import small_transformer
-from anypolicy.tasks.tabular_lock import TabularLock
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.policies.language.transformer import small_transformer
+from anypolicy.stages.common import GroupAdvantage, PolicyLoss
+from anypolicy.stages.recipe import World
+from anypolicy.tasks.language.tabular_lock import TabularLock
 from tests.helpers import batch_of, lock_loop
 
 GROUPS = [[1.0, 0, 0, 0], [1.0, 1, 0, 0], [1.0, 1, 1, 0], [0.0, 0, 0, 0]]

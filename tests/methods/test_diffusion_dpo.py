@@ -7,7 +7,7 @@ from anypolicy.errors import InputError
 from anypolicy.loops.diffusion import Batch
 from anypolicy.methods.diffusion.diffusion_dpo import diffusion_dpo
 from anypolicy.parts.preference import diffusion_margin, sigmoid
-from anypolicy.policies.denoisers import PointDiffusion, copied, error_of
+from anypolicy.policies.diffusion.denoisers import PointDiffusion, copied, error_of
 
 
 def worked(m_w, m_l, ref_w, ref_l, beta):

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import studies, training
+from anypolicy import studies
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
-from anypolicy.loops.pairs import PairLoss, preferences, with_pairs
+from anypolicy.families import language as training
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
-from anypolicy.policies.base import Scores
-from anypolicy.policies.load import load_policy
-from anypolicy.policies.transformer import small_transformer
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.transformer import small_transformer
 from anypolicy.runs.directory import read_lines
-from anypolicy.tasks.load import load_task
+from anypolicy.stages.pairs import PairLoss, preferences, with_pairs
+from anypolicy.tasks.language.load import load_task
 from tests.helpers import lock_loop, segment
 
 POLICY = "transformer:layers=1,width=16,heads=2"
@@ -243,7 +244,7 @@ def test_the_stream_of_a_run_in_two_parts_is_that_of_the_whole_run(tmp_path):
 
 
 def test_a_shuffled_window_keeps_batches_whole():
-    from anypolicy.loops.recorded import StreamSampler
+    from anypolicy.stages.recorded import StreamSampler
 
     order = StreamSampler(4).begin(22, 0)
     drawn = [order.draw(2, s, 0) for s in range(11)]

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import training
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
-from anypolicy.loops.pairs import PairLoss
-from anypolicy.loops.recipe import World
-from anypolicy.loops.reference import Fixed, PerRound
+from anypolicy.families import language as training
 from anypolicy.methods.preference.dpo import Sigmoid
 from anypolicy.methods.preference.drift import FixedNegativePairs, drift, gradient_bound, pair_weight, request
 from anypolicy.methods.preference.spin import spin
-from anypolicy.policies.base import Scores
-from anypolicy.policies.load import load_policy
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.load import load_policy
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.load import load_task
+from anypolicy.stages.pairs import PairLoss
+from anypolicy.stages.recipe import World
+from anypolicy.stages.reference import Fixed, PerRound
+from anypolicy.tasks.language.load import load_task
 from tests.helpers import lock_loop, segment
 
 POLICY = "transformer:layers=1,width=16,heads=2,context=768"

@@ -8,25 +8,25 @@ import pytest
 import torch
 from torch import nn
 
-from anypolicy import control
 from anypolicy.cli import main
-from anypolicy.control import ControlSettings, plan, resume, train_controller
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.families import control
+from anypolicy.families.control import ControlSettings, plan, resume, train_controller
 from anypolicy.loops.control import tensors_of
 from anypolicy.methods.control import dsrl
 from anypolicy.methods.control.dsrl_sac import NoiseSpace
 from anypolicy.methods.control.sac import SoftActorCritic
 from anypolicy.parts.squashed import squashed
 from anypolicy.parts.td import n_step
-from anypolicy.policies.frozen import Cloned
-from anypolicy.policies.generative import MeanPolicy, generative
-from anypolicy.policies.mlp import MLP, q_values
-from anypolicy.policies.steered import Steered
+from anypolicy.policies.control.cloned import Cloned
+from anypolicy.policies.control.generative import MeanPolicy, generative
+from anypolicy.policies.control.mlp import MLP, q_values
+from anypolicy.policies.control.steered import Steered
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
-from anypolicy.tasks.chunks import Chunks
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import Space, load_environment
+from anypolicy.tasks.control.chunks import Chunks
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import Space, load_environment
 
 SPACE = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SMALL = {"hidden": (16, 16), "base_hidden": (16, 16), "denoising_steps": 4}

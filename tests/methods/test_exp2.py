@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from anypolicy import catalogue
 from anypolicy.cli import main
 from anypolicy.errors import InputError
-from anypolicy.exact import solve
+from anypolicy.families.exact import solve
 from anypolicy.loops.one_sided import History, Naive, full_label_weights, run
 from anypolicy.methods.exact.exp2 import Exp2, exp2, exp2_step
 from anypolicy.parts.fairness import best_fair_mixture, gaps, objections
@@ -32,7 +32,7 @@ from anypolicy.parts.one_sided import (
     theory_rate,
     violation_bound,
 )  # fmt: skip
-from anypolicy.tasks.one_sided import Cases, Halfspaces, halfspaces, load
+from anypolicy.tasks.exact.one_sided import Cases, Halfspaces, halfspaces, load
 
 SEEDS = st.integers(0, 2**32 - 1)
 ROWS = np.array([[True, False, True], [False, True, True]])  # cases, rules: h_0 = (1, 0), h_1 = (0, 1), h_2 = (1, 1)

@@ -9,15 +9,15 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from anypolicy.cli import main
-from anypolicy.control import ControlSettings, World, plan, resume, train_controller
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.families.control import ControlSettings, World, plan, resume, train_controller
 from anypolicy.loops.control import tensors_of
 from anypolicy.methods.control import expo_expressive as expo
 from anypolicy.parts.td import soft_target
-from anypolicy.policies.frozen import Cloned
-from anypolicy.policies.mlp import q_values
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.cloned import Cloned
+from anypolicy.policies.control.mlp import q_values
+from anypolicy.tasks.control.environments import Space
 
 SPACE = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SMALL = {"hidden": (16, 16), "ensemble": 4, "samples": 3, "edits": 2}

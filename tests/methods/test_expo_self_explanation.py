@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import training
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.errors import InputError
-from anypolicy.loops.recipe import World
-from anypolicy.loops.stages import GroupAdvantage, GroupRollout, PolicyLoss
+from anypolicy.families import language as training
 from anypolicy.methods.language.expo_self_explanation import (
     ExplanationLoss,
     SelfExplanation,
@@ -25,9 +23,11 @@ from anypolicy.methods.language.expo_self_explanation import (
     expo_self_explanation,
 )
 from anypolicy.methods.language.grpo import grpo
-from anypolicy.policies.base import Scores
-from anypolicy.policies.load import load_policy
-from anypolicy.tasks.load import load_task
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.load import load_policy
+from anypolicy.stages.common import GroupAdvantage, GroupRollout, PolicyLoss
+from anypolicy.stages.recipe import World
+from anypolicy.tasks.language.load import load_task
 from tests.helpers import lock_loop, segment
 
 D = torch.float64

@@ -14,13 +14,13 @@ from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import World
-from anypolicy.loops.stages import VerifierReward
 from anypolicy.methods.language.grao import AlignmentLoss, ComparedAdvantage, ComparedReward, ReferenceRollout, grao
-from anypolicy.policies.base import Scores
-from anypolicy.policies.load import load_policy
-from anypolicy.tasks.load import load_task
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.load import load_policy
+from anypolicy.stages.common import VerifierReward
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import World
+from anypolicy.tasks.language.load import load_task
 from tests.helpers import lock_loop, segment
 
 L_O, L_Y = (-0.5, -1.0, -0.8, -1.2), -2.0

@@ -6,14 +6,14 @@ import json
 import pytest
 import torch
 
-from anypolicy.control import ControlSettings, plan
-from anypolicy.control import World as ControlWorld
+from anypolicy.families.control import ControlSettings, plan
+from anypolicy.families.control import World as ControlWorld
 from anypolicy.loops.trajectories import flat
 from anypolicy.methods.control.harpg import HessianAided, between, harpg
 from anypolicy.methods.control.npg_igt import npg_igt
 from anypolicy.parts.direction import Plain, Step, Trail, ascend, begin
 from anypolicy.parts.score import hessian_product, positions, score_gradient
-from anypolicy.tasks.linear_quadratic import HORIZON, Oracle, logp, mean_returns, sample
+from anypolicy.tasks.control.linear_quadratic import HORIZON, Oracle, logp, mean_returns, sample
 from tests.methods.test_npg_igt import BOX, CHOICES, quadratic, rollout
 
 __all__ = ["quadratic"]

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from anypolicy import exact
 from anypolicy.cli import main
 from anypolicy.errors import InputError
+from anypolicy.families import exact
 from anypolicy.methods.exact.horizon_free_rfe import (
     HFConfig,
     beta_theory,
@@ -23,8 +23,8 @@ from anypolicy.methods.exact.horizon_free_rfe import (
 )
 from anypolicy.parts import mdp
 from anypolicy.parts.mixture import LinearMixtureModel, norm
-from anypolicy.tasks.mixtures import TableEnvironment, corridor, hard, random_mixture
-from anypolicy.tasks.reward_free import goal_rewards, random_rewards
+from anypolicy.tasks.exact.mixtures import TableEnvironment, corridor, hard, random_mixture
+from anypolicy.tasks.exact.reward_free import goal_rewards, random_rewards
 
 PHI = np.array([(0.6, 0.2), (0.4, 0.1), (0.2, 0.05)])
 THETA = np.array([(0.9, 0.5), (0.8, 0.6), (1.0, 0.4)])

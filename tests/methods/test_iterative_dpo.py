@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from anypolicy.loops.reference import Fixed, PerRound
 from anypolicy.methods.preference.iterative_dpo import iterative_dpo
+from anypolicy.stages.reference import Fixed, PerRound
 from tests.helpers import lock_loop
 
 

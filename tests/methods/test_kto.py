@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from anypolicy import training
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import check
+from anypolicy.families import language as training
 from anypolicy.methods.preference.kto import KahnemanTversky, kto, mismatched
-from anypolicy.policies.base import Scores
-from anypolicy.tasks.load import load_task
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.checks import check
+from anypolicy.tasks.language.load import load_task
 from tests.helpers import lock_loop
 from tests.methods.test_dpo import CHOSEN, REF_CHOSEN, REF_REJECTED, REJECTED, example, filled
 

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from anypolicy import control, exact
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
+from anypolicy.families import control, exact
 from anypolicy.methods.control.lipschitz_bc import lipschitz_bc
 from anypolicy.methods.exact.lipschitz_certificate import (
     Runs,
@@ -20,8 +20,8 @@ from anypolicy.methods.exact.lipschitz_certificate import (
     reports,
     trained,
 )
-from anypolicy.policies.lipschitz import LipschitzMLP
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.lipschitz import LipschitzMLP
+from anypolicy.tasks.control.environments import Space
 
 BOX = Space(3, 2, False, (-1.0,) * 2, (1.0,) * 2)
 

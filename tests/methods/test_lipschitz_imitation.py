@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from anypolicy import exact
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.errors import InputError
+from anypolicy.families import exact
 from anypolicy.methods.exact.lipschitz import Study, lipschitz_imitation, reports
 from anypolicy.parts.lipschitz import (
     choose_alpha,
@@ -28,9 +28,9 @@ from anypolicy.parts.lipschitz import (
     tube_radius,
 )
 from anypolicy.parts.reports import Solution
-from anypolicy.policies.lipschitz import Extension, LipschitzMLP, fit
-from anypolicy.policies.mlp import maxmin
-from anypolicy.tasks.linear_plants import (
+from anypolicy.policies.control.lipschitz import Extension, LipschitzMLP, fit
+from anypolicy.policies.control.mlp import maxmin
+from anypolicy.tasks.exact.linear_plants import (
     costly,
     directions,
     double_integrator,

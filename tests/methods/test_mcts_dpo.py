@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import studies, training
+from anypolicy import studies
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.errors import InputError
-from anypolicy.loops.pairs import PairLoss
+from anypolicy.families import language as training
 from anypolicy.methods.preference.dpo import Sigmoid
 from anypolicy.methods.preference.mcts_dpo import StepPairs, VisitSmoothed, mcts_dpo
 from anypolicy.parts.preference import soft_sigmoid
@@ -36,8 +36,9 @@ from anypolicy.parts.tree_search import (
     visit_noise,
     walk,
 )
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
 from anypolicy.runs.directory import read_lines
+from anypolicy.stages.pairs import PairLoss
 from tests.helpers import lock_loop, segment
 
 # --- numbers of a state ----------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.errors import InputError
-from anypolicy.loops.elbo import elbo_samples
 from anypolicy.methods.supervised.mdlm import EvidenceLoss, filled
-from anypolicy.policies.masked_diffusion import small_denoiser
+from anypolicy.policies.language.masked_diffusion import small_denoiser
+from anypolicy.stages.elbo import elbo_samples
 from tests.helpers import lock_loop, segment
 
 

@@ -8,8 +8,8 @@ import torch
 
 from anypolicy.compose import compose
 from anypolicy.errors import InputError
-from anypolicy.loops.stages import Clip, KeepAll, PolicyLoss
 from anypolicy.methods.language.ngrpo import CalibratedAdvantage, ngrpo
+from anypolicy.stages.common import Clip, KeepAll, PolicyLoss
 from tests.helpers import batch_of, gradient
 
 WANT = {0: (None, -0.333332), 1: (1.763830, -0.503951), 2: (1.333331, -0.666665), 3: (1.054091, -0.843272),

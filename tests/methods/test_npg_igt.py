@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from anypolicy import catalogue
-from anypolicy.control import ControlSettings, plan, resume, train_controller
-from anypolicy.control import World as ControlWorld
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.families.control import ControlSettings, plan, resume, train_controller
+from anypolicy.families.control import World as ControlWorld
 from anypolicy.loops.trajectories import flat
 from anypolicy.methods.control.npg_igt import GradientTransport, lookahead, npg_igt
 from anypolicy.parts.direction import Momentum, Plain, Step, Trail, ascend, begin
-from anypolicy.tasks.environments import Space
-from anypolicy.tasks.linear_quadratic import LinearQuadratic, Oracle, mean_returns, optimum, value
+from anypolicy.tasks.control.environments import Space
+from anypolicy.tasks.control.linear_quadratic import LinearQuadratic, Oracle, mean_returns, optimum, value
 
 CHOICES = Space(3, 2, True)
 BOX = Space(2, 1, False, (-5.0,), (5.0,))

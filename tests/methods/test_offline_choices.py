@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from anypolicy.cli import main
-from anypolicy.control import ControlSettings, World, plan, resume, train_controller
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.families.control import ControlSettings, World, plan, resume, train_controller
 from anypolicy.loops.control import OfflineLoop, OffPolicyLoop, tensors_of
 from anypolicy.methods.control.bcq import ConstrainedQ, allowed, cloning_loss, masked
 from anypolicy.methods.control.bve import BehaviourValue, with_next_action
@@ -20,9 +20,9 @@ from anypolicy.methods.control.mce import ReturnRegression, monte_carlo, with_re
 from anypolicy.methods.control.qr_dqn import QuantileQ, quantile_loss
 from anypolicy.methods.control.rem import EnsembleMixture, mixed, mixture
 from anypolicy.parts.choices import best, copy_every, double_target, epsilon_greedy, falling, huber, taken
-from anypolicy.policies.actors import CategoricalActor
-from anypolicy.policies.mlp import MLP
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.actors import CategoricalActor
+from anypolicy.policies.control.mlp import MLP
+from anypolicy.tasks.control.environments import Space
 
 SPACE, BOX = Space(3, 4, True), Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 RNG = torch.Generator

@@ -17,7 +17,7 @@ from anypolicy.methods.control.dqn import DoubleQ
 from anypolicy.methods.control.mce import ReturnRegression
 from anypolicy.methods.control.qr_dqn import QuantileQ, quantile_loss
 from anypolicy.methods.control.rem import EnsembleMixture
-from anypolicy.tasks.environments import Space
+from anypolicy.tasks.control.environments import Space
 
 SPACE, N = Space(3, 4, True), 24
 ROWS = torch.arange(N)

@@ -3,8 +3,8 @@
 import torch
 
 from anypolicy.data.records import Group, Prompt, Trajectory
-from anypolicy.loops.needs import Needs
 from anypolicy.methods.preference.online_dpo import EndPenalty, online_dpo
+from anypolicy.stages.needs import Needs
 from tests.helpers import lock_loop, segment
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from anypolicy.errors import InputError
-from anypolicy.exact import solve
-from anypolicy.loops.beside import token_kl
-from anypolicy.loops.laboratory import (
+from anypolicy.evaluation.reference import token_kl
+from anypolicy.families.exact import solve
+from anypolicy.loops.preference_study import (
     BATCH,
     Trained,
     fixed,
@@ -34,7 +34,7 @@ from anypolicy.parts.log_linear import (
     policy,
     win_rate,
 )
-from anypolicy.policies.logits import Logits
+from anypolicy.policies.language.logits import Logits
 
 
 @pytest.fixture(scope="module")

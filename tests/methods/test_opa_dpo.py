@@ -7,16 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import training
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
+from anypolicy.families import language as training
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.recipe import World
-from anypolicy.loops.revised import (
+from anypolicy.methods.preference.dpo import Sigmoid, dpo
+from anypolicy.methods.preference.opa_dpo import IMAGE, LANGUAGE, TERMS, RevisionLoss, losses, opa_dpo, preferred
+from anypolicy.parts.preference import sigmoid
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.load import load_policy
+from anypolicy.runs.seeds import generator
+from anypolicy.stages.recipe import World
+from anypolicy.stages.revised import (
     Kind,
     generated_items,
     image_weight,
@@ -25,16 +31,10 @@ from anypolicy.loops.revised import (
     masked,
     revised_item,
 )
-from anypolicy.methods.preference.dpo import Sigmoid, dpo
-from anypolicy.methods.preference.opa_dpo import IMAGE, LANGUAGE, TERMS, RevisionLoss, losses, opa_dpo, preferred
-from anypolicy.parts.preference import sigmoid
-from anypolicy.policies.base import Scores
-from anypolicy.policies.load import load_policy
-from anypolicy.runs.seeds import generator
-from anypolicy.tasks.base import Revision
-from anypolicy.tasks.recorded import RecordedTask
-from anypolicy.tasks.revisions import revised, with_report
-from anypolicy.tasks.slots import Slots
+from anypolicy.tasks.language.base import Revision
+from anypolicy.tasks.language.recorded import RecordedTask
+from anypolicy.tasks.language.revisions import revised, with_report
+from anypolicy.tasks.language.slots import Slots
 from tests.helpers import lock_loop, segment
 
 LOG2 = math.log(2)
@@ -506,7 +506,7 @@ def test_its_loss_needs_its_rollout():
 
 
 def lock_check(recipe):
-    from anypolicy.loops.checks import check
+    from anypolicy.stages.checks import check
 
     check(recipe, 8)
 

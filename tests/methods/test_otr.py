@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-import anypolicy.policies.logits
+import anypolicy.policies.language.logits
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.errors import InputError
-from anypolicy.loops.targets import reference_target
 from anypolicy.methods.supervised.otr import draw, expected_loss, exploration, one_token_loss, otr
-from anypolicy.policies.base import Scores
-from anypolicy.policies.logits import Logits
-from anypolicy.policies.transformer import small_transformer
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.logits import Logits
+from anypolicy.policies.language.transformer import small_transformer
+from anypolicy.stages.targets import reference_target
 from tests.helpers import lock_loop, segment
 
 DATA = torch.tensor([0])
@@ -255,7 +255,7 @@ def test_logits_in_chunks_are_the_same_and_are_made_again_in_the_backward_pass(e
     for chunk in (256, 5):
         sizes = []
         head = policy.head
-        monkeypatch.setattr(anypolicy.policies.logits, "CHUNK", chunk)
+        monkeypatch.setattr(anypolicy.policies.language.logits, "CHUNK", chunk)
         monkeypatch.setattr(policy, "head", lambda x, head=head, sizes=sizes: sizes.append(len(x)) or head(x))
         policy.module.zero_grad()
         value = loss(policy.score(batch, 1.0, logits=True), batch).terms["one_token"]

@@ -8,13 +8,13 @@ import torch
 
 from anypolicy.compose import compose
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import check
+from anypolicy.families.language import fit
 from anypolicy.methods.language.pf_ppo import FilterByReward, pf_ppo
 from anypolicy.methods.language.ppo import ppo
 from anypolicy.parts.advantages import whiten
-from anypolicy.policies.load import load_policy
-from anypolicy.tasks.load import load_task
-from anypolicy.training import fit
+from anypolicy.policies.language.load import load_policy
+from anypolicy.stages.checks import check
+from anypolicy.tasks.language.load import load_task
 from tests.helpers import batch_of, lock_loop
 
 FIVE = [0.1, 0.9, -0.3, 0.2, 0.5]

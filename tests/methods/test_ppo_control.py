@@ -8,17 +8,17 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from anypolicy.control import train_controller
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
+from anypolicy.families.control import train_controller
 from anypolicy.loops.control import OnPolicyLoop
 from anypolicy.methods.control.ppo import ProximalPolicy, Samples, anneal, ppo_control, surrogate
 from anypolicy.parts.distributions import Categorical, Gaussian
 from anypolicy.parts.kl import kl
 from anypolicy.parts.surrogate import clipped, clipped_value_loss
-from anypolicy.policies.actors import CategoricalActor, GaussianActor
+from anypolicy.policies.control.actors import CategoricalActor, GaussianActor
 from anypolicy.runs.metrics import documented
-from anypolicy.tasks.environments import Space, load_environment
+from anypolicy.tasks.control.environments import Space, load_environment
 
 BOX = Space(5, 3, False, (-1.0,) * 3, (1.0,) * 3)
 

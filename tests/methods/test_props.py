@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from anypolicy import catalogue
-from anypolicy.control import train_controller
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
+from anypolicy.families.control import train_controller
 from anypolicy.loops.control import OnPolicyLoop
 from anypolicy.methods.control import props as module
 from anypolicy.methods.control.ppo import ppo_control
 from anypolicy.methods.control.props import avoidance, fitted_error, props, sampling_error
 from anypolicy.parts.distributions import Categorical, Gaussian
-from anypolicy.policies.actors import CategoricalActor, GaussianActor, likeliest_head
+from anypolicy.policies.control.actors import CategoricalActor, GaussianActor, likeliest_head
 from anypolicy.runs.metrics import documented
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.control.environments import load_environment
 
 
 def slope(pi, counts, clip=0.3):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.linalg import eigh
 
-from anypolicy import exact
 from anypolicy.cli import main
 from anypolicy.errors import InputError
+from anypolicy.families import exact
 from anypolicy.methods.exact.realizability import (
     misalignment,
     moments,
@@ -22,7 +22,7 @@ from anypolicy.methods.exact.realizability import (
 from anypolicy.parts import evaluation as ev
 from anypolicy.parts import mdp
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.evaluation_problems import EvaluationProblem, random_problem, three_state, two_state
+from anypolicy.tasks.exact.evaluation_problems import EvaluationProblem, random_problem, three_state, two_state
 
 
 def close(*values, tol=1e-6):

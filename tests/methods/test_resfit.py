@@ -5,15 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from anypolicy import control
 from anypolicy.data.replay import Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.families import control
 from anypolicy.methods.control import resfit as resfit_file
 from anypolicy.methods.control.resfit import executed, regression, resfit, residual
 from anypolicy.parts.td import n_step
-from anypolicy.policies.frozen import Cloned, Frozen, action_range, fixed_noise, scaled, unscaled
-from anypolicy.tasks.environments import Space, load_environment
+from anypolicy.policies.control.cloned import Cloned, Frozen, action_range, fixed_noise, scaled, unscaled
+from anypolicy.tasks.control.environments import Space, load_environment
 
 SPACE = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SMALL = {"hidden": (16,), "ensemble": 3, "base_hidden": (8,), "base_updates": 20, "denoising_steps": 2,

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from anypolicy import control
 from anypolicy.data.replay import Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.families import control
 from anypolicy.methods.control.rlpd import (
     PriorDataActorCritic,
     actor_loss,
@@ -20,8 +20,8 @@ from anypolicy.methods.control.rlpd import (
 from anypolicy.methods.control.sac import SoftActorCritic
 from anypolicy.parts.squashed import squashed
 from anypolicy.parts.td import critic_loss, soft_target
-from anypolicy.policies.mlp import q_values
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.mlp import q_values
+from anypolicy.tasks.control.environments import Space
 
 SPACE = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 Q_BAR = [[1.0, 2.0], [0.8, 2.5], [1.2, 1.5], [0.9, 3.0]]

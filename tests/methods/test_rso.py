@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from anypolicy import training
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.errors import InputError
-from anypolicy.loops.pairs import MakePairs, Pair, Responses
+from anypolicy.families import language as training
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
 from anypolicy.methods.preference.rso import Hinge, RejectionPairs, candidates, loss_of, rso
 from anypolicy.parts.pairing import make_pairs
 from anypolicy.parts.rejection import acceptance, pointwise, rejection_sample, tilted, without_order
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.load import load_task
+from anypolicy.stages.pairs import MakePairs, Pair, Responses
+from anypolicy.tasks.language.load import load_task
 from tests.helpers import lock_loop, segment
 
 R, BETA = [1.0, 0.5, 0.0, -1.0], 0.5

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import control
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.families import control
 from anypolicy.methods.control.sac import SoftActorCritic
 from anypolicy.parts.squashed import squashed
-from anypolicy.policies.mlp import q_values
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.mlp import q_values
+from anypolicy.tasks.control.environments import Space
 
 BOX = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 

@@ -8,8 +8,8 @@ import torch
 
 from anypolicy.compose import compose
 from anypolicy.errors import InputError
-from anypolicy.loops.stages import PolicyLoss
 from anypolicy.methods.language.sapo import SoftGate, gate_weight, soft_gate
+from anypolicy.stages.common import PolicyLoss
 from tests.helpers import batch_of, gradient
 
 

@@ -12,8 +12,8 @@ from anypolicy.methods.diffusion.diffusion_dpo import diffusion_dpo
 from anypolicy.methods.diffusion.diffusion_spin import diffusion_spin
 from anypolicy.methods.diffusion.seppo import flipped_margin, flipper, seppo
 from anypolicy.parts.preference import sigmoid
-from anypolicy.policies.denoisers import PointDiffusion, copied, pair_errors
-from anypolicy.tasks.ring8 import Points
+from anypolicy.policies.diffusion.denoisers import PointDiffusion, copied, pair_errors
+from anypolicy.tasks.diffusion.ring8 import Points
 
 BETTER, WORSE = (0.90, 1.00, 1.20, 1.10), (1.05, 1.00, 1.20, 1.10)
 """(m_w, m_ref,w, m_r, m_ref,r)"""

@@ -8,15 +8,15 @@ import torch
 from torch.nn.functional import softplus
 
 from anypolicy import catalogue
-from anypolicy.control import resume, train_controller
 from anypolicy.data.replay import Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.families.control import resume, train_controller
 from anypolicy.loops.control import tensors_of
 from anypolicy.methods.control.serl import Agent, actor_loss, critic_loss, temperature_loss
 from anypolicy.parts.squashed import squashed
 from anypolicy.parts.td import soft_target
-from anypolicy.tasks.environments import Space
+from anypolicy.tasks.control.environments import Space
 
 BOX = Space(4, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SEEING = Space(8 * 8 * 3 + 2, 2, False, (-1.0, -1.0), (1.0, 1.0), images=((8, 8, 3),))

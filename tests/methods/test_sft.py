@@ -12,14 +12,14 @@ from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import check
-from anypolicy.loops.evaluate import likelihood
-from anypolicy.loops.targets import reference_target
+from anypolicy.evaluation.language import likelihood
+from anypolicy.families.language import Settings, plan
 from anypolicy.methods.supervised.sft import NegativeLogLikelihood
-from anypolicy.policies.base import Scores
-from anypolicy.policies.table import TablePolicy
-from anypolicy.policies.transformer import small_transformer
-from anypolicy.training import Settings, plan
+from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.policies.language.transformer import small_transformer
+from anypolicy.stages.checks import check
+from anypolicy.stages.targets import reference_target
 from tests.helpers import lock_loop, segment
 
 

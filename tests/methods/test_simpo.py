@@ -7,11 +7,11 @@ import torch
 
 from anypolicy.compose import compose
 from anypolicy.errors import InputError
+from anypolicy.families.language import reference_of
 from anypolicy.loops.group import GroupLoop
-from anypolicy.loops.pairs import PairLoss
 from anypolicy.methods.preference.simpo import MeanMargin, simpo
-from anypolicy.policies.base import Scores
-from anypolicy.training import reference_of
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.pairs import PairLoss
 from tests.helpers import lock_loop
 from tests.methods.test_dpo import CHOSEN, REJECTED, example, filled
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from anypolicy.errors import InputError
-from anypolicy.loops.pairs import PairLoss
 from anypolicy.methods.preference.slic import Calibration, slic
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.pairs import PairLoss
 from tests.methods.test_dpo import CHOSEN, REJECTED, example, filled, worked
 
 

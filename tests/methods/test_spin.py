@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from anypolicy import training
 from anypolicy.errors import InputError
+from anypolicy.families import language as training
 from anypolicy.methods.preference.spin import spin
 from tests.helpers import lock_loop
 

@@ -20,9 +20,9 @@ from anypolicy.parts.frames import (
     to_base,
     to_tip,
 )
-from anypolicy.tasks.environments import load_environment
-from anypolicy.tasks.tip import tip
-from anypolicy.tasks.wall import DAMPING, MASS, STIFFNESS, WALL_STIFFNESS, wall
+from anypolicy.tasks.control.environments import load_environment
+from anypolicy.tasks.control.tip import tip
+from anypolicy.tasks.control.wall import DAMPING, MASS, STIFFNESS, WALL_STIFFNESS, wall
 
 
 def quarter(f64):

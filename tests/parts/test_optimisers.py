@@ -7,7 +7,7 @@ from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import draw
 from anypolicy.errors import InputError
 from anypolicy.parts.optimisers import make_optimiser
-from anypolicy.policies.mlp import MLP
+from anypolicy.policies.control.mlp import MLP
 
 
 @pytest.mark.parametrize(

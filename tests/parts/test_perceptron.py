@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from anypolicy.parts.perceptron import normalised_networks, relu_network
-from anypolicy.policies import mlp
-from anypolicy.policies.mlp import MLP
+from anypolicy.policies.control import mlp
+from anypolicy.policies.control.mlp import MLP
 
 
 @pytest.mark.parametrize("stack", [None, 3])

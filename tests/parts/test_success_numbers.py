@@ -13,8 +13,8 @@ from anypolicy.parts.success import (
     smoothed,
     success_reward,
 )
-from anypolicy.policies.classifier import SuccessClassifier, fit, vice_update
-from anypolicy.policies.image import ConvEncoder, Perception
+from anypolicy.policies.control.classifier import SuccessClassifier, fit, vice_update
+from anypolicy.policies.control.pictures import ConvEncoder, Perception
 
 
 def test_rewards_of_logits(f64):

@@ -29,10 +29,10 @@ from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import NativeEngine, draw
 from anypolicy.errors import InputError
 from anypolicy.parts import token_logp
-from anypolicy.policies import kernels, smollm2
-from anypolicy.policies.causal_lm import CausalLM
-from anypolicy.policies.load import load_policy
-from anypolicy.policies.transformer import small_transformer
+from anypolicy.policies.language import kernels, smollm2
+from anypolicy.policies.language.causal_lm import CausalLM
+from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.transformer import small_transformer
 
 SMALL = {"vocab_size": 61, "max_position_embeddings": 256, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
 HF = SMALL | {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -252,7 +252,7 @@ def test_without_a_compiler_the_models_own_cache_is_used(monkeypatch, capsys, tm
 
 
 def test_a_window_that_attention_does_not_hear_of_is_not_packed(monkeypatch, capsys):
-    import anypolicy.policies.packed as packed
+    import anypolicy.policies.language.packed as packed
 
     heard = packed.attend
     deaf = lambda *a, sliding_window=None, **k: heard(*a, **k)  # noqa: E731
@@ -442,8 +442,8 @@ def test_folder_without_weights(tmp_path):
 
 
 def test_master_weights_keep_what_bfloat16_would_lose():
-    from anypolicy.loops.optimise import Updater
-    from anypolicy.loops.recipe import Optimiser
+    from anypolicy.optimisers.updater import Updater
+    from anypolicy.stages.recipe import Optimiser
 
     p = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     updater = Updater(Optimiser("sgd", lr=1.0, grad_clip=None), {"policy": ([p], 1e-3)})
@@ -458,9 +458,9 @@ def test_master_weights_keep_what_bfloat16_would_lose():
 def test_bfloat16_tokens_of_the_current_weights_are_rescored():
     from anypolicy.compose import compose
     from anypolicy.loops.group import GroupLoop
-    from anypolicy.loops.recipe import World
-    from anypolicy.policies.transformer import small_transformer
-    from anypolicy.tasks.tiny_add import TinyAdd
+    from anypolicy.policies.language.transformer import small_transformer
+    from anypolicy.stages.recipe import World
+    from anypolicy.tasks.language.tiny_add import TinyAdd
 
     p = small_transformer(vocabulary=15, layers=1, width=16, heads=2, context_length=24, seed=0, eos_id=12, pad_id=14)
     p.module.to(torch.bfloat16)

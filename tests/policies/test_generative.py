@@ -6,8 +6,8 @@ import torch
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.policies.generative import candidates, clone, generative, imitate
-from anypolicy.policies.mlp import critics, q_values
+from anypolicy.policies.control.generative import candidates, clone, generative, imitate
+from anypolicy.policies.control.mlp import critics, q_values
 
 KINDS = ("flow", "ddim", "ddpm", "mean")
 

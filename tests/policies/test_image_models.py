@@ -6,12 +6,12 @@ import diffusers
 import pytest
 import torch
 
-from anypolicy import diffusion
 from anypolicy.errors import InputError
+from anypolicy.families import diffusion
 from anypolicy.loops.diffusion import Batch
 from anypolicy.methods.diffusion.seppo import seppo
-from anypolicy.policies.denoisers import PointDiffusion, copied, error_of, samples_of
-from anypolicy.policies.image_models import PipelineModel, UNetModel, load_model
+from anypolicy.policies.diffusion.denoisers import PointDiffusion, copied, error_of, samples_of
+from anypolicy.policies.diffusion.image_models import PipelineModel, UNetModel, load_model
 
 
 def tiny(seed=0):

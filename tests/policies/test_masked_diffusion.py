@@ -13,10 +13,10 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Request, Sampling
-from anypolicy.engines.choose import engine_for
+from anypolicy.engines.of_policy import engine_for
 from anypolicy.errors import InputError
-from anypolicy.policies.load import load_policy
-from anypolicy.policies.masked_diffusion import MaskedDiffusionLM, small_denoiser
+from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.masked_diffusion import MaskedDiffusionLM, small_denoiser
 from tests.helpers import segment
 
 MASK, EOS = 10, 9

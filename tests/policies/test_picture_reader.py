@@ -11,10 +11,10 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling, ask
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
-from anypolicy.loops.stages import group_of
-from anypolicy.policies.load import load_policy
-from anypolicy.policies.picture_reader import PictureReader, Sizes
+from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.picture_reader import PictureReader, Sizes
 from anypolicy.runs.seeds import generator
+from anypolicy.stages.common import group_of
 
 SIZES = Sizes(rows=3, numbers=4, vocabulary=6, length=4, layers=2, width=16, heads=2)
 

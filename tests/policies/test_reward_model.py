@@ -6,9 +6,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
-from anypolicy.policies.causal_lm import CausalLM
-from anypolicy.policies.load import load_policy
-from anypolicy.policies.reward_model import Calibration, RewardModel, rescale
+from anypolicy.policies.language.causal_lm import CausalLM
+from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.reward_model import Calibration, RewardModel, rescale
 from tests.policies.test_causal_lm import CONFIGS, policy
 
 SEQUENCES = [[5, 6, 7, 8, 9, 2], [10, 11], [12, 13, 14, 15, 2, 2, 2]]

@@ -5,7 +5,7 @@ import torch
 
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.policies.running import ReturnScale, Rollouts, RunningMoments
+from anypolicy.policies.control.statistics import ReturnScale, Rollouts, RunningMoments
 
 
 def steps(observation, terminated=0.0, truncated=0.0, reward=1.0):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from anypolicy import control
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.families import control
 from anypolicy.methods.control.sac import SoftActorCritic
-from anypolicy.policies.side_by_side import SideBySide
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.soft_actor_critics import SideBySide
+from anypolicy.tasks.control.environments import Space
 
 BOX = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SETTINGS = [{}, {"alpha_form": "alpha", "alpha": 0.3}, {"ensemble": 5, "hidden": (8, 8, 8)}, {"learn_alpha": False},

@@ -9,11 +9,11 @@ from transformers import ByT5Tokenizer
 from anypolicy.data.preferences import Preference
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
-from anypolicy.loops.preference import fit_pairs
-from anypolicy.policies.load import load_policy
-from anypolicy.policies.reward_model import RewardModel
-from anypolicy.policies.text import chat_end
-from anypolicy.policies.transformer import small_transformer
+from anypolicy.loops.reward_model import fit_pairs
+from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.reward_model import RewardModel
+from anypolicy.policies.language.text import chat_end
+from anypolicy.policies.language.transformer import small_transformer
 
 CHATML = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<assistant>{% endif %}")  # fmt: skip

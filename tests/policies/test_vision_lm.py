@@ -25,9 +25,9 @@ from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Sampling, ask
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
-from anypolicy.policies.load import load_policy
-from anypolicy.policies.small_vision import byte_tokenizer, word_tokenizer
-from anypolicy.policies.vision_lm import VisionLM, placed
+from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.small_vision import byte_tokenizer, word_tokenizer
+from anypolicy.policies.language.vision_lm import VisionLM, placed
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}:{% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE"

@@ -7,10 +7,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from anypolicy import training
 from anypolicy.errors import InputError
-from anypolicy.reward_models import RewardSettings
-from anypolicy.reward_models import plan as reward_plan
+from anypolicy.families import language as training
+from anypolicy.families.reward_models import RewardSettings
+from anypolicy.families.reward_models import plan as reward_plan
 from anypolicy.runs.digests import digests_of
 from anypolicy.runs.recipes import recipe_of, settings_from
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anypolicy import studies, training
+from anypolicy import studies
 from anypolicy.errors import InputError
+from anypolicy.families import language as training
 from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import FILES, FOLDERS, RunDirectory, append_line, read_lines
 from anypolicy.runs.files import make_place

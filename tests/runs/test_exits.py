@@ -9,15 +9,16 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from anypolicy import catalogue, training
+from anypolicy import catalogue
 from anypolicy.cli import main
 from anypolicy.data.records import Prompt
 from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError
-from anypolicy.loops.evaluate import verify
-from anypolicy.loops.stages import call_reward
+from anypolicy.families import language as training
 from anypolicy.runs.trackers import TrackerAdapter
-from anypolicy.tasks.environments import load_environment
+from anypolicy.stages.common import call_reward
+from anypolicy.tasks.control.environments import load_environment
+from anypolicy.tasks.language.verify import verify
 from tests.runs.test_stopping import driven, run  # noqa: F401
 
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from anypolicy import studies, training
+from anypolicy import studies
 from anypolicy.cli import main
+from anypolicy.families import language as training
 from anypolicy.runs.output import Lasting, lasting_output
 from tests.runs.test_resume import LOCK, result
 

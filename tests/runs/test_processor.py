@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anypolicy import training
+from anypolicy.families import language as training
 from anypolicy.runs import processor
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 import yaml
 
-from anypolicy import control, diffusion, reward_models, studies, training
+from anypolicy import studies
 from anypolicy.errors import InputError
+from anypolicy.families import control, diffusion, reward_models
+from anypolicy.families import language as training
 from anypolicy.runs.checkpoint import Position, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import (

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from anypolicy import training
 from anypolicy.errors import InputError
+from anypolicy.families import language as training
 from tests.forks import CommandLine
 
 LOCK = ["train", "ngrpo+vade", "--task", "tabular-lock", "--steps", "16", "--checkpoint-every", "3", "--trackers"]

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from anypolicy import control, training
+from anypolicy.families import control
+from anypolicy.families import language as training
 from anypolicy.runs import drive as driving
 from anypolicy.runs.checkpoint import Position, latest_checkpoint
 from anypolicy.runs.directory import RunDirectory

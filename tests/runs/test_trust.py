@@ -12,16 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from anypolicy import catalogue, control, datasets, diffusion, inspection, revisions, reward_models, studies, training
+from anypolicy import catalogue, studies
 from anypolicy.cli import main
 from anypolicy.errors import InputError
-from anypolicy.policies.load import load_policy
-from anypolicy.policies.reward_model import RewardModel
+from anypolicy.families import control, diffusion, reward_models
+from anypolicy.families import language as training
+from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.reward_model import RewardModel
 from anypolicy.runs import trust
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import MAY_CHANGE, recipe_of
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import load_environment
+from anypolicy.studies import datasets, inspection, revisions
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import load_environment
 
 SOURCES = Path(trust.__file__).parents[1]
 REFUSED = "did not name on this command"
@@ -404,13 +407,13 @@ PLACES = {
     "run_module": set(),
     "compile": {"sandbox/"},
     # of names that stand in our own tables
-    "import_module": {"__init__.py", "catalogue.py", "runs/trackers.py", "sandbox/scorers.py", "tasks/scripted.py",
-                      "tasks/environments.py", "tasks/one_sided.py"},
-    "make": {"tasks/environments.py", "tasks/back_and_forth.py", "tasks/reacher_sparse.py", "tasks/reward_free.py",
-             "tasks/pointmaze_sparse.py", "tasks/fetchreach_sparse.py"},
+    "import_module": {"__init__.py", "catalogue.py", "runs/trackers.py", "sandbox/scorers.py", "tasks/control/scripted.py",
+                      "tasks/control/environments.py", "tasks/exact/one_sided.py"},
+    "make": {"tasks/control/environments.py", "tasks/control/back_and_forth.py", "tasks/control/reacher_sparse.py", "tasks/exact/reward_free.py",
+             "tasks/control/pointmaze_sparse.py", "tasks/control/fetchreach_sparse.py"},
     # commands of our own
     "Popen": {"sandbox/"},
-    "run": {"sandbox/", "policies/smollm2.py", "policies/kernels.py", "evidence/provenance.py"},
+    "run": {"sandbox/", "policies/language/smollm2.py", "policies/language/kernels.py", "evidence/provenance.py"},
     "system": set(),
 }  # fmt: skip
 """Name of a call (of a module, where several have one of that name) → where it may stand."""
@@ -431,10 +434,10 @@ def test_code_and_commands_run_only_where_they_are_known_to(path):
             assert {k.arg for k in node.keywords} == {"trust"}
         if name == "from_pretrained" and (owner.startswith("Auto") or owner in ("kind", "tokenizer")):
             [value] = [ast.unparse(k.value) for k in node.keywords if k.arg == "trust_remote_code"]
-            assert value == "False" or (value == "own_code" and where == "policies/load.py")
+            assert value == "False" or (value == "own_code" and where == "policies/language/load.py")
         for k in node.keywords:
             own = k.arg == "trust_remote_code" and ast.unparse(k.value) != "False"
-            assert not own or where == "policies/load.py", f"{where}:{node.lineno}"
+            assert not own or where == "policies/language/load.py", f"{where}:{node.lineno}"
 
 
 def test_a_model_enters_before_its_code_is_loaded():

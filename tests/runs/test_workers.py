@@ -40,7 +40,7 @@ def test_an_error_in_one_leaves_the_others_their_job(name, kind, says):
 
 
 PARENT = """
-from anypolicy.ending import ended
+from anypolicy.runs.ending import ended
 from anypolicy.runs.workers import in_workers
 from tests.runs.jobs import deaf_to_linux, held
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from reasoning_gym.factory import DATASETS
 
 from anypolicy.errors import InputError
 from anypolicy.sandbox.scorers import Scorer, door
-from anypolicy.tasks import answers
-from anypolicy.tasks.answers import EVALUATED, grammar
-from anypolicy.tasks.load import load_task
+from anypolicy.tasks.language import answers
+from anypolicy.tasks.language.answers import EVALUATED, grammar
+from anypolicy.tasks.language.load import load_task
 
 MARK = "/tmp/anypolicy-was-here"
 TOUCH = f"__import__('pathlib').Path({MARK!r}).touch()"

@@ -9,14 +9,14 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from anypolicy import control
 from anypolicy.data.replay import chunked
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
+from anypolicy.families import control
 from anypolicy.loops.control import OffPolicyRecipe, transitions
-from anypolicy.tasks.chunks import Chunks, in_chunks
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.control.chunks import Chunks, in_chunks
+from anypolicy.tasks.control.environments import load_environment
 
 
 class Paying(gymnasium.Env):

@@ -7,9 +7,9 @@ import torch
 from anypolicy.data.demonstrations import load_episodes
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
-from anypolicy.tasks.combination_lock import Lock, behaviour_data, choice_probabilities, choose, main
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.control.combination_lock import Lock, behaviour_data, choice_probabilities, choose, main
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import load_environment
 
 HORIZONS = {3: (0.342600, 0.375470), 5: (0.370002, 0.401502), 10: (0.387846, 0.418454), 30: (0.396139, 0.426332),
             50: (0.395113, 0.425358)}  # fmt: skip

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from anypolicy.errors import InputError
-from anypolicy.tasks.load import load_task
-from anypolicy.tasks.preferences import load_pairs
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.preferences import load_pairs
 
 
 def said(role, content):

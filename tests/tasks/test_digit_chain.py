@@ -6,10 +6,10 @@ import torch
 
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
-from anypolicy.policies.transformer import small_transformer
+from anypolicy.policies.language.transformer import small_transformer
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.base import Reasks
-from anypolicy.tasks.digit_chain import (
+from anypolicy.tasks.language.base import Reasks
+from anypolicy.tasks.language.digit_chain import (
     END,
     EOS,
     EQUALS,
@@ -22,11 +22,11 @@ from anypolicy.tasks.digit_chain import (
     response_ids,
     train_base,
 )  # fmt: skip
-from anypolicy.tasks.load import load_task
-from anypolicy.tasks.reverse_and_pick import EOS as STOP
-from anypolicy.tasks.reverse_and_pick import EQUALS as ASK
-from anypolicy.tasks.reverse_and_pick import PICK, STEPS, WRONG, ReverseAndPick
-from anypolicy.tasks.tabular_lock import TabularLock
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.reverse_and_pick import EOS as STOP
+from anypolicy.tasks.language.reverse_and_pick import EQUALS as ASK
+from anypolicy.tasks.language.reverse_and_pick import PICK, STEPS, WRONG, ReverseAndPick
+from anypolicy.tasks.language.tabular_lock import TabularLock
 
 
 def test_responses_of_both_modes():

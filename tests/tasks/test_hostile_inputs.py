@@ -15,11 +15,12 @@ from anypolicy.data.records import Group, Trajectory
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
-from anypolicy.policies.table import TablePolicy
-from anypolicy.tasks.load import call, load_task, parse
-from anypolicy.tasks.preferences import load_pairs
-from anypolicy.tasks.tabular_lock import TabularLock
-from anypolicy.tasks.verifiers import verify
+from anypolicy.policies.language.table import TablePolicy
+from anypolicy.tasks.arguments import call, parse
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.preferences import load_pairs
+from anypolicy.tasks.language.tabular_lock import TabularLock
+from anypolicy.tasks.language.verifiers import verify
 
 NOTHING = np.zeros(0, np.int64)
 GOOD = '{"prompt": "a", "answer": "b"}\n'
@@ -80,7 +81,9 @@ def test_problems_that_follow_the_hash_seed_need_one(monkeypatch):
 
 def test_problems_are_the_same_in_another_process_with_another_hash_seed():
     spec = "reasoning-gym/chain_sum:size=30"
-    code = f"from anypolicy.tasks.load import load_task; print([p.id for p in load_task({spec!r}, seed=4).train])"
+    code = (
+        f"from anypolicy.tasks.language.load import load_task; print([p.id for p in load_task({spec!r}, seed=4).train])"
+    )
     path = [p for p in sys.path if p]
     run = [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; {code}"]
     said = [

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from anypolicy.errors import InputError
-from anypolicy.loops.evaluate import verify
 from anypolicy.sandbox import backends
-from anypolicy.tasks.base import ScoresMany
-from anypolicy.tasks.humaneval import HumanEval, body, candidate, problems
-from anypolicy.tasks.load import load_task
+from anypolicy.tasks.language.base import ScoresMany
+from anypolicy.tasks.language.humaneval import HumanEval, body, candidate, problems
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.verify import verify
 
 NOTHING = np.zeros(0, np.int64)
 WIDE = "humaneval:seconds=20"  # a busy machine, honest solutions

@@ -7,8 +7,8 @@ from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.load import load_task
-from anypolicy.tasks.noisy_sort import EOS, EQUALS
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.noisy_sort import EOS, EQUALS
 from anypolicy.tasks.split import place
 
 

@@ -12,9 +12,9 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import flat, load_environment
-from anypolicy.tasks.observations import Layout
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import flat, load_environment
+from anypolicy.tasks.control.observations import Layout
 
 PIXELS = (20, 16)
 SPACES = {

@@ -5,7 +5,7 @@ import pytest
 
 from anypolicy.errors import InputError
 from anypolicy.parts.fairness import Panel
-from anypolicy.tasks.one_sided import Cases, Halfspaces, load, read_csv
+from anypolicy.tasks.exact.one_sided import Cases, Halfspaces, load, read_csv
 
 
 def test_half_spaces():

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from anypolicy.errors import InputError
-from anypolicy.tasks import ring8
-from anypolicy.tasks.image_folder import read
-from anypolicy.tasks.load_pictures import load_pictures
-from anypolicy.tasks.small_images import Pictures, ink, medians, preferred, sharpness
+from anypolicy.tasks.diffusion import ring8
+from anypolicy.tasks.diffusion.image_folder import read
+from anypolicy.tasks.diffusion.load import load_pictures
+from anypolicy.tasks.diffusion.small_images import Pictures, ink, medians, preferred, sharpness
 
 
 def test_ring8_and_its_judge():

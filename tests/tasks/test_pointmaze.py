@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import control
 from anypolicy.cli import main
 from anypolicy.errors import InputError
-from anypolicy.tasks import pointmaze_sparse
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import load_environment
-from anypolicy.tasks.pointmaze import Ways
+from anypolicy.families import control
+from anypolicy.tasks.control import pointmaze_sparse
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import load_environment
+from anypolicy.tasks.control.pointmaze import Ways
 
 SPARSE = "gym/PointMaze_UMaze-v3:continuing_task=false,max_steps=150"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from anypolicy.diffusion import train_diffusion
-from anypolicy.tasks import ring8
+from anypolicy.families.diffusion import train_diffusion
+from anypolicy.tasks.diffusion import ring8
 from anypolicy.tasks.pretrained import trained_once
 
 

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anypolicy import training
 from anypolicy.cli import main
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
-from anypolicy.tasks.base import Revision
-from anypolicy.tasks.load import load_task
-from anypolicy.tasks.revisions import aligned, revised, spaced, unusable, with_report, write_images
+from anypolicy.families import language as training
+from anypolicy.tasks.language.base import Revision
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.revisions import aligned, revised, spaced, unusable, with_report, write_images
 
 
 def said(sentence, rewrite=None, score=4, error="correct"):
@@ -269,7 +269,7 @@ def test_without_an_expert_the_reports_stay_empty(tmp_path, monkeypatch, capsys)
 
 
 def test_a_vision_language_policy(tmp_path, monkeypatch):
-    from anypolicy.tasks import shapes
+    from anypolicy.tasks.language import shapes
 
     monkeypatch.setenv("ANYPOLICY_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(shapes, "STEPS", 1)

@@ -8,10 +8,21 @@ import torch
 
 from anypolicy.errors import InputError
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks import shapes
-from anypolicy.tasks.base import MakesPolicy, Probes, Revises
-from anypolicy.tasks.load import load_task
-from anypolicy.tasks.shapes import COLOURS, FACTS, READINGS, Fact, Shapes, closest, draw, sentence, sentences, verdicts
+from anypolicy.tasks.language import shapes
+from anypolicy.tasks.language.base import MakesPolicy, Probes, Revises
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.shapes import (
+    COLOURS,
+    FACTS,
+    READINGS,
+    Fact,
+    Shapes,
+    closest,
+    draw,
+    sentence,
+    sentences,
+    verdicts,
+)
 from anypolicy.tasks.split import place
 
 RED, BLUE, GOLD = Fact(2, "red", "circle"), Fact(1, "blue", "square"), Fact(3, "yellow", "triangle")

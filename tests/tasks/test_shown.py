@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from anypolicy.errors import InputError
-from anypolicy.policies.reward_model import RewardModel
-from anypolicy.tasks.prompts import PromptTask, from_jsonl
-from anypolicy.tasks.recorded import from_pairs
-from anypolicy.tasks.shown import Shown
+from anypolicy.policies.language.reward_model import RewardModel
+from anypolicy.tasks.language.pictures import Shown
+from anypolicy.tasks.language.prompts import PromptTask, from_jsonl
+from anypolicy.tasks.language.recorded import from_pairs
 
 
 def file_of(folder, rows):

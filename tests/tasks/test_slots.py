@@ -9,9 +9,9 @@ import torch
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group
 from anypolicy.errors import InputError
-from anypolicy.loops.targets import reference_target
-from anypolicy.tasks.load import load_task
-from anypolicy.tasks.slots import ROWS, VALUES, Slots
+from anypolicy.stages.targets import reference_target
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.slots import ROWS, VALUES, Slots
 
 
 def test_prompts_are_pictures_of_their_answers():

@@ -7,9 +7,9 @@ import torch
 from anypolicy.data.demonstrations import load_episodes, save_episodes
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
-from anypolicy.tasks import fetchreach_sparse, pointmaze_sparse, reacher_sparse
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import load_environment
+from anypolicy.tasks.control import fetchreach_sparse, pointmaze_sparse, reacher_sparse
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import load_environment
 
 SHAPES = {"reacher-sparse": (10, 2, 50), "pointmaze-sparse": (6, 2, 150), "fetchreach-sparse": (13, 4, 50)}
 

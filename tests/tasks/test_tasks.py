@@ -13,15 +13,25 @@ from hypothesis import strategies as st
 
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
-from anypolicy.tasks.load import load_task, parse
-from anypolicy.tasks.reasoning_gym import extracted
-from anypolicy.tasks.reverse_and_pick import BASES, EQUALS, PICK, SHOWN, STEPS, WRONG, demonstration, response_ids
-from anypolicy.tasks.reverse_and_pick import EOS as RP_EOS
-from anypolicy.tasks.reverse_and_pick import held_out as held_digits
+from anypolicy.tasks.arguments import parse
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.reasoning_gym import extracted
+from anypolicy.tasks.language.reverse_and_pick import (
+    BASES,
+    EQUALS,
+    PICK,
+    SHOWN,
+    STEPS,
+    WRONG,
+    demonstration,
+    response_ids,
+)
+from anypolicy.tasks.language.reverse_and_pick import EOS as RP_EOS
+from anypolicy.tasks.language.reverse_and_pick import held_out as held_digits
+from anypolicy.tasks.language.tabular_lock import TabularLock
+from anypolicy.tasks.language.tiny_add import TinyAdd, answer_ids, held_out, prompt_ids
+from anypolicy.tasks.language.verifiers import verify
 from anypolicy.tasks.split import split
-from anypolicy.tasks.tabular_lock import TabularLock
-from anypolicy.tasks.tiny_add import TinyAdd, answer_ids, held_out, prompt_ids
-from anypolicy.tasks.verifiers import verify
 
 
 @given(st.lists(st.text(max_size=6), max_size=40), st.floats(0, 0.9))
@@ -349,7 +359,7 @@ def test_reverse_and_pick():
 
 
 def test_prompts_of_reverse_and_pick_are_as_many_as_were_asked_for(monkeypatch):
-    monkeypatch.setattr("anypolicy.tasks.reverse_and_pick.held_out", lambda digits: len(digits) > 3)
+    monkeypatch.setattr("anypolicy.tasks.language.reverse_and_pick.held_out", lambda digits: len(digits) > 3)
     with pytest.raises(InputError, match=r"prompts: got 9; there are \d different ones"):
         load_task("reverse-and-pick:prompts=9,hard=1.0")
 

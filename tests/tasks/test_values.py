@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from sympy.parsing import sympy_parser
 
 from anypolicy.errors import InputError
-from anypolicy.tasks.load import load_task
-from anypolicy.tasks.values import PLAIN, Unreadable, gold_value, payable, same
-from anypolicy.tasks.verifiers import check_golds
+from anypolicy.tasks.language.load import load_task
+from anypolicy.tasks.language.values import PLAIN, Unreadable, gold_value, payable, same
+from anypolicy.tasks.language.verifiers import check_golds
 
 # gold, responses it pays, responses it does not pay
 TABLE = [
@@ -194,7 +194,7 @@ def test_no_text_reaches_eval_or_a_parser_of_sympy(monkeypatch):
 
 
 def test_reading_plain_answers_loads_neither_torch_nor_sympy():
-    code = ("import sys; from anypolicy.tasks.values import same; assert same('It is 0.5.', '1/2'); "
+    code = ("import sys; from anypolicy.tasks.language.values import same; assert same('It is 0.5.', '1/2'); "
             "assert not {'torch', 'sympy'} & sys.modules.keys()")  # fmt: skip
     path = [p for p in sys.path if p]
     subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; {code}"], check=True)

@@ -9,7 +9,7 @@ import torch
 
 from anypolicy.data.media import Media
 from anypolicy.data.records import Prompt, Segment, Stop, Tokens
-from anypolicy.policies.base import Policy, media_of
+from anypolicy.policies.language.base import Policy, media_of
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from anypolicy.data.records import Group, Prompt, Segment, Stop, Trajectory
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.engines.native import draw, limit
 from anypolicy.errors import InputError
-from anypolicy.policies.base import Denoises, Policy
+from anypolicy.policies.language.base import Denoises, Policy
 
 TOKENS = 1 << 14
 """Tokens in one forward pass."""

@@ -20,7 +20,7 @@ from anypolicy.data.records import Segment, Stop, Tokens
 from anypolicy.engines.base import Request, Sampling
 from anypolicy.errors import InputError
 from anypolicy.parts.token_logp import at_least_float32
-from anypolicy.policies.base import Policy, prefilled
+from anypolicy.policies.language.base import Policy, prefilled
 
 Reals = NDArray[np.float32]
 

@@ -30,8 +30,8 @@ from anypolicy.evidence.checks import Amendment, Kind, Outcome, Results, total
 from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.provenance import PACKAGE, digest, processor_seconds, provenance, sources
 from anypolicy.evidence.stats import Interval
-from anypolicy.progress import counting
 from anypolicy.runs.files import check_places, disk_errors, write_text
+from anypolicy.runs.progress import counting
 from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, load_module
 from anypolicy.runs.workers import in_workers

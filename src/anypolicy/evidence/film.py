@@ -13,7 +13,7 @@ from anypolicy.errors import RAISED, InputError
 from anypolicy.loops.control import Learner, parts_of
 from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.environments import EnvironmentTask
+from anypolicy.tasks.control.environments import EnvironmentTask
 
 LONGEST = 5000
 """Frames of a film of an episode without a time limit."""

@@ -19,7 +19,7 @@ from anypolicy.loops.control import (
 )
 from anypolicy.loops.reset_free import Agents, ResetFreeLoop
 from anypolicy.runs.seeds import number
-from anypolicy.tasks.environments import Space
+from anypolicy.tasks.control.environments import Space
 
 Loop = OffPolicyLoop | OnPolicyLoop | OfflineLoop | ResetFreeLoop
 

@@ -25,10 +25,10 @@ from anypolicy.data.replay import NStep, Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments, Stepped
 from anypolicy.errors import InputError, check_numbers
-from anypolicy.loops.updates import check_moments
+from anypolicy.optimisers.step import check_moments
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Pause, go_on
-from anypolicy.tasks.environments import EnvironmentTask, Space
+from anypolicy.tasks.control.environments import EnvironmentTask, Space
 
 
 class Acted(NamedTuple):

@@ -7,7 +7,7 @@ checkpoint holds of it) and `update`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Trained, averages, load_tensors, logged, tensors_of
 from anypolicy.parts.optimisers import make_optimiser
-from anypolicy.policies.denoisers import DiffusionModel, Weights, copied
+from anypolicy.policies.diffusion.denoisers import DiffusionModel, Weights, copied, encoded, pieces
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Pause, go_on
-from anypolicy.tasks.pictures import Examples
+from anypolicy.tasks.diffusion.base import Examples
 
 
 class Batch(NamedTuple):
@@ -145,21 +145,6 @@ class DiffusionLoop:
         for name, pool in self.learner.pools.items():
             pool.restore(tensors[f"pool-{name}"])
         self.steps, self.logs = state["steps"], logged(state)
-
-
-def pieces(n: int, size: int) -> Iterator[slice]:
-    """0 … n in slices of at most `size`."""
-    return (slice(i, i + size) for i in range(0, n, size))
-
-
-def encoded(model: DiffusionModel, samples: Tensor) -> Tensor:
-    """What is diffused, `micro` samples at a time."""
-    return torch.cat([model.encode(samples[p]) for p in pieces(len(samples), model.micro)])
-
-
-def sampled(model: DiffusionModel, condition: Tensor, rng: torch.Generator, weights: Weights | None = None) -> Tensor:
-    """A sample of every condition, `micro` at a time."""
-    return torch.cat([model.sample(condition[p], rng, weights) for p in pieces(len(condition), model.micro)])
 
 
 def adamw(module: nn.Module, lr: float, weight_decay: float) -> Optimizer:

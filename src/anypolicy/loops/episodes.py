@@ -8,7 +8,7 @@ from torch import Tensor
 from anypolicy.data.demonstrations import Episode
 from anypolicy.engines.environments import Environments, Stepped
 from anypolicy.loops.control import Learner, parts_of
-from anypolicy.tasks.environments import EnvironmentTask
+from anypolicy.tasks.control.environments import EnvironmentTask
 
 
 def recorded(

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from anypolicy.data.batch import Batch, from_groups
 from anypolicy.data.records import Group, from_json, to_json
 from anypolicy.errors import InputError
-from anypolicy.loops.checks import check_images, stages
 from anypolicy.loops.describe import describe
-from anypolicy.loops.optimise import Updater
-from anypolicy.loops.pairs import with_pairs
-from anypolicy.loops.recipe import (
+from anypolicy.optimisers.updater import Updater
+from anypolicy.parts.moments import Moments
+from anypolicy.policies.language.base import Denoises, Policy, Scores, media_of
+from anypolicy.runs.seeds import generator, number
+from anypolicy.stages.checks import check_images, stages
+from anypolicy.stages.pairs import with_pairs
+from anypolicy.stages.recipe import (
     Baselined,
     ChecksWorld,
     Choice,
@@ -34,10 +37,7 @@ from anypolicy.loops.recipe import (
     OwnPasses,
     World,
 )
-from anypolicy.loops.reference import Reference
-from anypolicy.parts.moments import Moments
-from anypolicy.policies.base import Denoises, Policy, Scores, media_of
-from anypolicy.runs.seeds import generator, number
+from anypolicy.stages.reference import Reference
 
 
 class GroupLoop:

@@ -19,9 +19,9 @@ from anypolicy.errors import InputError
 from anypolicy.parts.fairness import Array, Panel, best_fair_mixture, objections, report
 from anypolicy.parts.one_sided import Pair, exponential_weights
 from anypolicy.parts.reports import Assumption, Chart, Line, Report, Solution
-from anypolicy.progress import counting
+from anypolicy.runs.progress import counting
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.one_sided import Cases, load
+from anypolicy.tasks.exact.one_sided import Cases, load
 
 FRONTIER = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 """multiples of the penalty"""

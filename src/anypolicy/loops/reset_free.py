@@ -34,7 +34,7 @@ from anypolicy.loops.control import (
 )
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Pause, go_on
-from anypolicy.tasks.environments import Space
+from anypolicy.tasks.control.environments import Space
 
 
 class Agents:

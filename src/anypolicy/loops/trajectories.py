@@ -20,8 +20,8 @@ from anypolicy.loops.control import Acted
 from anypolicy.parts.direction import Estimator, Step, Trail, begin
 from anypolicy.parts.score import LogProbabilities, hessian_product, positions, score_gradient
 from anypolicy.parts.td import generalised_advantage
-from anypolicy.policies.actors import CategoricalActor, GaussianActor
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.actors import CategoricalActor, GaussianActor
+from anypolicy.tasks.control.environments import Space
 
 RIDGE = 1.0
 """Added to the diagonal of a linear baseline's normal equations: short episodes decide nothing about late steps."""

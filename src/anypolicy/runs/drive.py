@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from anypolicy.errors import outliving
-from anypolicy.progress import Progress
 from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.output import lasting_output
+from anypolicy.runs.progress import Progress
 from anypolicy.runs.stop import Pause, Stopped, first_signal
 from anypolicy.runs.trackers import make_trackers
 

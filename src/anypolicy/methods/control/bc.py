@@ -28,11 +28,11 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OfflineRecipe, load_modules
-from anypolicy.loops.updates import adam, apply
-from anypolicy.policies.actors import CategoricalActor
-from anypolicy.policies.frozen import Cloned
-from anypolicy.policies.generative import Generative, Kind, generative, imitate
-from anypolicy.tasks.environments import Space
+from anypolicy.optimisers.step import adam, apply
+from anypolicy.policies.control.actors import CategoricalActor
+from anypolicy.policies.control.cloned import Cloned
+from anypolicy.policies.control.generative import Generative, Kind, generative, imitate
+from anypolicy.tasks.control.environments import Space
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import check_numbers
 from anypolicy.loops.control import Acted, OfflineRecipe
-from anypolicy.loops.updates import adam, apply
+from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import best, copy_every, double_target, huber, taken
-from anypolicy.policies.mlp import choice_critic
-from anypolicy.policies.running import Counter
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.mlp import choice_critic
+from anypolicy.policies.control.statistics import Counter
+from anypolicy.tasks.control.environments import Space
 
 
 def conservative(q: Float[Tensor, "batch choices"], action: Float[Tensor, "batch 1"]) -> Float[Tensor, ""]:

@@ -32,14 +32,14 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.loops.updates import adam, apply
 from anypolicy.methods.control.bc import base_policy
+from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset, temperature_loss
-from anypolicy.policies.frozen import Cloned
-from anypolicy.policies.generative import Kind, normal
-from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
-from anypolicy.policies.steered import Steered, check_steering
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.cloned import Cloned
+from anypolicy.policies.control.generative import Kind, normal
+from anypolicy.policies.control.mlp import SquashedGaussian, critics, q_values
+from anypolicy.policies.control.steered import Steered, check_steering
+from anypolicy.tasks.control.environments import Space
 
 Reduction = Literal["min", "mean"]
 

@@ -24,10 +24,10 @@ from anypolicy.data.replay import Replay
 from anypolicy.loops.control import Acted, OffPolicyRecipe
 from anypolicy.methods.control.bc import base_policy
 from anypolicy.methods.control.sac import SoftActorCritic
-from anypolicy.policies.frozen import Cloned
-from anypolicy.policies.generative import Kind, normal
-from anypolicy.policies.steered import Steered, check_steering
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.cloned import Cloned
+from anypolicy.policies.control.generative import Kind, normal
+from anypolicy.policies.control.steered import Steered, check_steering
+from anypolicy.tasks.control.environments import Space
 
 
 @dataclass(frozen=True)

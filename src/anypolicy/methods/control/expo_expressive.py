@@ -30,13 +30,13 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.loops.updates import adam, apply
 from anypolicy.methods.control.bc import base_policy
+from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset, temperature_loss
-from anypolicy.policies.frozen import Cloned
-from anypolicy.policies.generative import Kind, candidates, clone, imitate
-from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.cloned import Cloned
+from anypolicy.policies.control.generative import Kind, candidates, clone, imitate
+from anypolicy.policies.control.mlp import SquashedGaussian, critics, q_values
+from anypolicy.tasks.control.environments import Space
 
 
 def edited(action: Float[Tensor, "*b actions"], edit: Float[Tensor, "*b actions"], beta: float) -> Tensor:

@@ -32,9 +32,15 @@ from anypolicy.loops.control import Acted, OnPolicyRecipe
 from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.parts.td import generalised_advantage
 from anypolicy.parts.trust_region import policy_update
-from anypolicy.policies.per_step import CriticPerStep, GaussianPerStep, sampled_value, sampled_values, state_and_step
+from anypolicy.policies.control.finite_horizon import (
+    CriticPerStep,
+    GaussianPerStep,
+    sampled_value,
+    sampled_values,
+    state_and_step,
+)
 from anypolicy.runs import seeds
-from anypolicy.tasks.environments import Space
+from anypolicy.tasks.control.environments import Space
 
 
 def hac(policy: Float[Tensor, "*states actions"], f: Float[Tensor, "*states actions"], eta: float) -> Tensor:

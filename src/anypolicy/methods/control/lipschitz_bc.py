@@ -20,9 +20,9 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OfflineRecipe
-from anypolicy.loops.updates import adam
-from anypolicy.policies.lipschitz import LipschitzMLP
-from anypolicy.tasks.environments import Space
+from anypolicy.optimisers.step import adam
+from anypolicy.policies.control.lipschitz import LipschitzMLP
+from anypolicy.tasks.control.environments import Space
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import check_numbers
 from anypolicy.loops.control import Acted, OfflineRecipe
-from anypolicy.loops.updates import adam, apply
+from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import best, huber, taken
-from anypolicy.policies.mlp import choice_critic
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.mlp import choice_critic
+from anypolicy.tasks.control.environments import Space
 
 
 def monte_carlo(

@@ -35,15 +35,15 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OnPolicyRecipe
-from anypolicy.loops.passes import means, passes
+from anypolicy.optimisers.epochs import means, passes
 from anypolicy.parts.kl import kl
 from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.parts.surrogate import clip_active, clipped, clipped_value_loss
 from anypolicy.parts.td import generalised_advantage
-from anypolicy.policies.actors import Actor, actor_for
-from anypolicy.policies.mlp import MLP
-from anypolicy.policies.running import Counter, ReturnScale, RunningMoments
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.actors import Actor, actor_for
+from anypolicy.policies.control.mlp import MLP
+from anypolicy.policies.control.statistics import Counter, ReturnScale, RunningMoments
+from anypolicy.tasks.control.environments import Space
 
 
 @dataclass(frozen=True)

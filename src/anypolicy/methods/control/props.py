@@ -34,13 +34,13 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OnPolicyRecipe
-from anypolicy.loops.passes import passes
 from anypolicy.methods.control.ppo import ProximalPolicy, ProximalPolicyLearner, Samples, anneal, at_least, credit, fit
+from anypolicy.optimisers.epochs import passes
 from anypolicy.parts.kl import kl
 from anypolicy.parts.optimisers import make_optimiser
-from anypolicy.policies.actors import Actor, actor_for, likeliest_head
-from anypolicy.policies.running import Rollouts
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.actors import Actor, actor_for, likeliest_head
+from anypolicy.policies.control.statistics import Rollouts
+from anypolicy.tasks.control.environments import Space
 
 
 def avoidance(ratio: Float[Tensor, " rows"], clip: float | None) -> Float[Tensor, " rows"]:

@@ -36,13 +36,13 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.loops.updates import adamw, apply
 from anypolicy.methods.control.bc import base_policy
+from anypolicy.optimisers.step import adamw, apply
 from anypolicy.parts.td import polyak, soft_target, subset
-from anypolicy.policies.frozen import Cloned, Frozen, Scales
-from anypolicy.policies.generative import Kind
-from anypolicy.policies.mlp import MLP, critics, q_values
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.cloned import Cloned, Frozen, Scales
+from anypolicy.policies.control.generative import Kind
+from anypolicy.policies.control.mlp import MLP, critics, q_values
+from anypolicy.tasks.control.environments import Space
 
 LossForm = Literal["mean", "code"]
 

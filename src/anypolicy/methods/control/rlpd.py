@@ -33,11 +33,11 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.loops.updates import adam, apply
+from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset
-from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
-from anypolicy.policies.running import Standardised
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.mlp import SquashedGaussian, critics, q_values
+from anypolicy.policies.control.statistics import Standardised
+from anypolicy.tasks.control.environments import Space
 
 Temperature = Literal["exp", "softplus"]
 

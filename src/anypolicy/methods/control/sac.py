@@ -28,11 +28,11 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.loops.updates import adam, apply
+from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, temperature_loss
-from anypolicy.policies.mlp import SquashedGaussian, critics, q_values
-from anypolicy.policies.side_by_side import SideBySide, can_stand
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.mlp import SquashedGaussian, critics, q_values
+from anypolicy.policies.control.soft_actor_critics import SideBySide, can_stand
+from anypolicy.tasks.control.environments import Space
 
 
 @dataclass(frozen=True)

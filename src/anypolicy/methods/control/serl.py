@@ -30,12 +30,12 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError, check_numbers
 from anypolicy.loops.control import Acted, OffPolicyRecipe
-from anypolicy.loops.updates import adam, apply
+from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.td import polyak, soft_target, subset
-from anypolicy.policies.classifier import LearnedReward, SuccessClassifier
-from anypolicy.policies.image import Perception, SeeingCritics
-from anypolicy.policies.mlp import SquashedGaussian
-from anypolicy.tasks.environments import Space
+from anypolicy.policies.control.classifier import LearnedReward, SuccessClassifier
+from anypolicy.policies.control.mlp import SquashedGaussian
+from anypolicy.policies.control.pictures import Perception, SeeingCritics
+from anypolicy.tasks.control.environments import Space
 
 Reward = Literal["environment", "classifier", "log-classifier", "vice"]
 

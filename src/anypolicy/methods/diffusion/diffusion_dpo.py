@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from anypolicy.catalogue import Card, method
-from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of, pieces
+from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of
 from anypolicy.parts.preference import diffusion_margin, sigmoid
-from anypolicy.policies.denoisers import DiffusionModel, drawn, pair_errors
+from anypolicy.policies.diffusion.denoisers import DiffusionModel, drawn, pair_errors, pieces
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from anypolicy.catalogue import Card, method
-from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of, pieces
-from anypolicy.policies.denoisers import DiffusionModel, drawn, error_of
+from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of
+from anypolicy.policies.diffusion.denoisers import DiffusionModel, drawn, error_of, pieces
 
 
 @dataclass(frozen=True)

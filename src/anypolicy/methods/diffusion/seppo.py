@@ -23,9 +23,9 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
-from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of, pieces, sampled
+from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of
 from anypolicy.parts.preference import diffusion_margin, sigmoid
-from anypolicy.policies.denoisers import DiffusionModel, Weights, drawn, pair_errors
+from anypolicy.policies.diffusion.denoisers import DiffusionModel, Weights, drawn, pair_errors, pieces, sampled
 from anypolicy.runs.seeds import generator
 
 Flip = Literal["sign", "indicator", "off"]

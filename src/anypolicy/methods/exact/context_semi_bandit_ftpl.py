@@ -30,7 +30,7 @@ from anypolicy.parts.fairness import Panel
 from anypolicy.parts.one_sided import Array, Pair, estimates, rule_losses
 from anypolicy.parts.reports import Assumption, Report, Solution
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.one_sided import library
+from anypolicy.tasks.exact.one_sided import library
 
 
 class Oracle(Protocol):

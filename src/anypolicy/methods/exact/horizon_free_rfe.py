@@ -26,9 +26,9 @@ from anypolicy.errors import InputError
 from anypolicy.parts import mdp
 from anypolicy.parts.mixture import LinearMixtureModel, norm
 from anypolicy.parts.reports import Solution
-from anypolicy.progress import counting
+from anypolicy.runs.progress import counting
 from anypolicy.runs.seeds import numpy_generator
-from anypolicy.tasks.reward_free import Environment, Result, Start, episode, problem, solution
+from anypolicy.tasks.exact.reward_free import Environment, Result, Start, episode, problem, solution
 
 Array = NDArray[Any]
 Policy = NDArray[np.int64]

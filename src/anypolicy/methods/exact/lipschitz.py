@@ -34,10 +34,10 @@ from anypolicy.parts.lipschitz import (
     tube_radius,
 )
 from anypolicy.parts.reports import Assumption, Chart, Line, Report, Solution
-from anypolicy.policies.lipschitz import Certified, Extension, Kind, fit
-from anypolicy.progress import counting
+from anypolicy.policies.control.lipschitz import Certified, Extension, Kind, fit
+from anypolicy.runs.progress import counting
 from anypolicy.runs.seeds import generator
-from anypolicy.tasks.linear_plants import (
+from anypolicy.tasks.exact.linear_plants import (
     LinearPlant,
     Trajectory,
     costly,

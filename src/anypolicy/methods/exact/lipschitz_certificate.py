@@ -25,12 +25,12 @@ from anypolicy.errors import InputError, check_numbers
 from anypolicy.loops.control import load_modules
 from anypolicy.parts.lipschitz import nearest, steepness, tube_radius
 from anypolicy.parts.reports import Assumption, Chart, Line, Report, Solution
-from anypolicy.policies.lipschitz import LipschitzMLP
-from anypolicy.progress import counting
+from anypolicy.policies.control.lipschitz import LipschitzMLP
+from anypolicy.runs.progress import counting
 from anypolicy.runs.seeds import generator, number
-from anypolicy.tasks.demonstrations import load_demonstrations
-from anypolicy.tasks.environments import EnvironmentTask, load_environment
-from anypolicy.tasks.linear_plants import directions
+from anypolicy.tasks.control.demonstrations import load_demonstrations
+from anypolicy.tasks.control.environments import EnvironmentTask, load_environment
+from anypolicy.tasks.exact.linear_plants import directions
 
 SCALES = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Sizes of errors in the charts, as multiples of ω."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
-from anypolicy.loops.laboratory import Found, Point, laboratory, study
+from anypolicy.loops.preference_study import Found, Point, laboratory, study
 from anypolicy.parts.log_linear import PairLoss
 from anypolicy.parts.reports import Chart, Line, Report, Solution
 

@@ -25,7 +25,7 @@ from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
 from anypolicy.parts import evaluation as ev
 from anypolicy.parts.reports import Solution
-from anypolicy.tasks.off_policy import Misalignment, OffPolicyReport, problem, solution
+from anypolicy.tasks.exact.off_policy import Misalignment, OffPolicyReport, problem, solution
 
 Array = NDArray[np.float64]
 How = Literal["crossfit", "exact", "naive"]

@@ -27,13 +27,13 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request, ask
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Gives, Needs
-from anypolicy.loops.recipe import GroupRecipe, Optimiser, World
-from anypolicy.loops.stages import Clip, PolicyLoss, group_of, verified
 from anypolicy.methods.language.grpo import grpo
-from anypolicy.policies.base import Policy
+from anypolicy.policies.language.base import Policy
 from anypolicy.runs.seeds import generator as named_generator
-from anypolicy.tasks.base import Score, reads_thinking
+from anypolicy.stages.common import Clip, PolicyLoss, group_of, verified
+from anypolicy.stages.needs import Gives, Needs
+from anypolicy.stages.recipe import GroupRecipe, Optimiser, World
+from anypolicy.tasks.language.base import Score, reads_thinking
 
 Ratio = Literal["seq_mean", "product", "token"]
 LOSSES = {

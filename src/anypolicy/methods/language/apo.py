@@ -23,14 +23,14 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import GroupRecipe, LossTerms
-from anypolicy.loops.stages import Clip, GroupAdvantage, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import group_index, group_sum
 from anypolicy.parts.kl import kl
 from anypolicy.parts.reduce import reduce
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.common import Clip, GroupAdvantage, PolicyLoss
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import GroupRecipe, LossTerms
 
 
 def length_weight(

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-from anypolicy.loops.elbo import ElboLoss, elbo_distances, row_advantage
-from anypolicy.loops.recipe import GroupRecipe, LossTerms
-from anypolicy.loops.stages import GroupAdvantage
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.elbo import MaskDraw
-from anypolicy.policies.base import Policy
+from anypolicy.policies.language.base import Policy
+from anypolicy.stages.common import GroupAdvantage
+from anypolicy.stages.elbo import ElboLoss, elbo_distances, row_advantage
+from anypolicy.stages.recipe import GroupRecipe, LossTerms
 
 
 def elbo_ratio(d: Float[Tensor, "rows samples"], advantage: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
-from anypolicy.loops.recipe import GroupRecipe
-from anypolicy.loops.stages import PolicyLoss
 from anypolicy.methods.language.grpo import grpo
+from anypolicy.stages.common import PolicyLoss
+from anypolicy.stages.recipe import GroupRecipe
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Gives, Needs
-from anypolicy.loops.recipe import GroupRecipe, World
-from anypolicy.loops.stages import DropSolved, VerifierReward, group_of
-from anypolicy.loops.targets import WithImitation, resampled_target
 from anypolicy.methods.language.dapo import dapo
 from anypolicy.parts.retrieval import bm25
-from anypolicy.policies.base import media_of
-from anypolicy.tasks.base import Reasks
+from anypolicy.policies.language.base import media_of
+from anypolicy.stages.common import DropSolved, VerifierReward, group_of
+from anypolicy.stages.needs import Gives, Needs
+from anypolicy.stages.recipe import GroupRecipe, World
+from anypolicy.stages.targets import WithImitation, resampled_target
+from anypolicy.tasks.language.base import Reasks
 
 Example = tuple[str, str]
 Buffer = list[list[str]]

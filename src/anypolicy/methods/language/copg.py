@@ -21,14 +21,14 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import Choice, GroupRecipe, LossTerms
-from anypolicy.loops.recorded import RecordedReward, RecordedRollout
-from anypolicy.loops.stages import KeepAll, distances
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import group_sum
 from anypolicy.parts.surrogate import token_ratio
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.common import KeepAll, distances
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import Choice, GroupRecipe, LossTerms
+from anypolicy.stages.recorded import RecordedReward, RecordedRollout
 
 
 def regularised_reward(

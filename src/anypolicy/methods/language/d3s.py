@@ -24,10 +24,10 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import Choice, GroupRecipe
-from anypolicy.loops.stages import PolicyLoss
 from anypolicy.methods.language.grpo import grpo
+from anypolicy.stages.common import PolicyLoss
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import Choice, GroupRecipe
 
 Scope = Literal["batch", "group"]
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import GroupRecipe, World
-from anypolicy.loops.stages import Clip, DropSolved, PolicyLoss, SumReward, VerifierReward
 from anypolicy.methods.language.grpo import grpo
+from anypolicy.stages.common import Clip, DropSolved, PolicyLoss, SumReward, VerifierReward
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import GroupRecipe, World
 
 
 def soft_overlong(length: int, limit: float, cache: float) -> float:

@@ -19,12 +19,12 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.loops.elbo import denoiser
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import GroupRecipe, LossTerms, World
-from anypolicy.loops.stages import Clip, GroupAdvantage, PolicyLoss
 from anypolicy.methods.language.bgpo import bgpo
-from anypolicy.policies.base import Policy, Scores
+from anypolicy.policies.language.base import Policy, Scores
+from anypolicy.stages.common import Clip, GroupAdvantage, PolicyLoss
+from anypolicy.stages.elbo import denoiser
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import GroupRecipe, LossTerms, World
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ accordingly.
 from dataclasses import replace
 
 from anypolicy.catalogue import Card, method
-from anypolicy.loops.recipe import GroupRecipe
-from anypolicy.loops.stages import Clip, GroupAdvantage, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
+from anypolicy.stages.common import Clip, GroupAdvantage, PolicyLoss
+from anypolicy.stages.recipe import GroupRecipe
 
 
 @method(

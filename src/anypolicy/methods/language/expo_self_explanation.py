@@ -28,15 +28,15 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
-from anypolicy.loops.lengths import check_lengths
-from anypolicy.loops.needs import Gives, Needs
-from anypolicy.loops.recipe import GroupRecipe, Loss, LossTerms, World
-from anypolicy.loops.stages import GroupRollout
-from anypolicy.loops.targets import WithImitation, resampled_target
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.reduce import Mode
-from anypolicy.policies.base import Policy, Scores
-from anypolicy.tasks.base import ShowsAnswers
+from anypolicy.policies.language.base import Policy, Scores
+from anypolicy.stages.common import GroupRollout
+from anypolicy.stages.lengths import check_lengths
+from anypolicy.stages.needs import Gives, Needs
+from anypolicy.stages.recipe import GroupRecipe, Loss, LossTerms, World
+from anypolicy.stages.targets import WithImitation, resampled_target
+from anypolicy.tasks.language.base import ShowsAnswers
 
 When = Literal["always", "all_wrong"]
 Likelihood = Literal["mean", "sum"]

@@ -26,15 +26,15 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Gives, Needs
-from anypolicy.loops.recipe import GroupRecipe, LossTerms, Reward, World
-from anypolicy.loops.stages import GroupRollout, NoClip, PolicyLoss, VerifierReward
-from anypolicy.loops.targets import reference_target
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import group_index, group_normalise, group_sum
 from anypolicy.parts.reduce import reduce
 from anypolicy.parts.surrogate import token_ratio
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.common import GroupRollout, NoClip, PolicyLoss, VerifierReward
+from anypolicy.stages.needs import Gives, Needs
+from anypolicy.stages.recipe import GroupRecipe, LossTerms, Reward, World
+from anypolicy.stages.targets import reference_target
 
 Stats = Literal["outputs+reference", "outputs"]
 

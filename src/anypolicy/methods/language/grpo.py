@@ -8,8 +8,8 @@ Differs: the standard deviation is the sample one (G − 1) as in verl and TRL; 
 """
 
 from anypolicy.catalogue import Card, method
-from anypolicy.loops.recipe import GroupRecipe, Optimiser
-from anypolicy.loops.stages import (
+from anypolicy.parts.advantages import Std
+from anypolicy.stages.common import (
     Clip,
     GroupAdvantage,
     GroupRollout,
@@ -18,7 +18,7 @@ from anypolicy.loops.stages import (
     UniformSampler,
     VerifierReward,
 )
-from anypolicy.parts.advantages import Std
+from anypolicy.stages.recipe import GroupRecipe, Optimiser
 
 
 @method(

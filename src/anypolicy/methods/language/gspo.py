@@ -10,9 +10,9 @@ Differs: none known in verl and TRL.
 from dataclasses import replace
 
 from anypolicy.catalogue import Card, method
-from anypolicy.loops.recipe import GroupRecipe
-from anypolicy.loops.stages import Clip, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
+from anypolicy.stages.common import Clip, PolicyLoss
+from anypolicy.stages.recipe import GroupRecipe
 
 
 @method(

@@ -18,11 +18,11 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import GroupRecipe
-from anypolicy.loops.stages import Clip, DropSolved, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import Std, group_normalise
+from anypolicy.stages.common import Clip, DropSolved, PolicyLoss
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import GroupRecipe
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ import torch
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import Choice, GroupRecipe
 from anypolicy.methods.language.ppo import ppo
 from anypolicy.parts.filtration import Rule, keep
 from anypolicy.runs.seeds import generator
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import Choice, GroupRecipe
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import Credit, GroupRecipe, LossTerms
-from anypolicy.loops.stages import Clip, GroupRollout, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import gae, token_rewards, whiten
 from anypolicy.parts.reduce import reduce
 from anypolicy.parts.surrogate import clipped_value_loss
+from anypolicy.stages.common import Clip, GroupRollout, PolicyLoss
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import Credit, GroupRecipe, LossTerms
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import Credit, GroupRecipe
-from anypolicy.loops.stages import Clip, GroupRollout, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import returns_to_go, token_rewards, whiten
+from anypolicy.stages.common import Clip, GroupRollout, PolicyLoss
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import Credit, GroupRecipe
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import GroupRecipe
-from anypolicy.loops.stages import GroupRollout, NoClip, PolicyLoss
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import leave_one_out
 from anypolicy.parts.kl import kl
+from anypolicy.stages.common import GroupRollout, NoClip, PolicyLoss
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import GroupRecipe
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.runs.seeds import numpy_generator
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import GroupRecipe
 
 Array = NDArray[np.float64]
 Gain = Literal["p(1-p)^2", "p(1-p)"]

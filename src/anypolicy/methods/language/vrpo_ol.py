@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-from anypolicy.loops.elbo import ElboLoss, elbo_distances, row_advantage
-from anypolicy.loops.recipe import GroupRecipe, LossTerms
 from anypolicy.methods.language.bgpo import bgpo, elbo_ratio
 from anypolicy.parts.elbo import MaskDraw
-from anypolicy.policies.base import Policy
+from anypolicy.policies.language.base import Policy
+from anypolicy.stages.elbo import ElboLoss, elbo_distances, row_advantage
+from anypolicy.stages.recipe import GroupRecipe, LossTerms
 
 
 @dataclass(frozen=True)

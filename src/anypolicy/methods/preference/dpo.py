@@ -20,15 +20,15 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.pairs import MakePairs, Pair, PairLoss, check_positive
-from anypolicy.loops.recipe import GroupRecipe, Loss
-from anypolicy.loops.recorded import RecordedReward, RecordedRollout, StreamSampler
-from anypolicy.loops.stages import UniformSampler
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.parts.pairing import Pairing
 from anypolicy.parts.preference import robust_sigmoid, sigmoid, soft_sigmoid
+from anypolicy.stages.common import UniformSampler
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.pairs import MakePairs, Pair, PairLoss, check_positive
+from anypolicy.stages.recipe import GroupRecipe, Loss
+from anypolicy.stages.recorded import RecordedReward, RecordedRollout, StreamSampler
 
 Form = Literal["sigmoid", "robust", "soft", "per-token"]
 

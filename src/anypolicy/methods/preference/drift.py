@@ -34,16 +34,16 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Gives, Needs
-from anypolicy.loops.pairs import MakePairs, PairLoss
-from anypolicy.loops.recipe import Choice, GroupRecipe, World
-from anypolicy.loops.recorded import RecordedReward, recorded, recorded_group
-from anypolicy.loops.reference import Fixed, PerRound
-from anypolicy.loops.stages import group_of
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
-from anypolicy.policies.base import media_of
-from anypolicy.tasks.base import ShowsFeedback, Task
+from anypolicy.policies.language.base import media_of
+from anypolicy.stages.common import group_of
+from anypolicy.stages.needs import Gives, Needs
+from anypolicy.stages.pairs import MakePairs, PairLoss
+from anypolicy.stages.recipe import Choice, GroupRecipe, World
+from anypolicy.stages.recorded import RecordedReward, recorded, recorded_group
+from anypolicy.stages.reference import Fixed, PerRound
+from anypolicy.tasks.language.base import ShowsFeedback, Task
 
 REQUEST = """Below is a conversation. The user was not content with the last answer and said why.
 

@@ -15,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anypolicy.catalogue import Card, method
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.pairs import Pair, PairLoss, check_positive
-from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import recorded_pairs
 from anypolicy.parts.pairing import Pairing
 from anypolicy.parts.preference import scaled_squared, squared
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.pairs import Pair, PairLoss, check_positive
+from anypolicy.stages.recipe import GroupRecipe
 
 Form = Literal["mean", "sum", "scaled"]
 

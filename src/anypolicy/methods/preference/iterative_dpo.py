@@ -12,13 +12,13 @@ from dataclasses import replace
 from typing import Literal
 
 from anypolicy.catalogue import Card, method
-from anypolicy.loops.pairs import PairLoss
-from anypolicy.loops.recipe import GroupRecipe
-from anypolicy.loops.reference import Fixed, PerRound
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid
 from anypolicy.methods.preference.online_dpo import sampled_pairs
 from anypolicy.parts.pairing import Pairing
+from anypolicy.stages.pairs import PairLoss
+from anypolicy.stages.recipe import GroupRecipe
+from anypolicy.stages.reference import Fixed, PerRound
 
 
 @method(

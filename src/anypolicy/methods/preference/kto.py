@@ -20,15 +20,15 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.pairs import behaviour_metrics, check_positive, responses
-from anypolicy.loops.recipe import GroupRecipe, LossTerms
-from anypolicy.loops.recorded import RecordedReward, RecordedRollout
-from anypolicy.loops.stages import KeepAll
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import dpo
 from anypolicy.parts import preference
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.common import KeepAll
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.pairs import behaviour_metrics, check_positive, responses
+from anypolicy.stages.recipe import GroupRecipe, LossTerms
+from anypolicy.stages.recorded import RecordedReward, RecordedRollout
 
 
 def mismatched(batch: Batch) -> Batch:

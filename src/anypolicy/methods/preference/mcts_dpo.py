@@ -20,16 +20,16 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.pairs import Pair, PairLoss, check_positive, preferences
-from anypolicy.loops.recipe import Choice, GroupRecipe
-from anypolicy.loops.recorded import RecordedReward
-from anypolicy.loops.tree_search import TreeSearch
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.parts.pairing import Pairing
 from anypolicy.parts.preference import soft_sigmoid
 from anypolicy.parts.tree_search import Search, visit_noise
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.pairs import Pair, PairLoss, check_positive, preferences
+from anypolicy.stages.recipe import Choice, GroupRecipe
+from anypolicy.stages.recorded import RecordedReward
+from anypolicy.stages.tree_search import TreeSearch
 
 ONE_VERDICT = (
     "all candidates of a step have one verdict, and the selection drops groups without two: keep another selection"

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.pairs import MakePairs, PairLoss
-from anypolicy.loops.recipe import GroupRecipe, Loss, Reward, World
-from anypolicy.loops.stages import GroupRollout, VerifierReward
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid
 from anypolicy.parts.pairing import Pairing
+from anypolicy.stages.common import GroupRollout, VerifierReward
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.pairs import MakePairs, PairLoss
+from anypolicy.stages.recipe import GroupRecipe, Loss, Reward, World
 
 
 @dataclass(frozen=True)

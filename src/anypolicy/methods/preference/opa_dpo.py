@@ -31,15 +31,15 @@ from torch.nn.functional import logsigmoid
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.pairs import check_positive
-from anypolicy.loops.recipe import GroupRecipe, LossTerms
-from anypolicy.loops.recorded import RecordedReward
-from anypolicy.loops.revised import Kind, RevisedRollout, by_kind
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.parts.preference import pair_metrics, sequence_sum
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.pairs import check_positive
+from anypolicy.stages.recipe import GroupRecipe, LossTerms
+from anypolicy.stages.recorded import RecordedReward
+from anypolicy.stages.revised import Kind, RevisedRollout, by_kind
 
 LANGUAGE = (2.5, 2.0, 1.5, 1.0)
 """S of the sentences with scores 1 to 4."""

@@ -18,12 +18,12 @@ from torch.nn.functional import logsigmoid
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.pairs import Pair, PairLoss
-from anypolicy.loops.recipe import GroupRecipe
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import recorded_pairs
 from anypolicy.parts.pairing import Pairing
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.pairs import Pair, PairLoss
+from anypolicy.stages.recipe import GroupRecipe
 
 
 def log_odds(mean: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

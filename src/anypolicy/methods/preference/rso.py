@@ -30,10 +30,6 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Gives, Needs
-from anypolicy.loops.pairs import MakePairs, Objective, Pair, PairLoss, check_positive, contents
-from anypolicy.loops.recipe import Choice, GroupRecipe, World
-from anypolicy.loops.stages import group_of
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid, recorded_pairs
 from anypolicy.methods.preference.online_dpo import sampled_pairs
@@ -41,6 +37,10 @@ from anypolicy.parts.pairing import Pairing
 from anypolicy.parts.preference import hinge
 from anypolicy.parts.rejection import acceptance, rejection_sample
 from anypolicy.runs.seeds import generator
+from anypolicy.stages.common import group_of
+from anypolicy.stages.needs import Gives, Needs
+from anypolicy.stages.pairs import MakePairs, Objective, Pair, PairLoss, check_positive, contents
+from anypolicy.stages.recipe import Choice, GroupRecipe, World
 
 Source = Literal["rso", "sft", "direct"]
 LossName = Literal["sigmoid-norm", "hinge-norm", "hinge"]

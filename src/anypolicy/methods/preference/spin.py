@@ -18,15 +18,15 @@ import torch
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group, Prompt
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Gives, Needs
-from anypolicy.loops.pairs import MakePairs, PairLoss
-from anypolicy.loops.recipe import GroupRecipe, World
-from anypolicy.loops.recorded import RecordedReward, recorded_group
-from anypolicy.loops.reference import PerRound
-from anypolicy.loops.stages import GroupRollout
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
-from anypolicy.tasks.base import Task
+from anypolicy.stages.common import GroupRollout
+from anypolicy.stages.needs import Gives, Needs
+from anypolicy.stages.pairs import MakePairs, PairLoss
+from anypolicy.stages.recipe import GroupRecipe, World
+from anypolicy.stages.recorded import RecordedReward, recorded_group
+from anypolicy.stages.reference import PerRound
+from anypolicy.tasks.language.base import Task
 
 
 @dataclass(frozen=True)

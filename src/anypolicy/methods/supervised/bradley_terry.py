@@ -18,8 +18,8 @@ from torch.nn.functional import logsigmoid
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
-from anypolicy.loops.preference import PreferenceRecipe
-from anypolicy.loops.recipe import Optimiser
+from anypolicy.loops.reward_model import PreferenceRecipe
+from anypolicy.stages.recipe import Optimiser
 
 
 def preference_loss(

@@ -23,14 +23,14 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Segment
 from anypolicy.errors import InputError
-from anypolicy.loops.elbo import denoiser, elbo_samples
-from anypolicy.loops.needs import Gives, Needs
-from anypolicy.loops.recipe import GroupRecipe, LossTerms, Optimiser, World
-from anypolicy.loops.targets import reference_target, target_of
 from anypolicy.methods.supervised.sft import ReferenceRollout, sft
 from anypolicy.parts.elbo import MaskDraw
-from anypolicy.policies.base import Policy
-from anypolicy.tasks.base import Task
+from anypolicy.policies.language.base import Policy
+from anypolicy.stages.elbo import denoiser, elbo_samples
+from anypolicy.stages.needs import Gives, Needs
+from anypolicy.stages.recipe import GroupRecipe, LossTerms, Optimiser, World
+from anypolicy.stages.targets import reference_target, target_of
+from anypolicy.tasks.language.base import Task
 
 
 @dataclass(frozen=True)

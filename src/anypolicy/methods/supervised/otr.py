@@ -19,12 +19,12 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Needs
-from anypolicy.loops.recipe import GroupRecipe, LossTerms
-from anypolicy.loops.targets import reduce_targets, target_of
 from anypolicy.methods.supervised.sft import sft
 from anypolicy.parts.reduce import Mode
-from anypolicy.policies.base import Scores
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.needs import Needs
+from anypolicy.stages.recipe import GroupRecipe, LossTerms
+from anypolicy.stages.targets import reduce_targets, target_of
 
 
 def exploration(logits: Float[Tensor, "positions vocabulary"], kappa: float) -> Float[Tensor, "positions vocabulary"]:

@@ -18,13 +18,13 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.errors import InputError
-from anypolicy.loops.needs import Gives, Needs
-from anypolicy.loops.recipe import GroupRecipe, LossTerms, Optimiser, World
-from anypolicy.loops.stages import KeepAll, UniformSampler
-from anypolicy.loops.targets import reduce_targets, reference_target, target_of
 from anypolicy.parts.reduce import Mode
-from anypolicy.policies.base import Scores
-from anypolicy.tasks.base import Task
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.common import KeepAll, UniformSampler
+from anypolicy.stages.needs import Gives, Needs
+from anypolicy.stages.recipe import GroupRecipe, LossTerms, Optimiser, World
+from anypolicy.stages.targets import reduce_targets, reference_target, target_of
+from anypolicy.tasks.language.base import Task
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,506 @@
+"""Train, resume and evaluate a controller: a method of the control family in an environment."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anypolicy import catalogue
+from anypolicy.compose import build
+from anypolicy.data.demonstrations import Episode, save_episodes
+from anypolicy.data.readers import read_tensors
+from anypolicy.data.replay import Replay, chunked, join
+from anypolicy.data.transitions import Transitions
+from anypolicy.engines.environments import EnvironmentFailed, Environments
+from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
+from anypolicy.evidence.film import film
+from anypolicy.evidence.plots import Curve, learning_curves, over
+from anypolicy.evidence.report import Block, Figure, Text, write_report
+from anypolicy.loops.choose import give, learner_of, loop_of, whole_episodes
+from anypolicy.loops.control import (
+    Learner,
+    OfflineRecipe,
+    OffPolicyLoop,
+    OffPolicyRecipe,
+    OnPolicyLoop,
+    OnPolicyRecipe,
+    Recipe,
+    evaluate,
+    load_modules,
+    weights_of,
+)
+from anypolicy.loops.episodes import recorded
+from anypolicy.loops.several import SeedsLoop
+from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint
+from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.drive import Schedule, drive
+from anypolicy.runs.files import disk_errors, make_place
+from anypolicy.runs.notes import notes
+from anypolicy.runs.processor import Products, choose_products, use_products
+from anypolicy.runs.recipes import (
+    checkpoint_of,
+    keep,
+    made_checkpoint,
+    put_back,
+    recipe_of,
+    rewind,
+    settings_from,
+    stated,
+)
+from anypolicy.runs.seeds import generator, number
+from anypolicy.runs.stop import Pause
+from anypolicy.runs.strict_json import json_text
+from anypolicy.runs.trackers import check_trackers
+from anypolicy.runs.trust import allow
+from anypolicy.tasks.control.chunks import in_chunks
+from anypolicy.tasks.control.demonstrations import export_minari, load_demonstrations
+from anypolicy.tasks.control.environments import EnvironmentTask, load_environment
+
+STRIDE = 1000
+"""Environment steps (or updates on demonstrations) between two rows of the ledger; a longer rollout is one row."""
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """What training a controller needs beside its method."""
+
+    task: str
+    """gym/ID of Gymnasium (settings follow as :key=value,…) or a test-bed"""
+    steps: int = 100_000
+    """environment steps; updates, of a method that learns from demonstrations alone"""
+    seed: int = 0
+    """one number decides environments, exploration, sampling, initial weights"""
+    out: Path | None = None
+    """run directory; default runs/METHOD-TASK-SEED"""
+    envs: int | None = None
+    """copies of the environment; default as the method says"""
+    demos: str | None = None
+    """demonstrations: a Minari data set or folder, a .safetensors file of recorded episodes, a .npz file of
+    arrays, or `scripted` (settings follow as :key=value,…) where the task has a demonstrator"""
+    eval_every: int | None = None
+    """environment steps between evaluations; default a tenth of the run"""
+    eval_episodes: int = 10
+    """episodes in an evaluation"""
+    checkpoint_every: int | None = None
+    """environment steps between checkpoints; default a fifth of the run"""
+    checkpoint_minutes: float = 5.0
+    """minutes after which a checkpoint is written at the latest; 0 for none by time"""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
+    threads: int | None = None
+    """processor threads of torch; default 1, which small networks like best"""
+    products: Products | None = None
+    """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
+    method_file: tuple[Path, ...] = ()
+    """.py files with methods of your own"""
+
+
+@dataclass
+class ControlRun:
+    """A run that has ended: its directory, its ledger and its learner."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    learner: Learner
+    seconds: float = 0.0
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Ledger rows of evaluations."""
+        return [r for r in self.rows if r.get("event") == "eval"]
+
+
+@dataclass
+class ControlPlan:
+    """Everything resolved and checked, nothing started."""
+
+    method: str
+    knobs: dict[str, Any]
+    settings: ControlSettings
+    recipe: Recipe
+    task: EnvironmentTask
+
+    @property
+    def unit(self) -> int:
+        """The run is a whole number of these many environment steps: a rollout of known length, or one step of every
+        copy."""
+        r = self.recipe
+        rollout = r.horizon if isinstance(r, OnPolicyRecipe) and r.episodes is None else None
+        return (rollout or 1) * r.environments
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of the run: those asked for, rounded up."""
+        return -(-self.settings.steps // self.unit) * self.unit
+
+    def written(self) -> dict[str, Any]:
+        """The recipe as plain values, enough to run again."""
+        return recipe_of(self.method, self.knobs, replace(self.settings, task=self.task.name))
+
+    def notes(self) -> list[str]:
+        """What the user should know of the task before it begins."""
+        if not self.task.assumed:
+            return []
+        return [f"note: {self.settings.task} gives its episodes no limit: they are cut (truncated) after "
+                f"{self.task.horizon:,} steps; its setting max_steps is another limit"]  # fmt: skip
+
+    def tell(self, *, quiet: bool) -> None:
+        """Say it where the run is watched."""
+        for note in [] if quiet else self.notes():
+            print(note, file=sys.stderr)
+
+
+def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = None) -> ControlPlan:
+    """Resolve names and defaults; every error that can be known now is raised now."""
+    settings = settled(settings)
+    allow(vars(settings))
+    for path in settings.method_file:
+        catalogue.load_file(path)
+    given = dict(knobs or {})
+    check_numbers(settings, positive=("steps", "envs", "eval_episodes", "threads"),
+                  natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes"))  # fmt: skip
+    check_trackers(settings.trackers)
+    recipe: Recipe = build(catalogue.get(method, "controller"), given)
+    task = task_of(recipe, settings.task)
+    if settings.demos is not None and isinstance(recipe, OffPolicyRecipe):
+        recipe = recipe.alone or recipe
+    if settings.envs is not None:
+        recipe = replace(recipe, environments=settings.envs)
+    if isinstance(recipe, OnPolicyRecipe):
+        recipe = whole_episodes(recipe, task.horizon)
+    if recipe.needs_offline and settings.demos is None:
+        raise InputError("demos", None, f"{method} learns from demonstrations too: give a data set")
+    if settings.demos is not None and not recipe.needs_offline and not getattr(recipe, "offline_share", 0):
+        raise InputError("demos", settings.demos, f"{method} uses no demonstrations: leave it out")
+    every = {"eval_every": max(settings.steps // 10, 1), "checkpoint_every": max(settings.steps // 5, 1)}
+    s = replace(
+        settings,
+        **{k: v for k, v in every.items() if getattr(settings, k) is None},
+        threads=settings.threads or 1,
+        products=settings.products or choose_products(),
+    )
+    return ControlPlan(method, given, s, recipe, task)
+
+
+def task_of(recipe: Recipe, name: str) -> EnvironmentTask:
+    """The environment as the recipe acts in it: with chunks of actions where it decides several at once."""
+    chunk, n = getattr(recipe, "chunk", 1), getattr(recipe, "n_step", 1)
+    if chunk > 1 and n > 1:
+        raise InputError("n_step", n, f"returns over several steps are not joined across chunks of {chunk}: use 1")
+    return in_chunks(load_environment(name), chunk, recipe.discount)
+
+
+class World:
+    """Environments, learner and loop of a plan."""
+
+    def __init__(self, p: ControlPlan):
+        s = p.settings
+        assert s.threads is not None and s.products is not None
+        torch.set_num_threads(s.threads)
+        use_products(s.products)
+        self.plan = p
+        self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
+        self.learner = learner_for(p)
+        if hasattr(self.learner, "budget"):
+            self.learner.budget(p.steps)  # type: ignore[attr-defined]
+        self.demos = None if s.demos is None else load_demonstrations(s.demos, p.task.one_by_one())
+        self.loop = loop_of(p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon)
+
+    def begin(self, *, fresh: bool = True) -> None:
+        """What comes before the first step: a fresh learner is prepared on the demonstrations as they are recorded,
+        then the loop (and a learner that asks for them) gets them as the learner sees them, which may depend on what it
+        learnt."""
+        demos, observe = self.demos, getattr(self.learner, "observe", None)
+        raw = None if demos is None else offline(self.plan, demos)
+        if fresh and hasattr(self.learner, "prepare"):
+            self.learner.prepare(raw, generator(self.plan.settings.seed, "prepare"))  # type: ignore[attr-defined]
+        give(self.loop, self.learner, raw if demos is None or observe is None else offline(self.plan, demos, observe))
+
+    def evaluate(self, step: int, episodes: int | None = None) -> tuple[dict[str, float], list[float]]:
+        """Of the learner as it is."""
+        return evaluated(self.plan, self.learner, step, episodes)
+
+
+def learner_for(p: ControlPlan) -> Learner:
+    """The learner of a plan with its first weights."""
+    return learner_of(p.recipe, p.task.space, number(p.settings.seed, "weights") % 2**31)
+
+
+def evaluated(
+    p: ControlPlan, learner: Learner, step: int, episodes: int | None = None
+) -> tuple[dict[str, float], list[float]]:
+    """A fresh environment, the same episodes at every evaluation."""
+    environments = Environments(p.task.vector(1), number(p.settings.seed, "evaluation") % 2**31)
+    try:
+        rng = generator(p.settings.seed, "evaluation", step)
+        return evaluate(learner, environments, episodes or p.settings.eval_episodes, rng)
+    finally:
+        environments.close()
+
+
+def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor], Tensor] | None = None) -> Replay:
+    """Demonstrations in transitions over as many steps as the learner's own, in chunks as long, or what the recipe
+    makes of them; pixels are bytes unless something else is observed."""
+    made: list[Transitions] = []
+    changed: Callable[[Transitions], Transitions] = getattr(p.recipe, "episode", None) or (lambda t: t)
+    for e in episodes:
+        t = replace(e, observation=observe(e.observation) if observe else e.observation).transitions(p.recipe.discount)
+        chunk, n = getattr(p.recipe, "chunk", 1), getattr(p.recipe, "n_step", 1)
+        made.append(changed(chunked(t, chunk, p.recipe.discount) if chunk > 1 else join(t, n, p.recipe.discount)))
+    if not sum(map(len, made)):
+        raise InputError("demos", p.settings.demos, f"{p.method} can use no transition of it: record longer episodes")
+    width, pixels = made[0].observation.shape[1], 0 if observe else p.task.space.pixels
+    replay = Replay(sum(map(len, made)), width, made[0].action.shape[1], pixels)
+    for t in made:
+        replay.add(t)
+    return replay
+
+
+@checked
+def train_controller(
+    method: str, *, task: str, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
+) -> ControlRun:
+    """Train a controller and return the run; the further settings are the fields of `ControlSettings`."""
+    check_names(ControlSettings, settings, "it")
+    return start(plan(method, ControlSettings(task, **settings), knobs), quiet=quiet)
+
+
+def several(method: str, *, task: str, seeds: Sequence[int], knobs: dict[str, Any] | None = None) -> SeedsLoop:
+    """A run of the method for each seed, all in this process and together: `.run(steps)` trains them, `.loops[i]` is
+    that of the i-th seed. For small networks, whose update is mostly overhead."""
+    loops = [World(plan(method, ControlSettings(task, seed=seed, trackers=()), knobs)).loop for seed in seeds]
+    return SeedsLoop([x for x in loops if isinstance(x, OffPolicyLoop)])
+
+
+def start(p: ControlPlan, *, quiet: bool = False) -> ControlRun:
+    """Run a plan from step 0 in a new directory."""
+    name = f"{p.method}-{p.settings.task}-{p.settings.seed}".replace("/", "-").replace(":", "-")
+    out = Path(p.settings.out or Path("runs") / name)
+    RunDirectory.check_free(out)
+    world = World(p)
+    p.tell(quiet=quiet)
+    with RunDirectory.create(out, p.written()) as run:
+        return go(p, run, world, quiet=quiet)
+
+
+@checked
+def is_control_run(path: str | Path) -> bool:
+    """Whether a run directory is that of a controller."""
+    with RunDirectory.open(path, lock=False) as run:
+        return "eval_episodes" in run.recipe()
+
+
+def plan_from(written: dict[str, Any], *, trust: bool = False) -> ControlPlan:
+    """The plan that a recipe.yaml describes."""
+    alone = {k: v for k, v in written.items() if k != "apart"}
+    method, knobs, settings = settings_from(ControlSettings, alone, trust=trust)
+    return plan(method, settings, knobs)
+
+
+@checked
+def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> ControlRun:
+    """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
+    and the user has not run before (here, and where a run is evaluated or recorded)."""
+    with RunDirectory.open(path) as run:
+        written = dict(stated(run))
+        if "apart" in written:
+            raise InputError("run", str(path), "actor and learner stood apart: such a run cannot be resumed")
+        if steps is not None:
+            written["steps"] = steps
+        p = plan_from(written, trust=trust)
+        return go(p, run, World(p), quiet=quiet)
+
+
+def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> ControlRun:
+    """The run itself; what was learnt, and the replay, are saved also when an environment fails in the middle."""
+    s, began, loop = p.settings, time.monotonic(), world.loop
+    first = restore(p, run, world)
+    world.begin(fresh=first.step == 0)
+
+    def save(at: Position, **more: Any) -> None:
+        keep(run, at, loop.tensors(), loop.state(), p.written(), **more)
+
+    def failed(step: int, error: EnvironmentFailed) -> InputError:
+        last, replay = latest_checkpoint(run.path), not isinstance(loop, OnPolicyLoop)
+        if replay and step > (0 if last is None else int(last.name)):
+            run.sync()
+            loop.logs.clear()
+            save(Position(step, step), failed=str(error))
+            last = latest_checkpoint(run.path)
+        where = f"the checkpoint of step {int(last.name)}" if last else "the beginning"
+        told = f"{error} (near step {loop.steps}); `anypolicy resume` goes on from {where}"
+        return InputError("task", s.task, told)
+
+    def held_out(step: int) -> dict[str, Any]:
+        try:
+            log, returns = world.evaluate(step)
+        except EnvironmentFailed as error:
+            raise failed(step, error) from error
+        run.write_samples(f"step-{step:06d}", [{"return": r} for r in returns])
+        return log
+
+    def learn(steps: int, pause: Pause) -> dict[str, float]:
+        try:
+            return loop.run(steps, pause)
+        except EnvironmentFailed as error:
+            raise failed(loop.steps, error) from error
+
+    assert s.eval_every is not None and s.checkpoint_every is not None
+    drive(
+        run, Schedule(p.steps, s.eval_every, s.checkpoint_every, STRIDE, p.unit, s.checkpoint_minutes), first,
+        title=p.method, trackers=s.trackers, written=p.written(), quiet=quiet, learn=learn, evaluate=held_out,
+        save=save,
+    )  # fmt: skip
+    run.save_policy(lambda folder: save_controller(folder, p, world.learner))
+    world.environments.close()
+    return ControlRun(run.path, run.read(), world.learner, time.monotonic() - began)
+
+
+def restore(p: ControlPlan, run: RunDirectory, world: World) -> Position:
+    """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
+    saved, exact = checkpoint_of(run, p.written()), True
+    if saved is not None:
+        with put_back(saved, world.loop.state()) as (state, tensors):
+            exact = world.loop.restore(state, tensors)
+    at = rewind(run, saved, p.written(), p.steps)
+    if saved is not None and not exact:
+        failed = saved.state.get("failed")
+        why = f"{failed or 'the state of this environment cannot be saved or put back'}: its episodes began anew"
+        run.append({"step": at.step, "event": "restarted", "why": why})
+    return at
+
+
+@checked
+def evaluate_run(
+    path: str | Path, *, episodes: int | None = None, video: Path | None = None, trust: bool = False
+) -> dict[str, float]:  # fmt: skip
+    """Mean return of a run's newest checkpoint over fresh episodes. Writes samples/eval.jsonl, and the first episode
+    as a film if asked for."""
+    if episodes is not None and episodes < 1:
+        raise InputError("episodes", episodes, "use at least 1")
+    with RunDirectory.open(path, lock=False) as run:
+        p, learner = trained(run, trust=trust)
+        if video is not None:
+            film(learner, p.task, video, number(p.settings.seed, "evaluation") % 2**31)
+        log, returns = evaluated(p, learner, -1, episodes)
+        run.write_samples("eval", [{"return": r} for r in returns])
+        return log
+
+
+@checked
+def record(path: str | Path, *, episodes: int, out: str, explore: bool = False, trust: bool = False) -> int:
+    """Act in `episodes` fresh episodes and write them as demonstrations: to a .safetensors file, or as a Minari data
+    set if `out` is minari:NAME. The number of steps."""
+    if episodes < 1:
+        raise InputError("episodes", episodes, "use at least 1")
+    if not out.startswith("minari:") and not out.endswith(".safetensors"):
+        raise InputError("out", out, "name a .safetensors file, or minari:NAME")
+    if out.endswith(".safetensors"):
+        make_place(Path(out))
+    with RunDirectory.open(path, lock=False) as run:
+        p, learner = trained(run, trust=trust)
+        task, seed = p.task.one_by_one(), p.settings.seed
+        environments = Environments(task.vector(1), number(seed, "recording") % 2**31)
+        rngs = [generator(seed, "recording", i) for i in range(episodes)]
+        made = [recorded(learner, task, environments, rng, explore) for rng in rngs]
+        environments.close()
+    if out.startswith("minari:"):
+        export_minari(out.removeprefix("minari:"), made, task)
+    else:
+        with disk_errors(Path(out)):
+            save_episodes(out, made)
+    return sum(len(e.reward) for e in made)
+
+
+def trained(run: RunDirectory, *, trust: bool = False) -> tuple[ControlPlan, Learner]:
+    """The plan of a run, and its learner at the newest checkpoint, or as it was last saved where there are none."""
+    p = plan_from(stated(run), trust=trust)
+    folder, saved = latest_checkpoint(run.path), run.path / "policy" / "controller.safetensors"
+    if folder is None and not saved.exists():
+        raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")
+    assert p.settings.threads is not None and p.settings.products is not None
+    torch.set_num_threads(p.settings.threads)
+    use_products(p.settings.products)
+    learner = learner_for(p)
+    found = Checkpoint(0, {"learner": read_tensors(saved, "run")}, {"loop": {}}) if folder is None else None
+    with put_back(found or made_checkpoint(run, p.written())) as (_, tensors):
+        load_modules(learner, tensors["learner"])
+    return p, learner
+
+
+def explain(p: ControlPlan) -> str:
+    """What a run would do, without starting it."""
+    s, r, space = p.settings, p.recipe, p.task.space
+    acts = f"{space.actions} choices" if space.discrete else f"{space.actions} actions in [−1, 1]"
+    shown = [f"  {k:<16} {v}" for k, v in vars(r).items() if k not in ("learner", "alone", "episode")]
+    unit = "updates on demonstrations" if isinstance(r, OfflineRecipe) else "environment steps"
+    return "\n".join([
+        f"{p.method} in {s.task}: {space.observations} numbers seen, {acts}, episodes of "
+        f"{p.task.horizon or 'unlimited'} steps", *p.notes(), "", f"  {'learner':<16} {r.learner}", *shown, "",
+        f"  the run: {p.steps:,} {unit} on {s.threads} thread(s), evaluated every {s.eval_every:,}",
+    ])  # fmt: skip
+
+
+def summary(run: ControlRun, where: Path) -> str:
+    """Before → after, and what to try next."""
+    first, last = run.evaluations()[0], run.evaluations()[-1]
+    lines = ["", *notes(run.rows), f"mean return  {told(first)}  →  {told(last)}   ({last['eval/n']:.0f} episodes)"]
+    if "eval/success" in last and "eval/success" in first:
+        lines.append(f"success      {first['eval/success']:.2f}  →  {last['eval/success']:.2f}")
+    lines += [
+        f"report {where}   ({run.seconds:.0f} s)",
+        f"next: anypolicy eval {run.path} --video {run.path.name}.mp4   # or: anypolicy resume {run.path} --steps "
+        f"{2 * last['step']}",
+    ]
+    return "\n".join(lines)
+
+
+def told(row: dict[str, Any]) -> str:
+    if "eval/return" not in row:
+        return "not finite"
+    return f"{row['eval/return']:.1f}" + (f" ± {row['eval/return_se']:.1f}" if "eval/return_se" in row else "")
+
+
+def page(run: ControlRun) -> Path:
+    """report.html of a finished run: returns before and after, learning curves."""
+    rows, evaluations = [r for r in run.rows if "event" not in r], run.evaluations()
+    where = run.path / "report.html"
+    steps = [r["step"] for r in evaluations]
+    blocks: list[Block] = [Text(summary(run, where).strip().splitlines()[: 2 + len(notes(run.rows))])]
+    names = [n for n in ("eval/return", "eval/success") if n in evaluations[-1]]
+    for name in names:
+        blocks.append(Figure(name, learning_curves([Curve("run", steps, [over(evaluations, name)])], y=name)))
+    losses = sorted(k for row in rows[-1:] for k in row if k.startswith("loss/"))
+    for name in ("episode/return", *losses, "alpha", "entropy"):
+        have = [r for r in rows if name in r]
+        if have:
+            curve = Curve("run", [r["step"] for r in have], [[r[name] for r in have]])
+            blocks.append(Figure(name, learning_curves([curve], y=name)))
+    write_report(where, run.path.name, blocks)
+    return where
+
+
+def save_controller(folder: Path, p: ControlPlan, learner: Learner) -> None:
+    """The learner's weights and what it takes to make it again."""
+    save_file({k: v.contiguous() for k, v in weights_of(learner).items()}, folder / "controller.safetensors")
+    config = {"type": "controller", "method": p.method, "knobs": p.knobs, "task": p.settings.task}
+    (folder / "config.json").write_text(json_text(config, indent=1))
+
+
+def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
+    """The learner of a run's policy/ folder, ready to act, and its task."""
+    saved = catalogue.saved_controller(folder, "policy")
+    task = task_of(saved.recipe, saved.task)
+    learner = learner_of(saved.recipe, task.space, 0)
+    try:
+        load_modules(learner, saved.tensors)
+    except RuntimeError as error:
+        raise InputError("policy", str(folder), f"its weights are not those of its config.json ({error})") from error
+    return learner, task
