@@ -21,10 +21,13 @@ RESULTS = HERE / "results"
 class Worker:
     """A process that answers one JSON line with one JSON line."""
 
-    def __init__(self, python: Path, script: Path, settings: dict[str, Any]):
+    def __init__(
+        self, python: Path, script: Path, settings: dict[str, Any], environment: dict[str, str] | None = None
+    ):  # fmt: skip
         self.process = subprocess.Popen(
-            [str(python), str(script), json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [str(python), str(script), json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment,
+        )  # fmt: skip
 
     def ask(self, command: str) -> dict[str, Any]:
         """Send a command, wait for its answer."""
