@@ -110,8 +110,9 @@ def imports_of(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{a.name}" for a in node.names)
+            folder = SOURCES.parent.joinpath(*node.module.split("."))
+            for a in node.names:
+                yield f"{node.module}.{a.name}" if (folder / f"{a.name}.py").exists() else node.module
 
 
 def tests_of(methods: list[Path]) -> dict[str, int]:
