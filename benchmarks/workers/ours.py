@@ -24,8 +24,8 @@ from anypolicy.tasks.language.base import Score
 from anypolicy.version import __version__
 
 given = json.loads(sys.argv[1])
-torch.set_num_threads(1)
-policy = load_policy(given["model"], dtype="float32")
+torch.set_num_threads(given.get("threads", 1))
+policy = load_policy(given["model"], dtype=given.get("dtype", "float32"))
 policy.stop_ids = ()
 work = json.loads(Path(given["work"]).read_text())
 
@@ -40,9 +40,20 @@ class Task:
         return Score(0.5 if int(prompt.id) < given.get("silent", 0) else (int(response.sum()) % 7) / 6, False)
 
 
+class Uneven(NativeEngine):
+    """Every row of the rollout ends at its own length."""
+
+    def generate(self, requests, sampling, generator, version=0):
+        lengths = iter(given["lengths"])
+        rows = [r._replace(n=1, max_tokens=next(lengths)) for r in requests for _ in range(r.n)]
+        made = iter(super().generate(rows, sampling, generator, version))
+        return [[answer for _ in range(r.n) for answer in next(made)] for r in requests]
+
+
+engine = Uneven(policy) if "lengths" in given else NativeEngine(policy)
 recipe = compose("grpo", {"grpo": {"kl_coef": 0.0, "eps": 1e-4, "group_size": given["group"]}}).recipe
 recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=given["lr"]))
-world = World(policy, NativeEngine(policy), Task(), Sampling(given["completion"]), 0)
+world = World(policy, engine, Task(), Sampling(given["completion"]), 0)
 loop = GroupLoop(recipe, world, prompts=len(Task.train), micro_tokens=Settings("").micro_tokens, reference=None)
 
 groups = []

@@ -10,17 +10,17 @@ import trl
 from datasets import Dataset
 from loop import resident, serve
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, StoppingCriteria
 from trl import GRPOConfig, GRPOTrainer
 
 given = json.loads(sys.argv[1])
-torch.set_num_threads(1)
+torch.set_num_threads(given.get("threads", 1))
 work = json.loads(Path(given["work"]).read_text())
 tokenizer = PreTrainedTokenizerFast.from_pretrained(given["model"])
-model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
+model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=getattr(torch, given.get("dtype", "float32")))
 prompts = [" ".join(f"w{i}" for i in ids) for ids in work["prompts"]]
 assert [tokenizer(p)["input_ids"] for p in prompts] == work["prompts"]
-rows = len(prompts) * given["group"]
+rows, passes = len(prompts) * given["group"], given.get("passes", 1)
 
 
 silent = set(prompts[: given.get("silent", 0)])
@@ -32,7 +32,8 @@ def reward(prompts, completion_ids, **_):
 
 config = GRPOConfig(
     output_dir=given["scratch"], use_cpu=True, bf16=False, report_to=[], logging_strategy="no", save_strategy="no",
-    per_device_train_batch_size=rows, num_generations=given["group"], max_completion_length=given["completion"],
+    per_device_train_batch_size=rows // passes, gradient_accumulation_steps=passes, num_generations=given["group"],
+    max_completion_length=given["completion"],
     learning_rate=given["lr"], lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, loss_type="grpo",
     beta=0.0, temperature=1.0, gradient_checkpointing=False, optim="adamw_torch_fused", seed=0, max_steps=10_000,
     generation_kwargs={"min_new_tokens": given["completion"]}, shuffle_dataset=False, disable_tqdm=True,
@@ -42,8 +43,28 @@ trainer = GRPOTrainer(
     train_dataset=Dataset.from_dict({"prompt": prompts}),
 )  # fmt: skip
 trainer.create_optimizer_and_scheduler(10_000)
-trainer.current_gradient_accumulation_steps = 1
+trainer.current_gradient_accumulation_steps = passes
 trainer.model.train()
+
+if "lengths" in given:
+    plain, ends = model.generate, torch.tensor(given["lengths"])
+
+    class Lengths(StoppingCriteria):
+        """Every row ends at its own length."""
+
+        def __init__(self, prompt):
+            self.prompt = prompt
+
+        def __call__(self, input_ids, scores, **_):
+            return input_ids.shape[1] >= self.prompt + ends
+
+    def uneven(input_ids, **more):
+        prompt = input_ids.shape[1]
+        made = plain(input_ids, stopping_criteria=[Lengths(prompt)], **more)
+        made[torch.arange(len(made)), prompt + ends - 1] = tokenizer.eos_token_id
+        return made
+
+    model.generate = uneven
 
 base = resident()
 
@@ -78,7 +99,8 @@ def update():
 
 
 def step():
-    trainer.training_step(trainer.model, [{"prompt": p} for p in prompts for _ in range(given["group"])], None)
+    for _ in range(passes):
+        trainer.training_step(trainer.model, [{"prompt": p} for p in prompts for _ in range(given["group"])], None)
     apply()
 
 
