@@ -25,7 +25,7 @@ from anypolicy.runs.workers import in_workers
 
 FREE = tuple(name for name in MAY_CHANGE if name not in EVALUATION)
 """Settings that a kept run of a comparison may differ in."""
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 """Where this package comes from, if it is installed from a checkout."""
 
 
