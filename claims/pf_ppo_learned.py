@@ -59,7 +59,7 @@ def learned(task, seed: int) -> tuple[RewardModel, dict]:
         pad_id=bandit.PROMPTS,
     )
     model, pairs = RewardModel.from_policy(trunk, seed), preferences(task, seed, "train", PAIRS, WRONG)
-    recipe = replace(get("bradley-terry", "reward-model").build(), optimiser=Optimiser(lr=3e-3))
+    recipe = replace(get("bradley-terry", "reward-model").recipe(), optimiser=Optimiser(lr=3e-3))
     loop = PreferenceLoop(recipe, model, pairs, seed)
     for _ in range(PASSES * len(pairs) // recipe.pairs):
         loop.step()

@@ -13,8 +13,8 @@ import torch
 from anypolicy.engines.environments import Environments
 from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.loops.control import OnPolicyLoop
-from anypolicy.methods.control.ppo import ProximalPolicy, Samples
-from anypolicy.methods.control.props import RobustSampling, avoid, props, sampling_error
+from anypolicy.methods.control.ppo import Samples
+from anypolicy.methods.control.props import RobustSampling, avoid, sampling_error
 from anypolicy.policies.control.actors import CategoricalActor
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.control.environments import load_environment
@@ -46,7 +46,7 @@ def errors(arm: str, bed: str, seed: int) -> dict[int, float]:
     ros = {"collect": 1, "behaviour_epochs": 1, "behaviour_clip": None, "kl_bound": None}
     more = {"on-policy": {"behaviour_epochs": 0}, "props": {}, "ros": ros}[arm]
     given = {"collect": 5, "behaviour_epochs": 16, "behaviour_clip": 0.3, "kl_bound": 1.0} | more
-    recipe = props(
+    recipe = RobustSampling(
         hidden=(),
         epochs=0,
         horizon=points[-1],
@@ -57,7 +57,7 @@ def errors(arm: str, bed: str, seed: int) -> dict[int, float]:
         normalise_observation=False,
         normalise_reward=False,
         **given,
-    )
+    ).recipe()
     task = load_environment(bed)
     learner = recipe.learner(task.space, seed)
     from_zero(learner.target.actor)
@@ -96,7 +96,7 @@ def learn(arm: str, n: int, seed: int) -> dict[str, float]:
     actor, behaviour = (from_zero(CategoricalActor(7, 2, (), rng)) for _ in range(2))
     adam = torch.optim.Adam(actor.parameters(), lr=0.5)
     other = torch.optim.Adam(behaviour.parameters(), lr=0.5, eps=1e-5)
-    s, early = RobustSampling(ProximalPolicy(), epochs=16, clip=0.3, kl_weight=0.0, kl_bound=1.0), 0.0
+    s, early = RobustSampling(behaviour_epochs=16, behaviour_clip=0.3, kl_weight=0.0, kl_bound=1.0), 0.0
     for update in range(UPDATES):
         states, actions, returns = [], [], []
         while len(states) < n:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from anypolicy import catalogue
 from anypolicy.data.batch import Batch, from_groups
 from anypolicy.data.records import Group, Prompt, Segment, Trajectory
 from anypolicy.engines.base import Sampling
@@ -116,3 +117,8 @@ class StopAt:
     def number(self) -> int:
         self.left -= 1
         return signal.SIGINT if self.left < 0 else 0
+
+
+def recipe(slug):
+    """What makes the recipe of a method, from settings as a user gives them."""
+    return lambda **knobs: catalogue.build(catalogue.get(slug, None), knobs)

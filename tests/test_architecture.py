@@ -15,7 +15,7 @@ PIPES = {"sandbox"}
 
 
 def code_lines(text: str) -> int:
-    """Lines that carry code: no blank lines, comments or docstrings."""
+    """Lines that carry code: no blank lines, comments, docstrings or imports."""
     tree = ast.parse(text)
     skipped: set[int] = set()
     for node in ast.walk(tree):
@@ -23,6 +23,8 @@ def code_lines(text: str) -> int:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 skipped.update(range(first.lineno, (first.end_lineno or 0) + 1))
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            skipped.update(range(node.lineno, (node.end_lineno or 0) + 1))
     lines = enumerate(text.splitlines(), 1)
     return sum(1 for i, x in lines if x.strip() and not x.strip().startswith("#") and i not in skipped)
 

@@ -93,9 +93,9 @@ def test_recorded_episodes_are_demonstrations_again(run, tmp_path, monkeypatch, 
         (["reward-model", "sac", "--pairs", "x"], "it trains a controller"),
         (["compare", "sac", "grpo", "--task", "gym/Pendulum-v1"], "it trains a policy"),
         (["train", "grpo", "--task", "gym/Pendulum-v1"], "task"),
-        (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.batch", "0"], "batch: got 0; use a number above 0"),
-        (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.discount", "1.5"], "discount: got 1.5; use a number from"),
-        (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.lr", "-1"], "lr: got -1.0; Invalid learning rate"),
+        (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.batch", "0"], "sac.batch: got 0; use a number of at least 1"),
+        (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.discount", "1.5"], "sac.discount: got 1.5; use a number from 0 to 1"),
+        (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.lr", "-1"], "sac.lr: got -1.0; use a number above 0"),
         (["train", "dsrl", "--task", "gym/CartPole-v1", "--demos", "x"], "a base makes actions of a box"),
     ],
 )  # fmt: skip
@@ -269,13 +269,13 @@ def test_compare_judges_controllers(tmp_path, capsys):
     file.write_text('''
 """Other: a copy for the test."""
 from anypolicy.catalogue import Card, method
-from anypolicy.methods.control.sac import sac
+from anypolicy.methods.control.sac import SoftActorCritic
 
 @method(Card(title="t", paper="p", year=2024, family="control", idea="i", changes=(), composes_with="c", claim="c"),
         slug="other-sac", trains="controller")
 def other(lr: float = 1e-4, hidden: tuple[int, ...] = (16, 16), warmup: int = 20, batch: int = 8):
     """A copy."""
-    return sac(lr=lr, hidden=hidden, warmup=warmup, batch=batch)
+    return SoftActorCritic(lr=lr, hidden=hidden, warmup=warmup, batch=batch).recipe()
 ''')
     from anypolicy import catalogue, studies
 

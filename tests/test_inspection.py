@@ -13,7 +13,7 @@ from anypolicy.data.demonstrations import Episode, episodes_of, load_episodes, s
 from anypolicy.data.transitions import concatenate
 from anypolicy.errors import InputError
 from anypolicy.families.control import resume, train_controller
-from anypolicy.loops.control import warm_up
+from anypolicy.learners.base import uniform
 from anypolicy.parts.coverage import (
     binned,
     discounted_return,
@@ -390,8 +390,8 @@ def test_five_data_sets_of_minigrid(tmp_path, capsys):
 
 def test_data_of_minigrid_and_a_policy_that_learns_nothing(tmp_path):
     grid = load_environment("gym/MiniGrid-Empty-5x5-v0:max_steps=30")
-    uniform = lambda seen, rng: warm_up(grid.space, len(seen), rng).executed  # noqa: E731
-    made = collect(uniform, grid, 200, 0, "random")
+    any_action = lambda seen, rng: uniform(grid.space, len(seen), rng).executed  # noqa: E731
+    made = collect(any_action, grid, 200, 0, "random")
     assert sum(len(e.reward) for e in made) == 200 and all(len(e.reward) <= 30 for e in made)
     binned_report, exact = (dataset_report(made, made, 0.0, 1.0, choices=None, bins=b) for b in (100, None))
     assert binned_report.u == exact.u < 200, "every code has its own bin, and places are seen again"

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from os.path import isfile
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from torch import Tensor
 
 from anypolicy.data.readers import json_object, read_tensors
 from anypolicy.errors import RAISED, InputError, check_values, checked, converted
+from anypolicy.knobs import Knob, check_knobs, knobs_of
 from anypolicy.runs.trust import allow, load_module
 
 Trains = Literal["policy", "reward-model", "controller", "problem", "diffusion-model"]
@@ -49,9 +50,10 @@ class Card:
 
 @dataclass(frozen=True)
 class Method:
-    """A catalogued method: `build(**knobs)` gives its recipe, with the paper's defaults. `trains` says what learns: a
-    policy by the stages of a group recipe, a reward model from pairs, a controller in an environment, a diffusion model
-    from samples that were preferred; a "problem" is solved exactly, and `build` gives its Solution."""
+    """A catalogued method: `recipe(**knobs)` gives its recipe, with the paper's defaults. `build` is a function that
+    returns it, or the dataclass of a learner's settings, whose `recipe()` does. `trains` says what learns: a policy by
+    the stages of a group recipe, a reward model from pairs, a controller in an environment, a diffusion model from
+    samples that were preferred; a "problem" is solved exactly, and its recipe is its Solution."""
 
     slug: str
     card: Card
@@ -60,8 +62,18 @@ class Method:
 
     @property
     def knobs(self) -> dict[str, inspect.Parameter]:
-        """The method's own settings: its function's parameters."""
+        """The method's own settings: its function's parameters, or its dataclass's fields."""
         return dict(inspect.signature(self.build).parameters)
+
+    @property
+    def meanings(self) -> dict[str, Knob]:
+        """What the method says of its settings."""
+        return knobs_of(self.build)
+
+    def recipe(self, **knobs: Any) -> Any:
+        """The recipe with these settings."""
+        made = self.build(**knobs)
+        return made.recipe() if isinstance(self.build, type) else made
 
     @property
     def source(self) -> str:
@@ -75,14 +87,14 @@ class Method:
 
 
 REGISTERED: dict[str, Method] = {}
+Built = TypeVar("Built", bound=Callable[..., Any])
 
 
-def method(
-    card: Card, slug: str | None = None, *, trains: Trains = "policy"
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter a method. Its slug is the function's name with dashes; its parameters are its settings."""
+def method(card: Card, slug: str | None = None, *, trains: Trains = "policy") -> Callable[[Built], Built]:
+    """Enter a method: a function that returns its recipe, or the frozen dataclass of a learner's settings. Its slug is
+    the function's name with dashes; its parameters, or fields, are its settings."""
 
-    def register(build: Callable[..., Any]) -> Callable[..., Any]:
+    def register(build: Built) -> Built:
         name = slug or build.__name__.replace("_", "-")
         known = REGISTERED.get(name)
         if known is not None and known.build.__module__ != build.__module__:
@@ -155,10 +167,11 @@ def build(m: Method, given: dict[str, Any]) -> Any:
         if name not in m.knobs:
             allowed = ", ".join(m.knobs) or "nothing"
             raise InputError(f"{m.slug}.{name}", given[name], f"{m.slug} has the settings: {allowed}", choices=m.knobs)
-    kinds = get_type_hints(m.build)
-    check_values(kinds, given, f"{m.slug}.", m.card.unbounded)
+    kinds, meanings = get_type_hints(m.build), m.meanings
+    check_values(kinds, given, f"{m.slug}.", [name for name, knob in meanings.items() if knob.infinite])
+    check_knobs(meanings, given, f"{m.slug}.")
     try:
-        return m.build(**{k: converted(kinds[k], v) for k, v in given.items()})
+        return m.recipe(**{k: converted(kinds[k], v) for k, v in given.items()})
     except ArithmeticError as error:
         raise InputError(m.slug, given, f"these numbers cannot be computed with ({error}): use others") from error
 

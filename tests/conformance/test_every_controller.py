@@ -11,7 +11,8 @@ from anypolicy import catalogue
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.transitions import Transitions
 from anypolicy.families import control
-from anypolicy.loops.control import OffPolicyRecipe, OnPolicyRecipe, tensors_of
+from anypolicy.learners.base import tensors_of
+from anypolicy.learners.recipe import OffPolicyRecipe, OnPolicyRecipe
 from anypolicy.runs import drive
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.metrics import documented
@@ -58,7 +59,7 @@ def settings_of(slug, demonstrations):
     """Knobs and settings of a small run."""
     m = catalogue.get(slug, "controller")
     knobs = {k: v for k, v in SMALL.items() if k in m.knobs} | dict(SMALL_KNOBS.get(slug, {}))
-    recipe = m.build(**knobs)
+    recipe = m.recipe(**knobs)
     needs = recipe.needs_offline or getattr(recipe, "offline_share", 0) > 0
     task = TASKS.get(slug, "gym/Pendulum-v1:max_steps=25")
     recorded = demonstrations["CartPole-v1" if "CartPole" in task else "Pendulum-v1"]
@@ -116,7 +117,7 @@ def test_a_run_logs_documented_finite_numbers_and_learns_something(slug, tmp_pat
 def test_a_run_that_is_stopped_and_made_longer_is_the_whole_run(slug, tmp_path, demonstrations, monkeypatch):
     """It is stopped in the middle of a row of the ledger, at an odd step where it has one."""
     whole = trained(slug, tmp_path / "whole", 128, demonstrations, eval_every=64, checkpoint_every=64)
-    rollouts = isinstance(catalogue.get(slug, "controller").build(), OnPolicyRecipe)
+    rollouts = isinstance(catalogue.get(slug, "controller").recipe(), OnPolicyRecipe)
     with monkeypatch.context() as patch:
         patch.setattr(drive, "first_signal", StopAt(2 if rollouts else 25))
         with pytest.raises(Stopped):
@@ -167,7 +168,7 @@ def test_truncation_bootstraps_and_termination_does_not(slug, demonstrations):
 
     def after(t):
         """Weights of the critics after one update from the same start with the same noise."""
-        from anypolicy.loops.control import load_tensors
+        from anypolicy.learners.base import load_tensors
 
         load_tensors(world.learner, start)
         world.learner.update([t] * p.recipe.updates, torch.Generator().manual_seed(5))

@@ -42,7 +42,7 @@ def test_card_and_header_are_complete(slug):
     for word in ("Paper:", "Idea:", "Changes:", "Silent:", "Differs:"):
         assert word in m.header
     assert (m.build.__doc__ or "").strip()
-    assert dataclasses.is_dataclass(m.build().learner) and m.build() == m.build()
+    assert dataclasses.is_dataclass(m.recipe().learner) and m.recipe() == m.recipe()
 
 
 @pytest.mark.parametrize("slug", METHODS)

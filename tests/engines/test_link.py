@@ -18,7 +18,7 @@ from anypolicy.engines.wire import NONCE, introduce, make_secret, proof, receive
 from anypolicy.errors import InputError
 from anypolicy.families.actor_and_learner import Pace, act, learn, train_apart
 from anypolicy.families.control import ControlSettings, World, plan
-from anypolicy.loops.control import weights_of
+from anypolicy.learners.base import weights_of
 from anypolicy.runs.directory import RunDirectory
 
 CONFIG = {"method": "x", "knobs": {"lr": 0.1}}

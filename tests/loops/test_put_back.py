@@ -8,7 +8,7 @@ import torch
 
 from anypolicy.data.replay import NStep
 from anypolicy.errors import InputError
-from anypolicy.loops.control import load_tensors, tensors_of
+from anypolicy.learners.base import load_tensors, tensors_of
 from anypolicy.loops.diffusion import Pool
 from anypolicy.methods.language.vade import ThompsonSampler
 from anypolicy.methods.preference.online_dpo import online_dpo

@@ -12,7 +12,8 @@ from anypolicy.data.replay import Replay
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
 from anypolicy.families.control import load_controller, resume, train_controller
-from anypolicy.loops.control import Acted, OffPolicyRecipe, tensors_of
+from anypolicy.learners.base import Acted, tensors_of
+from anypolicy.learners.recipe import OffPolicyRecipe
 from anypolicy.loops.reset_free import Agents, ResetFreeLoop
 from anypolicy.runs import drive
 from anypolicy.runs.stop import Stopped

@@ -7,7 +7,9 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from anypolicy.engines.environments import Environments
-from anypolicy.loops.control import Acted, OnPolicyLoop, OnPolicyRecipe
+from anypolicy.learners.base import Acted
+from anypolicy.learners.recipe import OnPolicyRecipe
+from anypolicy.loops.control import OnPolicyLoop
 from anypolicy.tasks.control.environments import Space, load_environment
 from tests.engines.test_environments import vector
 

@@ -10,7 +10,8 @@ from anypolicy.cli import main
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.errors import InputError
 from anypolicy.families.control import ControlSettings, evaluate_run, plan, resume, train_controller
-from anypolicy.loops.control import OfflineLoop, tensors_of
+from anypolicy.learners.base import tensors_of
+from anypolicy.loops.control import OfflineLoop
 from anypolicy.methods.control.bc import saved_policy
 from anypolicy.tasks.control.environments import load_environment
 

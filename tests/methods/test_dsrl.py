@@ -13,7 +13,7 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families import control
 from anypolicy.families.control import ControlSettings, plan, resume, train_controller
-from anypolicy.loops.control import tensors_of
+from anypolicy.learners.base import tensors_of
 from anypolicy.methods.control import dsrl
 from anypolicy.methods.control.dsrl_sac import NoiseSpace
 from anypolicy.methods.control.sac import SoftActorCritic
@@ -42,7 +42,7 @@ def aliased(**more):
 
 
 def on_noise(**more):
-    return NoiseSpace(SoftActorCritic((16, 16), target_entropy=0.0, layer_norm=True), BASE, **more)(SPACE, 0)
+    return NoiseSpace(hidden=(16, 16), base=BASE, **more)(SPACE, 0)
 
 
 def batch(n=32, terminated=0.0, truncated=0.0):
@@ -188,7 +188,7 @@ def test_samplers_that_draw_and_bases_without_noise_are_refused():
         Steered(Shaking(), 1.5, 3)
     with pytest.raises(InputError, match="nothing to steer"):
         Steered(MeanPolicy(3, 2, (16,), rng()), 1.5, 3)
-    for knobs, match in (({"magnitude": 0.0}, "magnitude"), ({"subset": 3}, "subset"), ({"ensemble": 0}, "subset")):
+    for knobs, match in (({"magnitude": 0.0}, "magnitude"), ({"subset": 3}, "subset"), ({"ensemble": 0}, "ensemble")):
         with pytest.raises(InputError, match=match):
             plan("dsrl", ControlSettings("gym/Pendulum-v1", demos="x"), knobs)
     with pytest.raises(InputError, match="demos"):

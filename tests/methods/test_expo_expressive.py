@@ -12,12 +12,15 @@ from anypolicy.cli import main
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families.control import ControlSettings, World, plan, resume, train_controller
-from anypolicy.loops.control import tensors_of
+from anypolicy.learners.base import tensors_of
 from anypolicy.methods.control import expo_expressive as expo
 from anypolicy.parts.td import soft_target
 from anypolicy.policies.control.cloned import Cloned
 from anypolicy.policies.control.mlp import q_values
 from anypolicy.tasks.control.environments import Space
+from tests.helpers import recipe
+
+expo_expressive = recipe("expo-expressive")
 
 SPACE = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SMALL = {"hidden": (16, 16), "ensemble": 4, "samples": 3, "edits": 2}
@@ -257,7 +260,7 @@ def test_acting_uses_the_average_and_targets_the_trained_base(monkeypatch):
     [
         ({"beta": 0.0}, "beta"),
         ({"edits": 9}, "edits"),
-        ({"samples": 0, "edits": 0}, "edits"),
+        ({"samples": 0, "edits": 0}, "samples"),
         ({"subset": 11}, "subset"),
     ],
 )
@@ -269,11 +272,11 @@ def test_what_is_refused(knobs, match):
 
 
 def test_warm_up_depends_on_pre_training():
-    assert expo.expo_expressive().warmup == 5000
-    assert expo.expo_expressive(base_updates=10).warmup == 0
-    assert expo.expo_expressive(base="folder").warmup == 0
-    assert expo.expo_expressive(base_updates=10, warmup=7).warmup == 7
-    assert expo.expo_expressive(edits=0, beta=0.0).learner.edits == 0
+    assert expo_expressive().warmup == 5000
+    assert expo_expressive(base_updates=10).warmup == 0
+    assert expo_expressive(base="folder").warmup == 0
+    assert expo_expressive(base_updates=10, warmup=7).warmup == 7
+    assert expo_expressive(edits=0, beta=0.0).learner.edits == 0
 
 
 def test_the_command_line_and_an_exact_resume(tmp_path):

@@ -8,13 +8,16 @@ import torch
 
 from anypolicy.families.control import ControlSettings, plan
 from anypolicy.families.control import World as ControlWorld
-from anypolicy.loops.trajectories import flat
-from anypolicy.methods.control.harpg import HessianAided, between, harpg
-from anypolicy.methods.control.npg_igt import npg_igt
+from anypolicy.learners.trajectories import flat
+from anypolicy.methods.control.harpg import HessianAided, between
 from anypolicy.parts.direction import Plain, Step, Trail, ascend, begin
 from anypolicy.parts.score import hessian_product, positions, score_gradient
 from anypolicy.tasks.control.linear_quadratic import HORIZON, Oracle, logp, mean_returns, sample
+from tests.helpers import recipe
 from tests.methods.test_npg_igt import BOX, CHOICES, quadratic, rollout
+
+harpg = recipe("harpg")
+npg_igt = recipe("npg-igt")
 
 __all__ = ["quadratic"]
 
@@ -22,8 +25,8 @@ __all__ = ["quadratic"]
 def test_schedules():
     for t, eta in [(0, 1), (1, 0.666667), (2, 0.5), (10, 0.166667)]:
         assert HessianAided().eta(t) == pytest.approx(eta, abs=1e-6)
-    assert harpg(0.3).learner.step == Step(0.3, 1.0, True)
-    assert harpg(0.3, normalised=False).learner.step.gamma(6) == pytest.approx(0.15)
+    assert harpg(gamma0=0.3).learner(BOX, 0).settings.step == Step(0.3, 1.0, True)
+    assert harpg(gamma0=0.3, normalised=False).learner(BOX, 0).settings.step.gamma(6) == pytest.approx(0.15)
     assert HessianAided(4.0).eta(2) == 1
 
 

@@ -12,13 +12,16 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families.control import ControlSettings, World, plan, resume, train_controller
+from anypolicy.learners.recipe import OnPolicyRecipe
 from anypolicy.loops.choose import loop_of
-from anypolicy.loops.control import OnPolicyRecipe
-from anypolicy.methods.control.hnpg import hac, hnpg, hybrid_loss, hybrid_table
+from anypolicy.methods.control.hnpg import hac, hybrid_loss, hybrid_table
 from anypolicy.parts.td import generalised_advantage
 from anypolicy.parts.trust_region import backtrack, fisher_product, trust_region_step
 from anypolicy.tasks.control.combination_lock import Lock, behaviour_data, main
 from anypolicy.tasks.control.environments import Space
+from tests.helpers import recipe
+
+hnpg = recipe("hnpg")
 
 LOCK = "combination-lock:horizon=3"
 

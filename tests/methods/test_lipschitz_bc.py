@@ -11,7 +11,6 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
 from anypolicy.families import control, exact
-from anypolicy.methods.control.lipschitz_bc import lipschitz_bc
 from anypolicy.methods.exact.lipschitz_certificate import (
     Runs,
     attacked,
@@ -22,6 +21,9 @@ from anypolicy.methods.exact.lipschitz_certificate import (
 )
 from anypolicy.policies.control.lipschitz import LipschitzMLP
 from anypolicy.tasks.control.environments import Space
+from tests.helpers import recipe
+
+lipschitz_bc = recipe("lipschitz-bc")
 
 BOX = Space(3, 2, False, (-1.0,) * 2, (1.0,) * 2)
 
@@ -34,7 +36,7 @@ def transitions(n, seed, slope=3.0):
 
 
 def prepared(alpha, seed=0):
-    learner, replay = lipschitz_bc(alpha, (16, 16)).learner(BOX, seed), Replay(500, 3, 2)
+    learner, replay = lipschitz_bc(alpha=alpha, hidden=(16, 16)).learner(BOX, seed), Replay(500, 3, 2)
     replay.add(transitions(500, seed))
     learner.prepare(replay, torch.Generator())
     return learner

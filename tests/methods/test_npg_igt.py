@@ -12,11 +12,14 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families.control import ControlSettings, plan, resume, train_controller
 from anypolicy.families.control import World as ControlWorld
-from anypolicy.loops.trajectories import flat
-from anypolicy.methods.control.npg_igt import GradientTransport, lookahead, npg_igt
+from anypolicy.learners.trajectories import flat
+from anypolicy.methods.control.npg_igt import GradientTransport, lookahead
 from anypolicy.parts.direction import Momentum, Plain, Step, Trail, ascend, begin
 from anypolicy.tasks.control.environments import Space
 from anypolicy.tasks.control.linear_quadratic import LinearQuadratic, Oracle, mean_returns, optimum, value
+from tests.helpers import recipe
+
+npg_igt = recipe("npg-igt")
 
 CHOICES = Space(3, 2, True)
 BOX = Space(2, 1, False, (-5.0,), (5.0,))
@@ -256,8 +259,8 @@ def test_runs_resume_to_the_same_bits(tmp_path, slug, task):
 
 def test_the_rivals_are_there():
     for direction, kind in (("igt", GradientTransport), ("momentum", Momentum), ("plain", Plain)):
-        assert isinstance(npg_igt(direction=direction).learner.estimator, kind)
-    assert npg_igt(direction="plain", normalised=False).learner.step == Step(0.1, 2 / 3, False)
+        assert isinstance(npg_igt(direction=direction).learner(BOX, 0).settings.estimator, kind)
+    assert npg_igt(direction="plain", normalised=False).learner(BOX, 0).settings.step == Step(0.1, 2 / 3, False)
 
 
 def test_it_learns_from_the_catalogue():

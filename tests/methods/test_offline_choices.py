@@ -10,7 +10,8 @@ from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families.control import ControlSettings, World, plan, resume, train_controller
-from anypolicy.loops.control import OfflineLoop, OffPolicyLoop, tensors_of
+from anypolicy.learners.base import tensors_of
+from anypolicy.loops.control import OfflineLoop, OffPolicyLoop
 from anypolicy.methods.control.bcq import ConstrainedQ, allowed, cloning_loss, masked
 from anypolicy.methods.control.bve import BehaviourValue, with_next_action
 from anypolicy.methods.control.cql import ConservativeQ, conservative

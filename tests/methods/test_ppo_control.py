@@ -12,13 +12,16 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
 from anypolicy.families.control import train_controller
 from anypolicy.loops.control import OnPolicyLoop
-from anypolicy.methods.control.ppo import ProximalPolicy, Samples, anneal, ppo_control, surrogate
+from anypolicy.methods.control.ppo import ProximalPolicy, Samples, anneal, surrogate
 from anypolicy.parts.distributions import Categorical, Gaussian
 from anypolicy.parts.kl import kl
 from anypolicy.parts.surrogate import clipped, clipped_value_loss
 from anypolicy.policies.control.actors import CategoricalActor, GaussianActor
 from anypolicy.runs.metrics import documented
 from anypolicy.tasks.control.environments import Space, load_environment
+from tests.helpers import recipe
+
+ppo_control = recipe("ppo-control")
 
 BOX = Space(5, 3, False, (-1.0,) * 3, (1.0,) * 3)
 

@@ -12,12 +12,15 @@ from anypolicy.errors import InputError
 from anypolicy.families.control import train_controller
 from anypolicy.loops.control import OnPolicyLoop
 from anypolicy.methods.control import props as module
-from anypolicy.methods.control.ppo import ppo_control
-from anypolicy.methods.control.props import avoidance, fitted_error, props, sampling_error
+from anypolicy.methods.control.props import avoidance, fitted_error, sampling_error
 from anypolicy.parts.distributions import Categorical, Gaussian
 from anypolicy.policies.control.actors import CategoricalActor, GaussianActor, likeliest_head
 from anypolicy.runs.metrics import documented
 from anypolicy.tasks.control.environments import load_environment
+from tests.helpers import recipe
+
+ppo_control = recipe("ppo-control")
+props = recipe("props")
 
 
 def slope(pi, counts, clip=0.3):

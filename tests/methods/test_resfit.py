@@ -10,10 +10,13 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families import control
 from anypolicy.methods.control import resfit as resfit_file
-from anypolicy.methods.control.resfit import executed, regression, resfit, residual
+from anypolicy.methods.control.resfit import executed, regression, residual
 from anypolicy.parts.td import n_step
 from anypolicy.policies.control.cloned import Cloned, Frozen, action_range, fixed_noise, scaled, unscaled
 from anypolicy.tasks.control.environments import Space, load_environment
+from tests.helpers import recipe
+
+resfit = recipe("resfit")
 
 SPACE = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SMALL = {"hidden": (16,), "ensemble": 3, "base_hidden": (8,), "base_updates": 20, "denoising_steps": 2,

@@ -9,20 +9,15 @@ from anypolicy.data.replay import Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families import control
-from anypolicy.methods.control.rlpd import (
-    PriorDataActorCritic,
-    actor_loss,
-    dual_loss,
-    raw_of,
-    rlpd,
-    temperature_of,
-)
+from anypolicy.methods.control.rlpd import PriorDataActorCritic, actor_loss, dual_loss, raw_of, temperature_of
 from anypolicy.methods.control.sac import SoftActorCritic
 from anypolicy.parts.squashed import squashed
 from anypolicy.parts.td import critic_loss, soft_target
 from anypolicy.policies.control.mlp import q_values
 from anypolicy.tasks.control.environments import Space
+from tests.helpers import recipe
 
+rlpd = recipe("rlpd")
 SPACE = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))
 Q_BAR = [[1.0, 2.0], [0.8, 2.5], [1.2, 1.5], [0.9, 3.0]]
 

@@ -12,7 +12,7 @@ from anypolicy.data.replay import Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families.control import resume, train_controller
-from anypolicy.loops.control import tensors_of
+from anypolicy.learners.base import tensors_of
 from anypolicy.methods.control.serl import Agent, actor_loss, critic_loss, temperature_loss
 from anypolicy.parts.squashed import squashed
 from anypolicy.parts.td import soft_target
@@ -20,7 +20,7 @@ from anypolicy.tasks.control.environments import Space
 
 BOX = Space(4, 2, False, (-1.0, -1.0), (1.0, 1.0))
 SEEING = Space(8 * 8 * 3 + 2, 2, False, (-1.0, -1.0), (1.0, 1.0), images=((8, 8, 3),))
-SMALL = Agent(hidden=(16, 16), channels=(4, 8), ensemble=3, ratio=2)
+SMALL = Agent(hidden=(16, 16), channels=(4, 8), ensemble=3, critic_actor_ratio=2)
 
 
 def test_worked_target_and_losses(f64):
@@ -137,7 +137,7 @@ def test_entropy_in_the_target_is_a_switch():
 
 
 def test_half_of_every_batch_are_demonstrations_which_stay():
-    recipe = catalogue.get("serl", "controller").build()
+    recipe = catalogue.get("serl", "controller").recipe()
     assert (recipe.offline_share, recipe.batch, recipe.updates, recipe.warmup) == (0.5, 256, 4, 300)
     online, demos, rng = Replay(20, 4, 2), Replay(10, 4, 2), torch.Generator().manual_seed(0)
     demos.add(drawn(10, BOX, reward=torch.full((10,), 7.0)))

@@ -6,8 +6,8 @@ import torch
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families import control
+from anypolicy.learners.soft_actor_critics import SideBySide
 from anypolicy.methods.control.sac import SoftActorCritic
-from anypolicy.policies.control.soft_actor_critics import SideBySide
 from anypolicy.tasks.control.environments import Space
 
 BOX = Space(3, 2, False, (-1.0, -1.0), (1.0, 1.0))

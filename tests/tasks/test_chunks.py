@@ -14,7 +14,8 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
 from anypolicy.families import control
-from anypolicy.loops.control import OffPolicyRecipe, transitions
+from anypolicy.learners.recipe import OffPolicyRecipe
+from anypolicy.loops.control import transitions
 from anypolicy.tasks.control.chunks import Chunks, in_chunks
 from anypolicy.tasks.control.environments import load_environment
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import RAISED, InputError
-from anypolicy.loops.control import Learner, parts_of
+from anypolicy.learners.base import Learner, observing
+from anypolicy.loops.control import parts_of
 from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.seeds import generator
 from anypolicy.tasks.control.environments import EnvironmentTask
@@ -39,7 +40,7 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
     frames: list[np.ndarray] = []
     try:
         environments = Environments(vector, seed)
-        rng, observe, over = generator(seed, "film"), getattr(learner, "observe", lambda x: x), False
+        rng, observe, over = generator(seed, "film"), observing(learner), False
         while not over and len(frames) < LONGEST:
             for action in parts_of(learner.act(observe(environments.current), rng, explore=False), task):
                 frames.append(np.array(vector.envs[0].render()))

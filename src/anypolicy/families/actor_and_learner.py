@@ -20,15 +20,9 @@ from anypolicy.data.replay import NStep, mixed
 from anypolicy.engines.link import ActorEnd, LearnerEnd
 from anypolicy.errors import InputError, check_numbers, check_settings
 from anypolicy.families.control import ControlPlan, ControlSettings, World, plan, plan_from, save_controller
-from anypolicy.loops.control import (
-    Learner,
-    OffPolicyLoop,
-    OffPolicyRecipe,
-    averages,
-    load_modules,
-    transitions,
-    weights_of,
-)
+from anypolicy.learners.base import Learner, load_modules, weights_of
+from anypolicy.learners.recipe import OffPolicyRecipe
+from anypolicy.loops.control import OffPolicyLoop, averages, transitions
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.output import lasting_output
 from anypolicy.runs.progress import counting

@@ -24,19 +24,19 @@ from anypolicy.errors import InputError, check_names, check_numbers, checked, se
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Text, write_report
-from anypolicy.loops.choose import give, learner_of, loop_of, whole_episodes
-from anypolicy.loops.control import (
-    Learner,
+from anypolicy.learners.base import Learner, load_modules, observing, prepare, tell_budget, weights_of
+from anypolicy.learners.recipe import (
     OfflineRecipe,
-    OffPolicyLoop,
     OffPolicyRecipe,
-    OnPolicyLoop,
     OnPolicyRecipe,
     Recipe,
-    evaluate,
-    load_modules,
-    weights_of,
+    chunk_of,
+    steps_of,
+    uses_offline,
+    whole_episodes,
 )
+from anypolicy.loops.choose import give, learner_of, loop_of
+from anypolicy.loops.control import OffPolicyLoop, OnPolicyLoop, evaluate
 from anypolicy.loops.episodes import recorded
 from anypolicy.loops.several import SeedsLoop
 from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint
@@ -177,7 +177,7 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
         recipe = whole_episodes(recipe, task.horizon)
     if recipe.needs_offline and settings.demos is None:
         raise InputError("demos", None, f"{method} learns from demonstrations too: give a data set")
-    if settings.demos is not None and not recipe.needs_offline and not getattr(recipe, "offline_share", 0):
+    if settings.demos is not None and not uses_offline(recipe):
         raise InputError("demos", settings.demos, f"{method} uses no demonstrations: leave it out")
     every = {"eval_every": max(settings.steps // 10, 1), "checkpoint_every": max(settings.steps // 5, 1)}
     s = replace(
@@ -191,7 +191,7 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
 
 def task_of(recipe: Recipe, name: str) -> EnvironmentTask:
     """The environment as the recipe acts in it: with chunks of actions where it decides several at once."""
-    chunk, n = getattr(recipe, "chunk", 1), getattr(recipe, "n_step", 1)
+    chunk, n = chunk_of(recipe), steps_of(recipe)
     if chunk > 1 and n > 1:
         raise InputError("n_step", n, f"returns over several steps are not joined across chunks of {chunk}: use 1")
     return in_chunks(load_environment(name), chunk, recipe.discount)
@@ -208,8 +208,7 @@ class World:
         self.plan = p
         self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
         self.learner = learner_for(p)
-        if hasattr(self.learner, "budget"):
-            self.learner.budget(p.steps)  # type: ignore[attr-defined]
+        tell_budget(self.learner, p.steps)
         self.demos = None if s.demos is None else load_demonstrations(s.demos, p.task.one_by_one())
         self.loop = loop_of(p.recipe, self.learner, self.environments, p.task.space, s.seed, horizon=p.task.horizon)
 
@@ -217,10 +216,10 @@ class World:
         """What comes before the first step: a fresh learner is prepared on the demonstrations as they are recorded,
         then the loop (and a learner that asks for them) gets them as the learner sees them, which may depend on what it
         learnt."""
-        demos, observe = self.demos, getattr(self.learner, "observe", None)
+        demos, observe = self.demos, observing(self.learner) if self.learner.needs.observe else None
         raw = None if demos is None else offline(self.plan, demos)
-        if fresh and hasattr(self.learner, "prepare"):
-            self.learner.prepare(raw, generator(self.plan.settings.seed, "prepare"))  # type: ignore[attr-defined]
+        if fresh:
+            prepare(self.learner, raw, generator(self.plan.settings.seed, "prepare"))
         give(self.loop, self.learner, raw if demos is None or observe is None else offline(self.plan, demos, observe))
 
     def evaluate(self, step: int, episodes: int | None = None) -> tuple[dict[str, float], list[float]]:
@@ -249,10 +248,11 @@ def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor],
     """Demonstrations in transitions over as many steps as the learner's own, in chunks as long, or what the recipe
     makes of them; pixels are bytes unless something else is observed."""
     made: list[Transitions] = []
-    changed: Callable[[Transitions], Transitions] = getattr(p.recipe, "episode", None) or (lambda t: t)
+    own = p.recipe.episode if isinstance(p.recipe, OfflineRecipe) else None
+    changed: Callable[[Transitions], Transitions] = own or (lambda t: t)
     for e in episodes:
         t = replace(e, observation=observe(e.observation) if observe else e.observation).transitions(p.recipe.discount)
-        chunk, n = getattr(p.recipe, "chunk", 1), getattr(p.recipe, "n_step", 1)
+        chunk, n = chunk_of(p.recipe), steps_of(p.recipe)
         made.append(changed(chunked(t, chunk, p.recipe.discount) if chunk > 1 else join(t, n, p.recipe.discount)))
     if not sum(map(len, made)):
         raise InputError("demos", p.settings.demos, f"{p.method} can use no transition of it: record longer episodes")

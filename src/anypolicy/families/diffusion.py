@@ -17,7 +17,7 @@ from anypolicy.evaluation.diffusion import judged
 from anypolicy.evidence.pictures import grid, scatter
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Picture, Table, Text, write_report
-from anypolicy.loops.control import load_modules
+from anypolicy.learners.base import load_modules
 from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
 from anypolicy.policies.diffusion.denoisers import DiffusionModel
 from anypolicy.policies.diffusion.image_models import PipelineModel, load_model

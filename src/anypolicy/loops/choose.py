@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from anypolicy.data.replay import Replay
 from anypolicy.engines.environments import Environments
-from anypolicy.errors import InputError
-from anypolicy.loops.control import (
-    Learner,
-    OfflineLoop,
-    OfflineRecipe,
-    OffPolicyLoop,
-    OffPolicyRecipe,
-    OnPolicyLoop,
-    OnPolicyRecipe,
-    Recipe,
-)
+from anypolicy.learners.base import Learner, check_learner, give_offline
+from anypolicy.learners.recipe import OfflineRecipe, OffPolicyRecipe, OnPolicyRecipe, Recipe, whole_episodes
+from anypolicy.loops.control import OfflineLoop, OffPolicyLoop, OnPolicyLoop
 from anypolicy.loops.reset_free import Agents, ResetFreeLoop
 from anypolicy.runs.seeds import number
 from anypolicy.tasks.control.environments import Space
@@ -27,7 +17,7 @@ Loop = OffPolicyLoop | OnPolicyLoop | OfflineLoop | ResetFreeLoop
 def learner_of(recipe: Recipe, space: Space, seed: int) -> Learner:
     """The learner of a recipe: where tasks take turns, one for each that learns off-policy."""
     if space.tasks == 1 or not isinstance(recipe, OffPolicyRecipe):
-        return recipe.learner(space, seed)
+        return check_learner(recipe.learner(space, seed))
     return Agents([recipe.learner(space, number(seed, "task", t) % 2**31) for t in range(space.tasks)])
 
 
@@ -48,12 +38,4 @@ def loop_of(
 def give(loop: Loop, learner: Learner, offline: Replay | None) -> None:
     """Demonstrations, as the learner observes them, for the loop and for a learner that asks for them."""
     loop.offline = offline
-    if offline is not None and hasattr(learner, "offline"):
-        learner.offline = offline  # type: ignore[attr-defined]
-
-
-def whole_episodes(recipe: OnPolicyRecipe, horizon: int | None) -> OnPolicyRecipe:
-    """The recipe with the length of its rollouts filled in, where it is that of the longest episode."""
-    if recipe.horizon is None and horizon is None:
-        raise InputError("task", "no longest episode", "rollouts are whole episodes here: set max_steps of the task")
-    return replace(recipe, horizon=horizon) if recipe.horizon is None else recipe
+    give_offline(learner, offline)

@@ -1,147 +1,24 @@
-"""The loops of controllers: act in environments, keep transitions, let the learner update.
-
-A learner writes its paper's update out in full and calls parts. It has `modules` and `optimisers` (by name: all that a
-checkpoint holds of it), `act` and `update`. Where it needs to, it also has
-`observe(observation)`, what it stores in place of an observation (both loops call it on everything they see),
-`budget(steps)`, told how many environment steps the whole run has before it starts or goes on (for schedules),
-`prepare(offline, generator)`, called once before the first step with the demonstrations as they were recorded (they are
-observed after it), `warm(observation, generator)`, how it acts during warm-up instead of uniformly, and an attribute
-`offline`, where `loops.choose.give` puts the replay of demonstrations, if there are any, in new and in resumed runs.
-"""
+"""The loops of controllers: act in environments, keep transitions, let the learner update."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from anypolicy.data.replay import NStep, Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments, Stepped
-from anypolicy.errors import InputError, check_numbers
-from anypolicy.optimisers.step import check_moments
+from anypolicy.errors import InputError
+from anypolicy.learners.base import Acted, Learner, load_tensors, observing, pixels_of, tensors_of, warm_up
+from anypolicy.learners.recipe import OfflineRecipe, OffPolicyRecipe, OnPolicyRecipe, check_given, warmup_of
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Pause, go_on
 from anypolicy.tasks.control.environments import EnvironmentTask, Space
-
-
-class Acted(NamedTuple):
-    """What the environment does (in [−1, 1], or an index), and what the replay keeps as the action."""
-
-    executed: Float[Tensor, "environments actions"]
-    stored: Float[Tensor, "environments actions"]
-
-
-class Trained(Protocol):
-    """All that a checkpoint holds of a learner, by name."""
-
-    @property
-    def modules(self) -> Mapping[str, nn.Module]: ...
-
-    @property
-    def optimisers(self) -> Mapping[str, Optimizer]: ...
-
-
-class Learner(Trained, Protocol):
-    """What every learner of control has."""
-
-    def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
-        """Actions for the environments; without `explore` as the paper evaluates."""
-        ...
-
-    def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
-        """Learn; numbers for the ledger. Off-policy: the batches of one environment step. On-policy: one element, the
-        rollout, its fields (steps, environments, …)."""
-        ...
-
-
-def check(recipe: OffPolicyRecipe | OnPolicyRecipe | OfflineRecipe) -> None:
-    """Refuses numbers that feed no learner."""
-    known = vars(recipe)
-    counts = ("batch", "updates", "capacity", "n_step", "environments", "chunk", "horizon", "episodes")
-    check_numbers(recipe, positive=[n for n in counts if n in known], natural=[n for n in ("warmup",) if n in known])
-    for name in ("discount", "offline_share"):
-        if not 0 <= known.get(name, 0) <= 1:
-            raise InputError(name, known[name], "use a number from 0 to 1")
-
-
-@dataclass(frozen=True)
-class OffPolicyRecipe:
-    """`learner(space, seed)` makes the learner; then how it is fed: `updates` batches for every environment step, of
-    which `offline_share` comes from demonstrations; the first `warmup` steps act at random (None: ten episodes, at most
-    5,000 steps). `alone` is how it learns where demonstrations are given, if it then learns from them alone. An action
-    of the learner is a `chunk` of the environment's; updates then belong to chunks."""
-
-    learner: Callable[[Space, int], Learner]
-    discount: float = 0.99
-    batch: int = 256
-    updates: int = 1
-    warmup: int | None = None
-    capacity: int = 1_000_000
-    n_step: int = 1
-    offline_share: float = 0.0
-    environments: int = 1
-    needs_offline: bool = False
-    alone: OfflineRecipe | None = None
-    chunk: int = 1
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class OnPolicyRecipe:
-    """`learner(space, seed)` makes the learner; every update sees `horizon` steps of each environment (None: as many
-    as the longest episode has). With `episodes` it sees that many whole episodes of each instead, one after the other
-    as if of one environment; `horizon` is then where a longer episode is cut."""
-
-    learner: Callable[[Space, int], Learner]
-    horizon: int | None = 2048
-    discount: float = 0.99
-    environments: int = 1
-    needs_offline: bool = False
-    episodes: int | None = None
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class OfflineRecipe:
-    """`learner(space, seed)` makes the learner; every step is one batch of the demonstrations. Environments are for
-    evaluation only. `episode` is what becomes of the transitions of each episode before they are batched; an action of
-    the learner is a `chunk` of the environment's."""
-
-    learner: Callable[[Space, int], Learner]
-    discount: float = 0.99
-    batch: int = 256
-    environments: int = 1
-    needs_offline: bool = True
-    episode: Callable[[Transitions], Transitions] | None = None
-    chunk: int = 1
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-Recipe = OffPolicyRecipe | OnPolicyRecipe | OfflineRecipe
-
-
-def warmup_of(recipe: OffPolicyRecipe, horizon: int | None) -> int:
-    """Steps at random at the beginning; `horizon` is the longest episode."""
-    return min(10 * (horizon or 500), 5000) if recipe.warmup is None else recipe.warmup
-
-
-def check_given(recipe: OffPolicyRecipe | OnPolicyRecipe, offline: Replay | None) -> None:
-    """A loop that needs demonstrations has them before it runs."""
-    if recipe.needs_offline and offline is None:
-        raise InputError("demos", None, "this loop learns from demonstrations too: give it some before it runs")
 
 
 def logged(state: Mapping[str, Any]) -> defaultdict[str, list[float]]:
@@ -162,7 +39,7 @@ class OffPolicyLoop:
         horizon: int | None = None,
     ):  # fmt: skip
         self.recipe, self.learner, self.environments, self.space, self.seed = recipe, learner, environments, space, seed
-        self.observe: Callable[[Tensor], Tensor] = getattr(learner, "observe", lambda x: x)
+        self.observe: Callable[[Tensor], Tensor] = observing(learner)
         width = self.observe(environments.current).shape[1]
         self.replay = Replay(recipe.capacity, width, space.action_width, pixels_of(learner, space))
         self.windows = NStep(recipe.n_step, recipe.discount, len(environments))
@@ -201,9 +78,7 @@ class OffPolicyLoop:
 
     def warm(self, seen: Tensor, rng: torch.Generator) -> Acted:
         """Uniform actions, or the learner's own way."""
-        if hasattr(self.learner, "warm"):
-            return self.learner.warm(seen, rng)  # type: ignore[attr-defined]
-        return warm_up(self.space, len(seen), rng)
+        return warm_up(self.learner, self.space, seen, rng)
 
     def store(self, s: Stepped, stored: Tensor) -> None:
         """Put what happened into the replay."""
@@ -240,7 +115,7 @@ class OnPolicyLoop:
         self, recipe: OnPolicyRecipe, learner: Learner, environments: Environments, space: Space, seed: int
     ):  # fmt: skip
         self.recipe, self.learner, self.environments, self.space, self.seed = recipe, learner, environments, space, seed
-        self.observe: Callable[[Tensor], Tensor] = getattr(learner, "observe", lambda x: x)
+        self.observe: Callable[[Tensor], Tensor] = observing(learner)
         if not environments.same_step:
             raise InputError("autoreset_mode", "next step", "rollouts are made with environments that reset at once")
         assert recipe.horizon is not None
@@ -316,20 +191,6 @@ def parts_of(acted: Acted, task: EnvironmentTask) -> tuple[Tensor, ...]:
     return acted.executed.split(task.one_by_one().space.action_width, 1)
 
 
-def warm_up(space: Space, n: int, rng: torch.Generator) -> Acted:
-    """n uniform actions."""
-    if space.discrete:
-        action = torch.randint(space.actions, (n, 1), generator=rng).float()
-    else:
-        action = torch.rand(n, space.actions, generator=rng) * 2 - 1
-    return Acted(action, action)
-
-
-def pixels_of(learner: Learner, space: Space) -> int:
-    """How many numbers of what the learner stores are bytes."""
-    return 0 if hasattr(learner, "observe") else space.pixels
-
-
 class OfflineLoop:
     """`run(n)` makes n updates on the demonstrations; nothing acts."""
 
@@ -375,48 +236,13 @@ def stacked(made: list[Transitions]) -> Transitions:
     return Transitions(*(torch.stack([getattr(t, name) for t in made]) for name in Transitions.__dataclass_fields__))
 
 
-def weights_of(learner: Trained) -> dict[str, Tensor]:
-    """Weights and buffers of all modules, by name: everything that acting may need."""
-    return {f"{m}.{k}": v for m, module in learner.modules.items() for k, v in module.state_dict().items()}
-
-
-def tensors_of(learner: Trained) -> dict[str, Tensor]:
-    """Weights, buffers and optimiser moments of a learner, by name."""
-    out = weights_of(learner)
-    for o, optimiser in learner.optimisers.items():
-        for i, moments in optimiser.state_dict()["state"].items():
-            out |= {f"{o}/{i}/{k}": torch.as_tensor(v) for k, v in moments.items()}
-    return {k: v.detach().clone() for k, v in out.items()}
-
-
-def load_tensors(learner: Trained, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `tensors_of`."""
-    load_modules(learner, tensors)
-    for o, optimiser in learner.optimisers.items():
-        moments = defaultdict[int, dict[str, Tensor]](dict)
-        for key, value in tensors.items():
-            if key.startswith(f"{o}/"):
-                _, i, name = key.split("/")
-                moments[int(i)][name] = value
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        for i, saved in moments.items():
-            check_moments(optimiser, parameters[i], saved)
-        optimiser.load_state_dict({"state": dict(moments), "param_groups": optimiser.state_dict()["param_groups"]})
-
-
-def load_modules(learner: Trained, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `weights_of`."""
-    for m, module in learner.modules.items():
-        module.load_state_dict({k.removeprefix(f"{m}."): v for k, v in tensors.items() if k.startswith(f"{m}.")})
-
-
 @torch.no_grad()
 def evaluate(
     learner: Learner, environments: Environments, episodes: int, rng: torch.Generator
 ) -> tuple[dict[str, float], list[float]]:
     """Mean return, length and (where the environment says so) success of complete episodes, with the standard error of
     the return; and the returns."""
-    observe: Callable[[Tensor], Tensor] = getattr(learner, "observe", lambda x: x)
+    observe: Callable[[Tensor], Tensor] = observing(learner)
     done = environments.take()
     while len(done.returns) < episodes:
         environments.step(learner.act(observe(environments.current), rng, explore=False).executed)

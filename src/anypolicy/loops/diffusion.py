@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Trained, averages, load_tensors, logged, tensors_of
+from anypolicy.learners.base import Trained, load_tensors, tensors_of
+from anypolicy.loops.control import averages, logged
 from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.policies.diffusion.denoisers import DiffusionModel, Weights, copied, encoded, pieces
 from anypolicy.runs.seeds import generator

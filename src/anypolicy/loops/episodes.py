@@ -7,7 +7,8 @@ from torch import Tensor
 
 from anypolicy.data.demonstrations import Episode
 from anypolicy.engines.environments import Environments, Stepped
-from anypolicy.loops.control import Learner, parts_of
+from anypolicy.learners.base import Learner, observing
+from anypolicy.loops.control import parts_of
 from anypolicy.tasks.control.environments import EnvironmentTask
 
 
@@ -15,7 +16,7 @@ def recorded(
     learner: Learner, task: EnvironmentTask, environments: Environments, rng: torch.Generator, explore: bool
 ) -> Episode:  # fmt: skip
     """One episode, action by action, from where the environment has just begun anew."""
-    observe = getattr(learner, "observe", lambda x: x)
+    observe = observing(learner)
     seen, acted, steps, over = [environments.current[0]], list[Tensor](), list[Stepped](), False
     while not over:
         for action in parts_of(learner.act(observe(environments.current), rng, explore=explore), task):

@@ -19,19 +19,19 @@ from anypolicy.data.replay import Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
-from anypolicy.loops.control import (
+from anypolicy.learners.base import (
     Acted,
     Learner,
-    OffPolicyRecipe,
-    averages,
+    Needs,
+    check_learner,
     load_tensors,
-    logged,
     pixels_of,
+    prepare,
     tensors_of,
-    transitions,
-    warm_up,
-    warmup_of,
+    uniform,
 )
+from anypolicy.learners.recipe import OffPolicyRecipe, warmup_of
+from anypolicy.loops.control import averages, logged, transitions
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Pause, go_on
 from anypolicy.tasks.control.environments import Space
@@ -40,8 +40,10 @@ from anypolicy.tasks.control.environments import Space
 class Agents:
     """Independent learners, one for every task, behind the face of one."""
 
+    needs = Needs(prepare=True)
+
     def __init__(self, learners: list[Learner]):
-        if any(hasattr(x, "observe") or hasattr(x, "warm") for x in learners):
+        if any(check_learner(x).needs.observe or x.needs.warm for x in learners):
             raise InputError("task", "several tasks", "this method stores or explores in its own way: use one task")
         self.learners = learners
         self.modules: Mapping[str, nn.Module] = {
@@ -54,8 +56,7 @@ class Agents:
     def prepare(self, offline: Replay | None, generator: torch.Generator) -> None:
         """Each learner on the demonstrations of its task."""
         for x, part in zip(self.learners, by_task(offline, len(self.learners)), strict=True):
-            if hasattr(x, "prepare"):
-                x.prepare(part, generator)  # type: ignore[attr-defined]
+            prepare(x, part, generator)
 
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
         """Every row by the agent whose task it is."""
@@ -135,7 +136,7 @@ class ResetFreeLoop:
         """One step of every environment, then the updates of the tasks that made it."""
         rng, seen = generator(self.seed, "act", self.steps), self.environments.current
         warm = self.steps < self.warmup
-        acted = warm_up(self.space, len(seen), rng) if warm else self.learner.act(seen, rng, explore=True)
+        acted = uniform(self.space, len(seen), rng) if warm else self.learner.act(seen, rng, explore=True)
         stepped = self.environments.step(acted.executed)
         made = transitions(stepped, acted.stored, lambda x: x, self.recipe.discount)
         begin, self.steps = self.steps, self.steps + len(self.environments)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 
 from anypolicy.data.replay import mixed
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OffPolicyLoop
+from anypolicy.learners.base import Acted, LearnsTogether
+from anypolicy.loops.control import OffPolicyLoop
 from anypolicy.runs.seeds import generator
 
 
 class SeedsLoop:
-    """Loops at the same step, whose learners have `together` (such as policies.side_by_side.SideBySide) for acting and
-    updating at once. Environments, replay and random numbers stay those of each loop, so every one gives what it gives
-    alone, up to the rounding of batched products; its learner can be evaluated and saved as ever."""
+    """Loops at the same step, whose learners have `together` (such as SideBySide of learners.soft_actor_critics) for
+    acting and updating at once. Environments, replay and random numbers stay those of each loop, so every one gives
+    what it gives alone, up to the rounding of batched products; its learner can be evaluated and saved as ever."""
 
     def __init__(self, loops: Sequence[OffPolicyLoop]):
-        together: Callable[[list[Any]], Any] | None = getattr(loops[0].learner, "together", None) if loops else None
-        if together is None:
+        if not loops or not loops[0].learner.needs.together:
             raise InputError("seeds", len(loops), "use one or more of a method that can train several in one process")
-        self.loops, self.all = loops, together([x.learner for x in loops])
+        learners = [cast(LearnsTogether, x.learner) for x in loops]
+        self.loops, self.all = loops, learners[0].together(learners)
 
     def run(self, steps: int) -> list[dict[str, float]]:
         """At least `steps` environment steps of every seed; for each the means of what was logged."""
@@ -48,7 +49,7 @@ class SeedsLoop:
         ]
         made: list[dict[str, float]] = []
         for batches in zip(*drawn, strict=True):
-            made = self.all.update(batches, rngs)
+            made = self.all.update(list(batches), rngs)
         for x, log, numbers in zip(self.loops, logs, made, strict=True):
             x.updates += count
             for name, value in numbers.items():

@@ -21,7 +21,10 @@ from anypolicy.data.transitions import Transitions, concatenate
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError, check_numbers, settled
 from anypolicy.families.control import ControlPlan, ControlSettings, World, plan
-from anypolicy.loops.control import OffPolicyLoop, OffPolicyRecipe, load_modules, transitions, warm_up, weights_of
+from anypolicy.learners.base import load_modules, weights_of
+from anypolicy.learners.base import uniform as uniform_actions
+from anypolicy.learners.recipe import OffPolicyRecipe
+from anypolicy.loops.control import OffPolicyLoop, transitions
 from anypolicy.runs.files import check_unused, new_folder
 from anypolicy.runs.progress import counting
 from anypolicy.runs.seeds import generator, number
@@ -98,12 +101,12 @@ def five(p: ControlPlan, s: DatasetSettings, *, quiet: bool) -> Datasets:
     world = World(p)
     if not isinstance(p.recipe, OffPolicyRecipe) or not isinstance(world.loop, OffPolicyLoop):
         raise InputError("method", p.method, "the behaviour policy must learn by acting, from a replay")
-    if not p.recipe.n_step == p.recipe.chunk == p.recipe.environments == 1 or hasattr(world.learner, "observe"):
+    if not p.recipe.n_step == p.recipe.chunk == p.recipe.environments == 1 or world.learner.needs.observe:
         raise InputError("method", p.method, "its replay must hold single steps of one environment, as observed")
     space = p.task.space
 
     def uniform(seen: Tensor, rng: torch.Generator) -> Tensor:
-        return warm_up(space, len(seen), rng).executed
+        return uniform_actions(space, len(seen), rng).executed
 
     def expert(seen: Tensor, rng: torch.Generator) -> Tensor:
         return world.learner.act(seen, rng, explore=False).executed
@@ -199,6 +202,6 @@ def random_return(task: EnvironmentTask, episodes: int = 100, seed: int = 0) -> 
     """Mean return of uniform actions."""
     environments, rng = Environments(task.vector(1), number(seed, "random return") % 2**31), generator(seed, "random")
     while len(environments.ended.returns) < episodes:
-        environments.step(warm_up(task.space, 1, rng).executed)
+        environments.step(uniform_actions(task.space, 1, rng).executed)
     environments.close()
     return sum(environments.ended.returns[:episodes]) / episodes

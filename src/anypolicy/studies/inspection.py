@@ -24,7 +24,7 @@ from anypolicy.data.replay import Replay
 from anypolicy.errors import InputError, checked
 from anypolicy.evidence.plots import save_plane
 from anypolicy.families.control import learner_for, plan_from
-from anypolicy.loops.control import OffPolicyRecipe
+from anypolicy.learners.recipe import OffPolicyRecipe
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.coverage import (
     discounted_return,
@@ -202,7 +202,7 @@ def replay_of(path: Path, *, trust: bool = False) -> list[Episode]:
         raise InputError("data", str(path), "this run has no replay in a checkpoint")
     r, learner = p.recipe, learner_for(p)
     single = isinstance(r, OffPolicyRecipe) and r.n_step == r.chunk == r.environments == 1
-    if not isinstance(r, OffPolicyRecipe) or not single or hasattr(learner, "observe"):
+    if not isinstance(r, OffPolicyRecipe) or not single or learner.needs.observe:
         raise InputError("data", str(path), "its replay must hold single steps of one environment, as observed")
     space = p.task.space
     with put_back(saved) as (_, tensors):

@@ -18,16 +18,20 @@ Differs: one action at a time unless `chunk` says more; the first paper predicts
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method, saved_controller
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OfflineRecipe, load_modules
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs, load_modules
+from anypolicy.learners.recipe import OfflineRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.policies.control.actors import CategoricalActor
 from anypolicy.policies.control.cloned import Cloned
@@ -35,16 +39,37 @@ from anypolicy.policies.control.generative import Generative, Kind, generative, 
 from anypolicy.tasks.control.environments import Space
 
 
+@method(
+    Card(
+        title="Diffusion Policy: visuomotor policy learning via action diffusion",
+        paper="arXiv 2303.04137",
+        year=2023,
+        family="control",
+        idea="imitate demonstrations by a policy that turns noise into actions",
+        changes=(),
+        composes_with="any demonstrations; with a box of actions, a base for methods that improve one",
+        claim="actions with several modes are imitated without averaging them",
+        metrics={"loss/clone": "loss of the flow, of the noise, squared error of the mean action, or −ln π of choices"},
+        regions={"return": 91.8, "coverage": 52.5, "narrow": 40.4, "all": 42.2},
+    ),
+    slug="bc",
+    trains="controller",
+)
 @dataclass(frozen=True)
 class Cloning:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+    """A flow of ten Euler steps (of choices a softmax) on the demonstrations, one action at a time or `chunk` of them;
+    `--steps` are updates."""
 
-    policy: Kind = "flow"
-    hidden: tuple[int, ...] = (256, 256, 256)
-    denoising_steps: int = 10
-    lr: float = 3e-4
-    average: float = 0.005
-    standardise: bool = True
+    policy: Annotated[Kind, Knob("what imitates: a flow, diffusion, or one mean action")] = "flow"
+    hidden: knobs.Hidden = (256, 256, 256)
+    denoising_steps: knobs.DenoisingSteps = 10
+    lr: knobs.LearningRate = 3e-4
+    batch: knobs.BatchSize = 256
+    average: Annotated[
+        float, Knob("rate at which the acting weights follow the trained ones; 1: no average", above=0, most=1)
+    ] = 0.005  # fmt: skip
+    standardise: Annotated[bool, Knob("observations are standardised as the demonstrations' are")] = True
+    chunk: knobs.Chunk = 1
 
     def __call__(self, space: Space, seed: int) -> "CloningLearner | ChoiceCloningLearner":
         for name in ("policy", "denoising_steps", "average", "standardise") if space.discrete else ():
@@ -52,9 +77,15 @@ class Cloning:
                 raise InputError(f"bc.{name}", value, "choices are cloned by a softmax, which does not use it")
         return (ChoiceCloningLearner if space.discrete else CloningLearner)(self, space, seed)
 
+    def recipe(self) -> OfflineRecipe:
+        generative(self.policy, 1, 1, self.hidden, torch.Generator(), steps=self.denoising_steps)
+        return fed(OfflineRecipe, self)
+
 
 class CloningLearner:
     """A policy made from noise, and the average of its weights, with which it acts."""
+
+    needs = Needs(prepare=True)
 
     def __init__(self, settings: Cloning, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -82,6 +113,8 @@ class CloningLearner:
 
 class ChoiceCloningLearner:
     """A softmax over choices."""
+
+    needs = Needs()
 
     def __init__(self, settings: Cloning, space: Space, seed: int):
         rng = torch.Generator().manual_seed(seed)
@@ -125,37 +158,3 @@ def saved_policy(folder: str | Path, space: Space) -> Generative:
         made = f"{saved.task}, chunk {saved.knobs.get('chunk', 1)}"
         raise InputError("base", str(folder), f"it acts in another space or other chunks ({made})") from error
     return policy
-
-
-@method(
-    Card(
-        title="Diffusion Policy: visuomotor policy learning via action diffusion",
-        paper="arXiv 2303.04137",
-        year=2023,
-        family="control",
-        idea="imitate demonstrations by a policy that turns noise into actions",
-        changes=(),
-        composes_with="any demonstrations; with a box of actions, a base for methods that improve one",
-        claim="actions with several modes are imitated without averaging them",
-        metrics={"loss/clone": "loss of the flow, of the noise, squared error of the mean action, or −ln π of choices"},
-        regions={"return": 91.8, "coverage": 52.5, "narrow": 40.4, "all": 42.2},
-    ),
-    trains="controller",
-)
-def bc(
-    policy: Kind = "flow",
-    hidden: tuple[int, ...] = (256, 256, 256),
-    denoising_steps: int = 10,
-    lr: float = 3e-4,
-    batch: int = 256,
-    average: float = 0.005,
-    standardise: bool = True,
-    chunk: int = 1,
-) -> OfflineRecipe:
-    """A flow of ten Euler steps (of choices a softmax) on the demonstrations, one action at a time or `chunk` of them;
-    `--steps` are updates."""
-    if not 0 < average <= 1:
-        raise InputError("bc.average", average, "use a rate above 0, at most 1 (no averaging)")
-    generative(policy, 1, 1, hidden, torch.Generator(), steps=denoising_steps)
-    learner = Cloning(policy, hidden, denoising_steps, lr, average, standardise)
-    return OfflineRecipe(learner, batch=batch, chunk=chunk)

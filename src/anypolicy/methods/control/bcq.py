@@ -10,16 +10,21 @@ Differs: two networks with one Adam (arXiv 2111.04714's code) | two heads on one
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import InputError, check_numbers
-from anypolicy.loops.control import Acted, OfflineRecipe
+from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.choices import OfChoices
+from anypolicy.learners.recipe import OfflineRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import best, copy_every, huber, taken
 from anypolicy.policies.control.mlp import choice_critic
@@ -44,22 +49,42 @@ def cloning_loss(logits: Float[Tensor, "batch choices"], action: Float[Tensor, "
     return functional.cross_entropy(logits, action[:, 0].long())
 
 
+@method(
+    Card(
+        title="Benchmarking Batch Deep Reinforcement Learning Algorithms (discrete BCQ)",
+        paper="arXiv 1910.01708",
+        year=2019,
+        family="control",
+        idea="choose the best among the actions that the data make likely",
+        changes=(),
+        composes_with="demonstrations with discrete actions",
+        claim="good on narrow data of high return and on broad data alike",
+        regions={"return": 90.1, "coverage": 90.0, "narrow": 56.3, "all": 78.2},
+    ),
+    slug="bcq",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class ConstrainedQ:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+class ConstrainedQ(OfChoices):
+    """A fraction of 0.3 on demonstrations; `--steps` are updates."""
 
-    hidden: tuple[int, ...] = (256, 256, 256)
-    lr: float = 1e-4
-    copy_every: int = 100
-    threshold: float = 0.3
-    logits: float = 0.01
+    copy_every: knobs.CopyEvery = 100
+    threshold: Annotated[
+        float, Knob("actions as likely as this share of the likeliest are allowed", least=0, most=1)
+    ] = 0.3  # fmt: skip
+    logits: Annotated[float, Knob("weight of the penalty on squared logits", least=0)] = 0.01
 
     def __call__(self, space: Space, seed: int) -> "ConstrainedQLearner":
         return ConstrainedQLearner(self, space, seed)
 
+    def recipe(self) -> OfflineRecipe:
+        return fed(OfflineRecipe, self)
+
 
 class ConstrainedQLearner:
     """The values and their copy, the cloned behaviour, the number of updates."""
+
+    needs = Needs()
 
     def __init__(self, settings: ConstrainedQ, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -94,33 +119,3 @@ class ConstrainedQLearner:
         copy_every(self.target.parameters(), self.critic.parameters(), int(self.counter.steps), s.copy_every)
         return {"loss/critic": float(error.detach()), "loss/clone": float(clone.detach()),
                 "q/mean": float(q.detach().mean())}  # fmt: skip
-
-
-@method(
-    Card(
-        title="Benchmarking Batch Deep Reinforcement Learning Algorithms (discrete BCQ)",
-        paper="arXiv 1910.01708",
-        year=2019,
-        family="control",
-        idea="choose the best among the actions that the data make likely",
-        changes=(),
-        composes_with="demonstrations with discrete actions",
-        claim="good on narrow data of high return and on broad data alike",
-        regions={"return": 90.1, "coverage": 90.0, "narrow": 56.3, "all": 78.2},
-    ),
-    trains="controller",
-)
-def bcq(
-    hidden: tuple[int, ...] = (256, 256, 256),
-    lr: float = 1e-4,
-    discount: float = 0.95,
-    copy_every: int = 100,
-    batch: int = 128,
-    threshold: float = 0.3,
-    logits: float = 0.01,
-) -> OfflineRecipe:
-    """A fraction of 0.3 on demonstrations; `--steps` are updates."""
-    allowed(torch.zeros(1, 1), threshold)
-    learner = ConstrainedQ(hidden, lr, copy_every, threshold, logits)
-    check_numbers(learner, positive=("lr", "copy_every"), natural=("logits",))
-    return OfflineRecipe(learner, discount, batch)

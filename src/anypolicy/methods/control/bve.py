@@ -16,8 +16,9 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import check_numbers
-from anypolicy.loops.control import Acted, OfflineRecipe
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.choices import OfChoices
+from anypolicy.learners.recipe import OfflineRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import best, huber, taken
 from anypolicy.policies.control.mlp import choice_critic
@@ -32,19 +33,36 @@ def with_next_action(episode: Transitions) -> Transitions:
     return replace(episode, action=torch.cat([episode.action, following], 1)).select(torch.arange(n))
 
 
+@method(
+    Card(
+        title="Regularized Behavior Value Estimation",
+        paper="arXiv 2103.09575",
+        year=2021,
+        family="control",
+        idea="value the policy that made the data and act greedily on that: one step of improvement",
+        changes=(),
+        composes_with="demonstrations with discrete actions",
+        claim="one step of improvement is enough on broad data and cannot diverge",
+        regions={"return": 50.0, "coverage": 75.1, "narrow": 35.9, "all": 64.9},
+    ),
+    slug="bve",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class BehaviourValue:
-    """The settings of a learner; called with spaces and a seed it makes one."""
-
-    hidden: tuple[int, ...] = (256, 256, 256)
-    lr: float = 1e-4
+class BehaviourValue(OfChoices):
+    """SARSA on demonstrations; `--steps` are updates."""
 
     def __call__(self, space: Space, seed: int) -> "BehaviourValueLearner":
         return BehaviourValueLearner(self, space, seed)
 
+    def recipe(self) -> OfflineRecipe:
+        return fed(OfflineRecipe, self, episode=with_next_action)
+
 
 class BehaviourValueLearner:
     """One network."""
+
+    needs = Needs()
 
     def __init__(self, settings: BehaviourValue, space: Space, seed: int):
         rng = torch.Generator().manual_seed(seed)
@@ -66,26 +84,3 @@ class BehaviourValueLearner:
         loss = huber(q, y)
         apply(self.optimisers["critic_optimiser"], loss)
         return {"loss/critic": float(loss.detach()), "q/mean": float(q.detach().mean())}
-
-
-@method(
-    Card(
-        title="Regularized Behavior Value Estimation",
-        paper="arXiv 2103.09575",
-        year=2021,
-        family="control",
-        idea="value the policy that made the data and act greedily on that: one step of improvement",
-        changes=(),
-        composes_with="demonstrations with discrete actions",
-        claim="one step of improvement is enough on broad data and cannot diverge",
-        regions={"return": 50.0, "coverage": 75.1, "narrow": 35.9, "all": 64.9},
-    ),
-    trains="controller",
-)
-def bve(
-    hidden: tuple[int, ...] = (256, 256, 256), lr: float = 1e-4, discount: float = 0.95, batch: int = 128
-) -> OfflineRecipe:
-    """SARSA on demonstrations; `--steps` are updates."""
-    learner = BehaviourValue(hidden, lr)
-    check_numbers(learner, positive=("lr",))
-    return OfflineRecipe(learner, discount, batch, episode=with_next_action)

@@ -11,15 +11,19 @@ time limit does not end a return here.
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import check_numbers
-from anypolicy.loops.control import Acted, OfflineRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.choices import OfChoices
+from anypolicy.learners.recipe import OfflineRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import best, copy_every, double_target, huber, taken
 from anypolicy.policies.control.mlp import choice_critic
@@ -33,21 +37,39 @@ def conservative(q: Float[Tensor, "batch choices"], action: Float[Tensor, "batch
     return (q.logsumexp(1) - taken(q, action)).mean()
 
 
+@method(
+    Card(
+        title="Conservative Q-Learning for Offline Reinforcement Learning",
+        paper="arXiv 2006.04779",
+        year=2020,
+        family="control",
+        idea="lower the values of actions that the data do not show",
+        changes=(),
+        composes_with="demonstrations with discrete actions",
+        claim="stays near the behaviour on narrow data, where double Q-learning alone fails",
+        regions={"return": 88.7, "coverage": 84.9, "narrow": 55.4, "all": 76.8},
+    ),
+    slug="cql",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class ConservativeQ:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+class ConservativeQ(OfChoices):
+    """Double Q-learning on demonstrations with α = 0.1; `--steps` are updates."""
 
-    hidden: tuple[int, ...] = (256, 256, 256)
-    lr: float = 1e-4
-    copy_every: int = 100
-    alpha: float = 0.1
+    copy_every: knobs.CopyEvery = 100
+    alpha: Annotated[float, Knob("weight of the conservative term", least=0)] = 0.1
 
     def __call__(self, space: Space, seed: int) -> "ConservativeQLearner":
         return ConservativeQLearner(self, space, seed)
 
+    def recipe(self) -> OfflineRecipe:
+        return fed(OfflineRecipe, self)
+
 
 class ConservativeQLearner:
     """One network, its copy, the number of updates."""
+
+    needs = Needs()
 
     def __init__(self, settings: ConservativeQ, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -75,31 +97,3 @@ class ConservativeQLearner:
         copy_every(self.target.parameters(), self.critic.parameters(), int(self.counter.steps), s.copy_every)
         return {"loss/critic": float(error.detach()), "loss/conservative": float(gap.detach()),
                 "q/mean": float(chosen.detach().mean())}  # fmt: skip
-
-
-@method(
-    Card(
-        title="Conservative Q-Learning for Offline Reinforcement Learning",
-        paper="arXiv 2006.04779",
-        year=2020,
-        family="control",
-        idea="lower the values of actions that the data do not show",
-        changes=(),
-        composes_with="demonstrations with discrete actions",
-        claim="stays near the behaviour on narrow data, where double Q-learning alone fails",
-        regions={"return": 88.7, "coverage": 84.9, "narrow": 55.4, "all": 76.8},
-    ),
-    trains="controller",
-)
-def cql(
-    hidden: tuple[int, ...] = (256, 256, 256),
-    lr: float = 1e-4,
-    discount: float = 0.95,
-    copy_every: int = 100,
-    batch: int = 128,
-    alpha: float = 0.1,
-) -> OfflineRecipe:
-    """Double Q-learning on demonstrations with α = 0.1; `--steps` are updates."""
-    learner = ConservativeQ(hidden, lr, copy_every, alpha)
-    check_numbers(learner, positive=("lr", "copy_every"), natural=("alpha",))
-    return OfflineRecipe(learner, discount, batch)

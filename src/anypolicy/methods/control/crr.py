@@ -12,16 +12,19 @@ categories of the return.
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import check_numbers
-from anypolicy.loops.control import Acted, OfflineRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.choices import OfChoices
+from anypolicy.learners.recipe import OfflineRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import copy_every, huber, taken
 from anypolicy.policies.control.actors import CategoricalActor
@@ -53,24 +56,47 @@ def regression(logp: Float[Tensor, " batch"], weights: Float[Tensor, " batch"]) 
     return -(weights.detach() * logp).mean()
 
 
+@method(
+    Card(
+        title="Critic Regularized Regression",
+        paper="arXiv 2006.15134",
+        year=2020,
+        family="control",
+        idea="imitate those actions of the data that the critic finds better than the policy's own",
+        changes=(),
+        composes_with="demonstrations with discrete actions",
+        claim="the best of nine on data that cover much, and as good as cloning on data of high return",
+        metrics={"weight/mean": "mean weight of the imitated actions; with binary weights the share that is imitated"},
+        regions={"return": 91.1, "coverage": 95.8, "narrow": 56.4, "all": 79.4},
+    ),
+    slug="crr",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class CriticRegularised:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+class CriticRegularised(OfChoices):
+    """Binary weights, the mean of four own actions as baseline; `--steps` are updates."""
 
-    hidden: tuple[int, ...] = (256, 256, 256)
-    lr: float = 1e-4
-    copy_every: int = 100
-    weights: Weights = "binary"
-    baseline: Baseline = "mean"
-    beta: float = 1.0
-    samples: int = 4
+    copy_every: knobs.CopyEvery = 100
+    weights: Annotated[
+        Weights, Knob("weight of a row: whether its advantage is positive, or exp(advantage/β)")
+    ] = "binary"  # fmt: skip
+    baseline: Annotated[
+        Baseline, Knob("what an action's value is compared with: mean or largest of own actions")
+    ] = "mean"  # fmt: skip
+    beta: Annotated[float, Knob("scale of advantages in the exponential weight", above=0)] = 1.0
+    samples: Annotated[int, Knob("own actions that the baseline is made of", least=1)] = 4
 
     def __call__(self, space: Space, seed: int) -> "CriticRegularisedLearner":
         return CriticRegularisedLearner(self, space, seed)
 
+    def recipe(self) -> OfflineRecipe:
+        return fed(OfflineRecipe, self)
+
 
 class CriticRegularisedLearner:
     """Policy and values, the copies of both, the number of updates."""
+
+    needs = Needs()
 
     def __init__(self, settings: CriticRegularised, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -111,35 +137,3 @@ class CriticRegularisedLearner:
             copy_every(target.parameters(), online.parameters(), int(self.counter.steps), s.copy_every)
         return {"loss/critic": float(loss.detach()), "loss/actor": float(loss_actor.detach()),
                 "weight/mean": float(w.mean()), "q/mean": float(q.detach().mean())}  # fmt: skip
-
-
-@method(
-    Card(
-        title="Critic Regularized Regression",
-        paper="arXiv 2006.15134",
-        year=2020,
-        family="control",
-        idea="imitate those actions of the data that the critic finds better than the policy's own",
-        changes=(),
-        composes_with="demonstrations with discrete actions",
-        claim="the best of nine on data that cover much, and as good as cloning on data of high return",
-        metrics={"weight/mean": "mean weight of the imitated actions; with binary weights the share that is imitated"},
-        regions={"return": 91.1, "coverage": 95.8, "narrow": 56.4, "all": 79.4},
-    ),
-    trains="controller",
-)
-def crr(
-    hidden: tuple[int, ...] = (256, 256, 256),
-    lr: float = 1e-4,
-    discount: float = 0.95,
-    copy_every: int = 100,
-    batch: int = 128,
-    weights: Weights = "binary",
-    baseline: Baseline = "mean",
-    beta: float = 1.0,
-    samples: int = 4,
-) -> OfflineRecipe:
-    """Binary weights, the mean of four own actions as baseline; `--steps` are updates."""
-    learner = CriticRegularised(hidden, lr, copy_every, weights, baseline, beta, samples)
-    check_numbers(learner, positive=("lr", "copy_every", "beta", "samples"))
-    return OfflineRecipe(learner, discount, batch)

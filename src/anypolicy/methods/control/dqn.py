@@ -13,14 +13,17 @@ Differs: with `--demos` it learns from these alone (batches of 128), without fro
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import check_numbers
-from anypolicy.loops.control import Acted, OfflineRecipe, OffPolicyRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OfflineRecipe, OffPolicyRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import copy_every, double_target, epsilon_greedy, falling, huber, taken
 from anypolicy.policies.control.mlp import choice_critic
@@ -28,22 +31,51 @@ from anypolicy.policies.control.statistics import Counter
 from anypolicy.tasks.control.environments import Space
 
 
+@method(
+    Card(
+        title="Human-level control through deep reinforcement learning; double Q-learning",
+        paper="arXiv 1509.06461",
+        year=2015,
+        family="control",
+        idea="learn the values of all actions towards a copy of the network that is renewed now and then",
+        changes=(),
+        composes_with="environments with discrete actions; demonstrations with discrete actions, alone",
+        claim="on data that cover little, unconstrained values fall far behind constrained ones",
+        regions={"return": 48.6, "coverage": 86.1, "narrow": 30.4, "all": 67.2},
+    ),
+    slug="dqn",
+    trains="controller",
+)
 @dataclass(frozen=True)
 class DoubleQ:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+    """ε-greedy, learning from its replay; with `--demos` it learns from them alone and `--steps` are updates."""
 
-    hidden: tuple[int, ...] = (256, 256, 256)
-    lr: float = 1e-4
-    copy_every: int = 100
-    epsilon: float = 0.01
-    epsilon_updates: int = 1000
+    hidden: knobs.Hidden = (256, 256, 256)
+    lr: knobs.LearningRate = 1e-4
+    discount: knobs.Discount = 0.95
+    copy_every: knobs.CopyEvery = 100
+    batch: knobs.BatchSize = 32
+    offline_batch: Annotated[
+        int, Knob("transitions in a batch where it learns from demonstrations alone", least=1)
+    ] = 128  # fmt: skip
+    updates: knobs.Updates = 1
+    warmup: knobs.Warmup = 32
+    capacity: knobs.Capacity = 50_000
+    epsilon: Annotated[float, Knob("share of random actions at the end", least=0, most=1)] = 0.01
+    epsilon_updates: Annotated[int, Knob("updates over which the share of random actions falls from 1", least=1)] = 1000
 
     def __call__(self, space: Space, seed: int) -> "DoubleQLearner":
         return DoubleQLearner(self, space, seed)
 
+    def recipe(self) -> OffPolicyRecipe:
+        alone = fed(OfflineRecipe, self, batch=self.offline_batch)
+        return fed(OffPolicyRecipe, self, alone=alone)
+
 
 class DoubleQLearner:
     """One network, its copy, the number of updates."""
+
+    needs = Needs()
 
     def __init__(self, settings: DoubleQ, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -76,37 +108,3 @@ class DoubleQLearner:
             self.target.parameters(), self.critic.parameters(), int(self.counter.steps), self.settings.copy_every
         )
         return {"loss/critic": float(loss.detach()), "q/mean": float(q.detach().mean())}
-
-
-@method(
-    Card(
-        title="Human-level control through deep reinforcement learning; double Q-learning",
-        paper="arXiv 1509.06461",
-        year=2015,
-        family="control",
-        idea="learn the values of all actions towards a copy of the network that is renewed now and then",
-        changes=(),
-        composes_with="environments with discrete actions; demonstrations with discrete actions, alone",
-        claim="on data that cover little, unconstrained values fall far behind constrained ones",
-        regions={"return": 48.6, "coverage": 86.1, "narrow": 30.4, "all": 67.2},
-    ),
-    trains="controller",
-)
-def dqn(
-    hidden: tuple[int, ...] = (256, 256, 256),
-    lr: float = 1e-4,
-    discount: float = 0.95,
-    copy_every: int = 100,
-    batch: int = 32,
-    offline_batch: int = 128,
-    updates: int = 1,
-    warmup: int = 32,
-    capacity: int = 50_000,
-    epsilon: float = 0.01,
-    epsilon_updates: int = 1000,
-) -> OffPolicyRecipe:
-    """ε-greedy, learning from its replay; with `--demos` it learns from them alone and `--steps` are updates."""
-    learner = DoubleQ(hidden, lr, copy_every, epsilon, epsilon_updates)
-    check_numbers(learner, positive=("lr", "copy_every", "epsilon_updates"), natural=("epsilon",))
-    alone = OfflineRecipe(learner, discount, offline_batch)
-    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, alone=alone)

@@ -21,22 +21,25 @@ Differs:
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OffPolicyRecipe, fed
 from anypolicy.methods.control.bc import base_policy
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset, temperature_loss
-from anypolicy.policies.control.cloned import Cloned
-from anypolicy.policies.control.generative import Kind, normal
+from anypolicy.policies.control.cloned import OnBase
+from anypolicy.policies.control.generative import normal
 from anypolicy.policies.control.mlp import SquashedGaussian, critics, q_values
 from anypolicy.policies.control.steered import Steered, check_steering
 from anypolicy.tasks.control.environments import Space
@@ -54,37 +57,66 @@ def distillation_loss(noise: Float[Tensor, "ensemble batch"], action: Float[Tens
     return 0.5 * (noise - action.detach()).square().mean(-1).sum()
 
 
+@method(
+    Card(
+        title="Steering Your Diffusion Policy with Latent Space Reinforcement Learning",
+        paper="arXiv 2506.15799",
+        year=2025,
+        family="control",
+        idea="reinforcement learning chooses the noise that a frozen generative policy starts from",
+        changes=(),
+        composes_with="any saved policy of bc whose noise decides its action; offline data (na)",
+        claim="steering alone lifts a mediocre base, and noise aliasing does so with fewer samples than SAC on noise",
+        metrics={"loss/distillation": "error of the critics of noise against those of actions"},
+    ),
+    slug="dsrl",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class NoiseAliased:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+class NoiseAliased(OnBase):
+    """A box of ±1.5, twenty updates and ten distillations for every step (every `chunk` of actions, decided at once),
+    entropy target 0; a flow cloned from the demonstrations, or the policy/ folder of a run as `base`."""
 
-    base: str | Cloned
-    magnitude: float = 1.5
-    hidden: tuple[int, ...] = (128, 128, 128)
-    lr: float = 3e-4
-    tau: float = 0.005
-    updates: int = 20
-    distillations: int = 10
-    ensemble: int = 2
-    subset: int = 2
-    reduction: Reduction = "min"
-    target_entropy: float | None = 0.0
-    alpha: float = 1.0
-    learn_alpha: bool = True
-    backup_entropy: bool = True
-    deterministic_eval: bool = False
+    magnitude: Annotated[float, Knob("largest noise the actor may choose, standard deviations", above=0)] = 1.5
+    hidden: knobs.Hidden = (128, 128, 128)
+    lr: knobs.LearningRate = 3e-4
+    discount: knobs.Discount = 0.99
+    tau: knobs.Polyak = 0.005
+    batch: knobs.BatchSize = 256
+    updates: knobs.Updates = 20
+    distillations: Annotated[int, Knob("steps of the critics of noise after each round of updates", least=0)] = 10
+    ensemble: knobs.Ensemble = 2
+    subset: knobs.Subset = 2
+    reduction: Annotated[Reduction, Knob("what two critics say together")] = "min"
+    target_entropy: knobs.TargetEntropy = 0.0
+    alpha: knobs.InitialTemperature = 1.0
+    learn_alpha: Annotated[bool, Knob("α is learnt towards the target entropy")] = True
+    backup_entropy: knobs.BackupEntropy = True
+    warmup: knobs.Warmup = None
+    capacity: knobs.Capacity = 1_000_000
+    offline_share: knobs.OfflineShare = 0.0
+    deterministic_eval: Annotated[bool, Knob("evaluated with the actor's mode instead of a sample")] = False
+    chunk: knobs.Chunk = 1
 
     def __call__(self, space: Space, seed: int) -> "NoiseAliasedLearner":
         return NoiseAliasedLearner(self, space, seed)
+
+    def recipe(self) -> OffPolicyRecipe:
+        check_steering(self.base_policy, self.magnitude)
+        if self.subset > self.ensemble:
+            raise InputError("dsrl.subset", self.subset, f"use 1 to {self.ensemble}, the number of critics")
+        return fed(OffPolicyRecipe, self, needs_offline=self.base is None or self.offline_share > 0)
 
 
 class NoiseAliasedLearner:
     """DSRL-NA: critics of actions with their targets, critics of noise, an actor of noise, ln α."""
 
+    needs = Needs(prepare=True, warm=True)
+
     def __init__(self, settings: NoiseAliased, space: Space, seed: int):
         s, rng, sizes = settings, torch.Generator().manual_seed(seed), (space.observations, space.actions)
         self.settings = s
-        self.steered = Steered(base_policy(s.base, space, rng), s.magnitude, space.observations)
+        self.steered = Steered(base_policy(s.source, space, rng), s.magnitude, space.observations)
         self.entropy = -float(space.actions) if s.target_entropy is None else s.target_entropy
         self.actor = SquashedGaussian(*sizes, s.hidden, rng, activation="tanh", layer_norm=True)
         made = (critics(*sizes, s.hidden, rng, ensemble=s.ensemble, layer_norm=True, activation="tanh") for _ in "aw")
@@ -104,8 +136,7 @@ class NoiseAliasedLearner:
 
     def prepare(self, offline: Replay, generator: torch.Generator) -> None:
         """Behaviour cloning, unless the base came from a folder."""
-        if isinstance(self.settings.base, Cloned):
-            self.settings.base.fit(self.steered.policy, offline, generator)
+        self.settings.fit(self.steered.policy, offline, generator)
 
     @torch.no_grad()
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
@@ -164,39 +195,3 @@ class NoiseAliasedLearner:
         loss = distillation_loss(q_values(self.noise_critics, observation, w / self.settings.magnitude), q)
         apply(self.optimisers["noise_optimiser"], loss)
         return float(loss.detach())
-
-
-@method(
-    Card(
-        title="Steering Your Diffusion Policy with Latent Space Reinforcement Learning",
-        paper="arXiv 2506.15799",
-        year=2025,
-        family="control",
-        idea="reinforcement learning chooses the noise that a frozen generative policy starts from",
-        changes=(),
-        composes_with="any saved policy of bc whose noise decides its action; offline data (na)",
-        claim="steering alone lifts a mediocre base, and noise aliasing does so with fewer samples than SAC on noise",
-        metrics={"loss/distillation": "error of the critics of noise against those of actions"},
-    ),
-    trains="controller",
-)
-def dsrl(
-    magnitude: float = 1.5, hidden: tuple[int, ...] = (128, 128, 128), lr: float = 3e-4, discount: float = 0.99,
-    tau: float = 0.005, batch: int = 256, updates: int = 20, distillations: int = 10, ensemble: int = 2,
-    subset: int = 2, reduction: Reduction = "min", target_entropy: float | None = 0.0, alpha: float = 1.0,
-    learn_alpha: bool = True, backup_entropy: bool = True, warmup: int | None = None, capacity: int = 1_000_000,
-    offline_share: float = 0.0, deterministic_eval: bool = False, base: str | None = None, base_policy: Kind = "flow",
-    base_hidden: tuple[int, ...] = (256, 256, 256), base_updates: int = 5000, base_lr: float = 3e-4,
-    denoising_steps: int = 10, chunk: int = 1,
-) -> OffPolicyRecipe:  # fmt: skip
-    """A box of ±1.5, twenty updates and ten distillations for every step (every `chunk` of actions, decided at once),
-    entropy target 0; a flow cloned from the demonstrations, or the policy/ folder of a run as `base`."""
-    check_steering(base_policy, magnitude)
-    if not 1 <= subset <= ensemble:
-        raise InputError("dsrl.subset", subset, f"use 1 to {ensemble}, the number of critics")
-    cloned = Cloned(base_policy, base_hidden, base_updates, base_lr, denoising_steps)
-    learner = NoiseAliased(base or cloned, magnitude, hidden, lr, tau, updates, distillations, ensemble, subset,
-                           reduction, target_entropy, alpha, learn_alpha, backup_entropy,
-                           deterministic_eval)  # fmt: skip
-    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, offline_share=offline_share,
-                           needs_offline=base is None or offline_share > 0, chunk=chunk)  # fmt: skip

@@ -19,22 +19,26 @@ Differs:
 
 import math
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OffPolicyRecipe, fed
 from anypolicy.methods.control.bc import base_policy
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset, temperature_loss
-from anypolicy.policies.control.cloned import Cloned
-from anypolicy.policies.control.generative import Kind, candidates, clone, imitate
+from anypolicy.policies.control.cloned import Cloned, OnBase
+from anypolicy.policies.control.generative import candidates, clone, imitate
 from anypolicy.policies.control.mlp import SquashedGaussian, critics, q_values
 from anypolicy.tasks.control.environments import Space
 
@@ -59,37 +63,77 @@ def entropy_target(actions: int, beta: float, feasible: bool) -> float:
     return -actions / 2 + (actions * math.log(beta) if feasible else 0.0)
 
 
+@method(
+    Card(
+        title="EXPO: Stable Reinforcement Learning with Expressive Policies",
+        paper="arXiv 2507.07986",
+        year=2025,
+        family="control",
+        idea="act by the best of imitated actions and of small edits of them, in the environment and in TD targets",
+        changes=(),
+        composes_with="demonstrations or other offline data; a saved policy of bc as base",
+        claim="sampling, editing and choosing is better than the base and than choosing among its samples",
+        metrics={"edited": "share of the actions in TD targets that are edits of the base's"},
+    ),
+    slug="expo-expressive",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class OnTheFly:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+class OnTheFly(OnBase):
+    """Eight samples, eight edits of ±0.05, ten critics of which two are compared, 20 critic updates for every step (for
+    every `chunk` of actions, decided at once). The base is new (`base_updates` of pre-training) or the policy/ folder
+    of a run; it goes on imitating."""
 
-    base: str | Cloned
-    samples: int = 8
-    edits: int = 8
-    beta: float = 0.05
-    base_lr: float = 3e-4
-    average: float = 0.001
-    hidden: tuple[int, ...] = (256, 256, 256)
-    lr: float = 3e-4
-    tau: float = 0.005
-    ensemble: int = 10
-    subset: int = 2
-    alpha: float = 1.0
-    feasible_target: bool = True
+    samples: Annotated[int, Knob("actions that the base proposes", least=1)] = 8
+    edits: Annotated[int, Knob("of these, how many are edited", least=0)] = 8
+    beta: Annotated[float, Knob("largest edit, in units of an action", least=0)] = 0.05
+    hidden: knobs.Hidden = (256, 256, 256)
+    lr: knobs.LearningRate = 3e-4
+    discount: knobs.Discount = 0.99
+    tau: knobs.Polyak = 0.005
+    batch: knobs.BatchSize = 256
+    updates: knobs.Updates = 20
+    ensemble: knobs.Ensemble = 10
+    subset: knobs.Subset = 2
+    warmup: knobs.Warmup = None
+    capacity: knobs.Capacity = 1_000_000
+    offline_share: knobs.OfflineShare = 0.5
+    alpha: knobs.InitialTemperature = 1.0
+    feasible_target: Annotated[bool, Knob("the entropy target is one that edits of this size can have")] = True
+    average: Annotated[float, Knob("rate at which the acting base follows the trained one", above=0, most=1)] = 0.001
+    base_updates: knobs.BaseUpdates = 0
+    chunk: knobs.Chunk = 1
+
+    @property
+    def source(self) -> str | Cloned:
+        cloned = Cloned(self.base_policy, self.base_hidden, self.base_updates, self.base_lr, self.denoising_steps)
+        return self.base or replace(cloned, batch=self.batch)
 
     def __call__(self, space: Space, seed: int) -> "OnTheFlyLearner":
         return OnTheFlyLearner(self, space, seed)
 
+    def recipe(self) -> OffPolicyRecipe:
+        if self.edits > self.samples:
+            raise InputError("expo-expressive.edits", self.edits, f"use 0 to {self.samples}, the number of samples")
+        if self.edits and not self.beta > 0:
+            raise InputError("expo-expressive.beta", self.beta, "use a number above 0, or edits 0 for none")
+        if self.subset > self.ensemble:
+            raise InputError("expo-expressive.subset", self.subset, f"use 1 to {self.ensemble}, the number of critics")
+        warm = (0 if self.base_updates or self.base else 5000) if self.warmup is None else self.warmup
+        return fed(OffPolicyRecipe, self, warmup=warm, needs_offline=True)
+
 
 class OnTheFlyLearner:
     """Base with its average, edit policy, critics with their targets, ln α."""
+
+    needs = Needs(prepare=True)
 
     def __init__(self, settings: OnTheFly, space: Space, seed: int):
         if space.discrete:
             raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         s, rng, sizes = settings, torch.Generator().manual_seed(seed), (space.observations, space.actions)
         self.settings, self.actions = s, space.actions
-        self.base = base_policy(s.base, space, rng)
+        self.base = base_policy(s.source, space, rng)
         self.edit = SquashedGaussian(sum(sizes), space.actions, s.hidden, rng)
         self.critics = critics(*sizes, s.hidden, rng, ensemble=s.ensemble, layer_norm=True, init="xavier")
         self.targets = deepcopy(self.critics).requires_grad_(False)
@@ -105,7 +149,7 @@ class OnTheFlyLearner:
 
     def prepare(self, offline: Replay, generator: torch.Generator) -> None:
         """Imitation alone, if wished and unless the base was given."""
-        if isinstance(how := self.settings.base, Cloned):
+        if isinstance(how := self.settings.source, Cloned):
             optimiser = self.optimisers["base_optimiser"]
             clone(self.base, optimiser, offline, how.updates, how.batch, generator, self.settings.average)
 
@@ -165,42 +209,3 @@ class OnTheFlyLearner:
         target = entropy_target(self.actions, s.beta, s.feasible_target)
         apply(self.optimisers["alpha_optimiser"], temperature_loss(self.log_alpha, logp, target, "alpha"))
         return {"loss/edit": float(loss.detach()), "alpha": float(alpha), "entropy": -float(logp.detach().mean())}
-
-
-@method(
-    Card(
-        title="EXPO: Stable Reinforcement Learning with Expressive Policies",
-        paper="arXiv 2507.07986",
-        year=2025,
-        family="control",
-        idea="act by the best of imitated actions and of small edits of them, in the environment and in TD targets",
-        changes=(),
-        composes_with="demonstrations or other offline data; a saved policy of bc as base",
-        claim="sampling, editing and choosing is better than the base and than choosing among its samples",
-        metrics={"edited": "share of the actions in TD targets that are edits of the base's"},
-    ),
-    trains="controller",
-)
-def expo_expressive(
-    samples: int = 8, edits: int = 8, beta: float = 0.05, hidden: tuple[int, ...] = (256, 256, 256), lr: float = 3e-4,
-    discount: float = 0.99, tau: float = 0.005, batch: int = 256, updates: int = 20, ensemble: int = 10,
-    subset: int = 2, warmup: int | None = None, capacity: int = 1_000_000, offline_share: float = 0.5,
-    alpha: float = 1.0, feasible_target: bool = True, average: float = 0.001, base: str | None = None,
-    base_policy: Kind = "flow", base_hidden: tuple[int, ...] = (256, 256, 256), base_updates: int = 0,
-    base_lr: float = 3e-4, denoising_steps: int = 10, chunk: int = 1,
-) -> OffPolicyRecipe:  # fmt: skip
-    """Eight samples, eight edits of ±0.05, ten critics of which two are compared, 20 critic updates for every step (for
-    every `chunk` of actions, decided at once). The base is new (`base_updates` of pre-training) or the policy/ folder
-    of a run; it goes on imitating."""
-    if samples < 1 or not 0 <= edits <= samples:
-        raise InputError("expo-expressive.edits", edits, f"use 0 to {samples}, the number of samples (at least 1)")
-    if edits and not beta > 0:
-        raise InputError("expo-expressive.beta", beta, "use a number above 0, or edits 0 for none")
-    if not 1 <= subset <= ensemble:
-        raise InputError("expo-expressive.subset", subset, f"use 1 to {ensemble}, the number of critics")
-    cloned = Cloned(base_policy, base_hidden, base_updates, base_lr, denoising_steps, batch)
-    learner = OnTheFly(base or cloned, samples, edits, beta, base_lr, average, hidden, lr, tau, ensemble, subset, alpha,
-                       feasible_target)  # fmt: skip
-    warm = (0 if base_updates or base else 5000) if warmup is None else warmup
-    return OffPolicyRecipe(learner, discount, batch, updates, warm, capacity, 1, offline_share, needs_offline=True,
-                           chunk=chunk)  # fmt: skip

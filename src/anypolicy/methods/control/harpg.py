@@ -14,15 +14,18 @@ It takes about 1,000 environment steps for the gradient and 32 for the product; 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
-from anypolicy.loops.control import OnPolicyRecipe
-from anypolicy.loops.trajectories import ByTrajectories, checked
+from anypolicy.knobs import Knob
+from anypolicy.learners.recipe import OnPolicyRecipe, fed
+from anypolicy.learners.trajectories import ByTrajectories, ByTrajectoriesLearner
 from anypolicy.parts.direction import Step, Trail, averaged, decaying
+from anypolicy.tasks.control.environments import Space
 
 
 def between(
@@ -71,25 +74,35 @@ class HessianAided:
             "sampler/distance": "distance of the parameters that act next from those that are kept",
         },
     ),
+    slug="harpg",
     trains="controller",
 )
-def harpg(
-    gamma0: float = 0.1,
-    eta0: float = 1.0,
-    batch: int = 1,
-    horizon: int = 1000,
-    discount: float = 0.99,
-    normalised: bool = True,
-    hvp: Literal["unbiased", "curvature_only"] = "unbiased",
-    baseline: Literal["linear", "none"] = "linear",
-    memory: float = 0.9,
-    hidden: tuple[int, ...] | None = None,
-) -> OnPolicyRecipe:
+@dataclass(frozen=True)
+class RecursiveGradient:
     """Two trajectories (of each copy of the environment) a step; γ_t = γ₀ 2/(t + 2), or γ₀ (2/(t + 2))^½ where steps
     are not `normalised`."""
-    checked(gamma0=gamma0, eta0=eta0, batch=batch, horizon=horizon)
-    step = Step(gamma0, 1.0 if normalised else 1 / 2, normalised)
-    learner = ByTrajectories(
-        HessianAided(eta0), step, hidden, discount, baseline, memory, curvature_only=hvp == "curvature_only"
-    )
-    return OnPolicyRecipe(learner, horizon, discount, episodes=batch)
+
+    gamma0: Annotated[float, Knob("step size γ₀ at the beginning", above=0)] = 0.1
+    eta0: Annotated[float, Knob("share η₀ of a new gradient in the average at the beginning", above=0)] = 1.0
+    batch: Annotated[int, Knob("trajectories, of each copy of the environment, for a gradient", least=1)] = 1
+    horizon: Annotated[int, Knob("steps after which a trajectory is cut", least=1)] = 1000
+    discount: knobs.Discount = 0.99
+    normalised: Annotated[bool, Knob("steps have the length of the step size, whatever the gradient's")] = True
+    hvp: Annotated[
+        Literal["unbiased", "curvature_only"], Knob("Hessian-vector product: unbiased, or its curvature term alone")
+    ] = "unbiased"  # fmt: skip
+    baseline: Annotated[Literal["linear", "none"], Knob("of returns: linear in the state and time, or none")] = "linear"
+    memory: Annotated[float, Knob("weight of each older rollout in the linear baseline", least=0, most=1)] = 0.9
+    hidden: Annotated[
+        tuple[int, ...] | None, Knob("widths of the hidden layers; none: 32-32 for choices, 64-64 for a box", least=1)
+    ] = None  # fmt: skip
+
+    def __call__(self, space: Space, seed: int) -> ByTrajectoriesLearner:
+        step = Step(self.gamma0, 1.0 if self.normalised else 1 / 2, self.normalised)
+        return ByTrajectories(
+            HessianAided(self.eta0), step, self.hidden, self.discount, self.baseline, self.memory,
+            curvature_only=self.hvp == "curvature_only",
+        )(space, seed)  # fmt: skip
+
+    def recipe(self) -> OnPolicyRecipe:
+        return fed(OnPolicyRecipe, self, episodes=self.batch)

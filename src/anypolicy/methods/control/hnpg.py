@@ -18,17 +18,21 @@ one episode in each of `environments` copies, the code's as many as make 1,000 s
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OnPolicyRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OnPolicyRecipe, fed
 from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.parts.td import generalised_advantage
 from anypolicy.parts.trust_region import policy_update
@@ -66,26 +70,57 @@ def hybrid_table(
     return torch.where(mass > 0, torch.bincount(cell, share * y, cells) / mass, 0.0)
 
 
+@method(
+    Card(
+        title="Offline Data Enhanced On-Policy Policy Gradient with Provable Guarantees",
+        paper="arXiv 2311.08384",
+        year=2023,
+        family="control",
+        idea="a natural policy gradient with a critic fitted to its returns and to offline data, on the states of both",
+        changes=(),
+        composes_with="any environment with a box of actions, a longest episode and the step in its observations",
+        claim="with offline data it opens a combination lock that on-policy exploration never does",
+        metrics={
+            "kl/step": "mean KL(old ‖ new) of a policy step, over states and steps of the episode",
+            "accepted": "share of the steps of the episode whose line search took a step",
+        },
+    ),
+    slug="hnpg",
+    trains="controller",
+)
 @dataclass(frozen=True)
 class HybridNaturalGradient:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+    """Offline and on-policy losses with equal weight; `weight` 0 leaves the on-policy loss of the critic out, `offline`
+    false everything offline. A rollout is `rollout` steps of each environment; None: one longest episode."""
 
-    weight: float = 1.0
-    lam: float = 0.97
-    max_kl: float = 1e-2
-    damping: float = 0.1
-    hidden: tuple[int, ...] = (16, 16)
-    critic_hidden: tuple[int, ...] = (64, 64)
-    critic_lr: float = 3e-4
-    critic_steps: int = 30
-    value_samples: int = 10
+    offline: Annotated[bool, Knob("demonstrations are used: they are needed then")] = True
+    weight: Annotated[
+        float, Knob("weight λ of on-policy errors beside the demonstrations' in the critic's loss", least=0)
+    ] = 1.0  # fmt: skip
+    lam: Annotated[float, Knob("λ of generalised advantage estimation", least=0, most=1)] = 0.97
+    max_kl: Annotated[float, Knob("trust region, nats", above=0)] = 1e-2
+    damping: Annotated[float, Knob("multiple of the identity in the Fisher matrix", least=0)] = 0.1
+    hidden: knobs.Hidden = (16, 16)
+    critic_hidden: Annotated[tuple[int, ...], Knob("widths of the critics' hidden layers", least=1)] = (64, 64)
+    critic_lr: knobs.LearningRate = 3e-4
+    critic_steps: Annotated[int, Knob("steps of each critic after a rollout", least=0)] = 30
+    value_samples: Annotated[int, Knob("actions of the policy whose mean value stands for a state's", least=1)] = 10
+    environments: knobs.Copies = 200
+    rollout: Annotated[int | None, Knob("steps of a rollout of each copy; none: whole episodes", least=1)] = None
 
     def __call__(self, space: Space, seed: int) -> "HybridNaturalGradientLearner":
         return HybridNaturalGradientLearner(self, space, seed)
 
+    def recipe(self) -> OnPolicyRecipe:
+        if self.weight == 0 and not self.offline:
+            raise InputError("hnpg.weight", self.weight, "use a number above 0 (0 only with offline data)")
+        return fed(OnPolicyRecipe, self, horizon=self.rollout, discount=1.0, needs_offline=self.offline)
+
 
 class HybridNaturalGradientLearner:
     """A policy and a critic for every step of the episode, in double precision and the environment's own units."""
+
+    needs = Needs(offline=True)
 
     def __init__(self, settings: HybridNaturalGradient, space: Space, seed: int):
         if space.discrete:
@@ -162,44 +197,3 @@ class HybridNaturalGradientLearner:
             loss.backward()
             adam.step()
         return float(loss.detach())
-
-
-@method(
-    Card(
-        title="Offline Data Enhanced On-Policy Policy Gradient with Provable Guarantees",
-        paper="arXiv 2311.08384",
-        year=2023,
-        family="control",
-        idea="a natural policy gradient with a critic fitted to its returns and to offline data, on the states of both",
-        changes=(),
-        composes_with="any environment with a box of actions, a longest episode and the step in its observations",
-        claim="with offline data it opens a combination lock that on-policy exploration never does",
-        metrics={
-            "kl/step": "mean KL(old ‖ new) of a policy step, over states and steps of the episode",
-            "accepted": "share of the steps of the episode whose line search took a step",
-        },
-    ),
-    trains="controller",
-)
-def hnpg(
-    offline: bool = True,
-    weight: float = 1.0,
-    lam: float = 0.97,
-    max_kl: float = 1e-2,
-    damping: float = 0.1,
-    hidden: tuple[int, ...] = (16, 16),
-    critic_hidden: tuple[int, ...] = (64, 64),
-    critic_lr: float = 3e-4,
-    critic_steps: int = 30,
-    value_samples: int = 10,
-    environments: int = 200,
-    rollout: int | None = None,
-) -> OnPolicyRecipe:
-    """Offline and on-policy losses with equal weight; `weight` 0 leaves the on-policy loss of the critic out, `offline`
-    false everything offline. A rollout is `rollout` steps of each environment; None: one longest episode."""
-    if weight < 0 or (weight == 0 and not offline):
-        raise InputError("weight", weight, "use a number above 0 (0 only with offline data)")
-    learner = HybridNaturalGradient(
-        weight, lam, max_kl, damping, hidden, critic_hidden, critic_lr, critic_steps, value_samples
-    )
-    return OnPolicyRecipe(learner, rollout, 1.0, environments, needs_offline=offline)

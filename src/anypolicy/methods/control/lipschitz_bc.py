@@ -10,39 +10,68 @@ Differs: the default α is ours, and large: choose it for the sensors at hand.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OfflineRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OfflineRecipe, fed
 from anypolicy.optimisers.step import adam
 from anypolicy.policies.control.lipschitz import LipschitzMLP
 from anypolicy.tasks.control.environments import Space
 
 
+@method(
+    Card(
+        title="Learning Lipschitz feedback policies from expert demonstrations",
+        paper="arXiv 2103.16629",
+        year=2021,
+        family="control",
+        idea="imitate demonstrations by a network that wrong measurements move by no more than a certified factor",
+        changes=(),
+        composes_with="any demonstrations with a box of actions; `anypolicy solve lipschitz-certificate` judges it",
+        claim="under worst-case errors of measurement the cost is least near the expert's own Lipschitz constant",
+        metrics={
+            "loss/clone": "mean squared error of the action, summed over its numbers",
+            "lipschitz/certificate": "product of spectral norms: change of an action in [−1, 1] per unit observed",
+        },
+    ),
+    slug="lipschitz-bc",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class Cloning:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+class LipschitzCloning:
+    """Three layers with MaxMin; α in actions of [−1, 1] per unit of the observation."""
 
-    alpha: float = 10.0
-    hidden: tuple[int, ...] = (64, 64)
-    lr: float = 3e-3
+    alpha: Annotated[float, Knob("Lipschitz constant that the network keeps, output per input", above=0)] = 10.0
+    hidden: knobs.Hidden = (64, 64)
+    lr: knobs.LearningRate = 3e-3
+    batch: knobs.BatchSize = 256
 
     def __call__(self, space: Space, seed: int) -> "LipschitzLearner":
         if space.discrete:
             raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         return LipschitzLearner(self, space, torch.Generator().manual_seed(seed))
 
+    def recipe(self) -> OfflineRecipe:
+        LipschitzMLP(1, 1, self.hidden, self.alpha, torch.Generator())
+        return fed(OfflineRecipe, self)
+
 
 class LipschitzLearner:
     """The mean action, clipped to the box where it acts (which makes nothing steeper)."""
 
-    def __init__(self, s: Cloning, space: Space, rng: torch.Generator):
+    needs = Needs(prepare=True)
+
+    def __init__(self, s: LipschitzCloning, space: Space, rng: torch.Generator):
         self.policy = LipschitzMLP(space.observations, space.actions, s.hidden, s.alpha, rng)
         self.modules: dict[str, nn.Module] = {"policy": self.policy}
         self.optimiser = adam(self.policy.parameters(), s.lr)
@@ -61,28 +90,3 @@ class LipschitzLearner:
     def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
         loss = [self.policy.imitate(self.optimiser, b.observation, b.action) for b in batches][-1]
         return {"loss/clone": loss * float(self.policy.height) ** 2, "lipschitz/certificate": self.policy.certificate()}
-
-
-@method(
-    Card(
-        title="Learning Lipschitz feedback policies from expert demonstrations",
-        paper="arXiv 2103.16629",
-        year=2021,
-        family="control",
-        idea="imitate demonstrations by a network that wrong measurements move by no more than a certified factor",
-        changes=(),
-        composes_with="any demonstrations with a box of actions; `anypolicy solve lipschitz-certificate` judges it",
-        claim="under worst-case errors of measurement the cost is least near the expert's own Lipschitz constant",
-        metrics={
-            "loss/clone": "mean squared error of the action, summed over its numbers",
-            "lipschitz/certificate": "product of spectral norms: change of an action in [−1, 1] per unit observed",
-        },
-    ),
-    trains="controller",
-)
-def lipschitz_bc(
-    alpha: float = 10.0, hidden: tuple[int, ...] = (64, 64), lr: float = 3e-3, batch: int = 256
-) -> OfflineRecipe:
-    """Three layers with MaxMin; α in actions of [−1, 1] per unit of the observation."""
-    LipschitzMLP(1, 1, hidden, alpha, torch.Generator())
-    return OfflineRecipe(Cloning(alpha, hidden, lr), batch=batch)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import check_numbers
-from anypolicy.loops.control import Acted, OfflineRecipe
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.choices import OfChoices
+from anypolicy.learners.recipe import OfflineRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import best, huber, taken
 from anypolicy.policies.control.mlp import choice_critic
@@ -41,19 +42,36 @@ def with_return(episode: Transitions) -> Transitions:
     return replace(episode, reward=monte_carlo(episode.reward, ended, discount), discount=0 * episode.discount)
 
 
+@method(
+    Card(
+        title="A Dataset Perspective on Offline Reinforcement Learning: Monte-Carlo estimation",
+        paper="arXiv 2111.04714",
+        year=2021,
+        family="control",
+        idea="predict the return that followed each action and act on the highest prediction",
+        changes=(),
+        composes_with="demonstrations with discrete actions",
+        claim="regression on returns is enough on broad data",
+        regions={"return": 49.4, "coverage": 77.3, "narrow": 30.4, "all": 62.4},
+    ),
+    slug="mce",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class ReturnRegression:
-    """The settings of a learner; called with spaces and a seed it makes one."""
-
-    hidden: tuple[int, ...] = (256, 256, 256)
-    lr: float = 1e-4
+class ReturnRegression(OfChoices):
+    """Regression of returns on demonstrations; `--steps` are updates."""
 
     def __call__(self, space: Space, seed: int) -> "ReturnRegressionLearner":
         return ReturnRegressionLearner(self, space, seed)
 
+    def recipe(self) -> OfflineRecipe:
+        return fed(OfflineRecipe, self, episode=with_return)
+
 
 class ReturnRegressionLearner:
     """One network."""
+
+    needs = Needs()
 
     def __init__(self, settings: ReturnRegression, space: Space, seed: int):
         rng = torch.Generator().manual_seed(seed)
@@ -72,26 +90,3 @@ class ReturnRegressionLearner:
         loss = huber(q, batch.reward)
         apply(self.optimisers["critic_optimiser"], loss)
         return {"loss/critic": float(loss.detach()), "q/mean": float(q.detach().mean())}
-
-
-@method(
-    Card(
-        title="A Dataset Perspective on Offline Reinforcement Learning: Monte-Carlo estimation",
-        paper="arXiv 2111.04714",
-        year=2021,
-        family="control",
-        idea="predict the return that followed each action and act on the highest prediction",
-        changes=(),
-        composes_with="demonstrations with discrete actions",
-        claim="regression on returns is enough on broad data",
-        regions={"return": 49.4, "coverage": 77.3, "narrow": 30.4, "all": 62.4},
-    ),
-    trains="controller",
-)
-def mce(
-    hidden: tuple[int, ...] = (256, 256, 256), lr: float = 1e-4, discount: float = 0.95, batch: int = 128
-) -> OfflineRecipe:
-    """Regression of returns on demonstrations; `--steps` are updates."""
-    learner = ReturnRegression(hidden, lr)
-    check_numbers(learner, positive=("lr",))
-    return OfflineRecipe(learner, discount, batch, episode=with_return)

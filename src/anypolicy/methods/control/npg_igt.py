@@ -17,15 +17,18 @@ baseline. It uses about 1,000 environment steps a gradient, the theory one traje
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
-from anypolicy.loops.control import OnPolicyRecipe
-from anypolicy.loops.trajectories import ByTrajectories, checked
+from anypolicy.knobs import Knob
+from anypolicy.learners.recipe import OnPolicyRecipe, fed
+from anypolicy.learners.trajectories import ByTrajectories, ByTrajectoriesLearner
 from anypolicy.parts.direction import Estimator, Momentum, Plain, Step, Trail, averaged, decaying
+from anypolicy.tasks.control.environments import Space
 
 
 def lookahead(
@@ -70,23 +73,38 @@ class GradientTransport:
             "sampler/distance": "distance of the parameters that act from those that are kept",
         },
     ),
+    slug="npg-igt",
     trains="controller",
 )
-def npg_igt(
-    gamma0: float = 0.1,
-    eta0: float = 1.0,
-    batch: int = 1,
-    horizon: int = 1000,
-    discount: float = 0.99,
-    direction: Literal["igt", "momentum", "plain"] = "igt",
-    normalised: bool = True,
-    baseline: Literal["linear", "none"] = "linear",
-    memory: float = 0.9,
-    hidden: tuple[int, ...] | None = None,
-) -> OnPolicyRecipe:
+@dataclass(frozen=True)
+class NormalisedGradient:
     """One trajectory (of each copy of the environment) a step; MLP of 32-32 for choices and 64-64 for a box."""
-    checked(gamma0=gamma0, eta0=eta0, batch=batch, horizon=horizon)
-    estimators: dict[str, Estimator] = {"igt": GradientTransport(eta0), "momentum": Momentum(eta0), "plain": Plain()}
-    step = Step(gamma0, 1.0 if normalised else 2 / 3, normalised)
-    learner = ByTrajectories(estimators[direction], step, hidden, discount, baseline, memory)
-    return OnPolicyRecipe(learner, horizon, discount, episodes=batch)
+
+    gamma0: Annotated[float, Knob("step size γ₀ at the beginning", above=0)] = 0.1
+    eta0: Annotated[float, Knob("share η₀ of a new gradient in the average at the beginning", above=0)] = 1.0
+    batch: Annotated[int, Knob("trajectories, of each copy of the environment, for a gradient", least=1)] = 1
+    horizon: Annotated[int, Knob("steps after which a trajectory is cut", least=1)] = 1000
+    discount: knobs.Discount = 0.99
+    direction: Annotated[
+        Literal["igt", "momentum", "plain"], Knob("implicit gradient transport, plain momentum, or the gradient alone")
+    ] = "igt"  # fmt: skip
+    normalised: Annotated[bool, Knob("steps have the length of the step size, whatever the gradient's")] = True
+    baseline: Annotated[Literal["linear", "none"], Knob("of returns: linear in the state and time, or none")] = "linear"
+    memory: Annotated[float, Knob("weight of each older rollout in the linear baseline", least=0, most=1)] = 0.9
+    hidden: Annotated[
+        tuple[int, ...] | None, Knob("widths of the hidden layers; none: 32-32 for choices, 64-64 for a box", least=1)
+    ] = None  # fmt: skip
+
+    def __call__(self, space: Space, seed: int) -> ByTrajectoriesLearner:
+        eta0 = self.eta0
+        estimators: dict[str, Estimator] = {
+            "igt": GradientTransport(eta0),
+            "momentum": Momentum(eta0),
+            "plain": Plain(),
+        }
+        step = Step(self.gamma0, 1.0 if self.normalised else 2 / 3, self.normalised)
+        made = ByTrajectories(estimators[self.direction], step, self.hidden, self.discount, self.baseline, self.memory)
+        return made(space, seed)
+
+    def recipe(self) -> OnPolicyRecipe:
+        return fed(OnPolicyRecipe, self, episodes=self.batch)

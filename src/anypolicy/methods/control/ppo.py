@@ -24,17 +24,20 @@ Differs: our choice comes first.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OnPolicyRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OnPolicyRecipe, fed
 from anypolicy.optimisers.epochs import means, passes
 from anypolicy.parts.kl import kl
 from anypolicy.parts.optimisers import make_optimiser
@@ -46,29 +49,50 @@ from anypolicy.policies.control.statistics import Counter, ReturnScale, RunningM
 from anypolicy.tasks.control.environments import Space
 
 
+@method(
+    Card(
+        title="Proximal Policy Optimization Algorithms",
+        paper="arXiv 1707.06347",
+        year=2017,
+        family="control",
+        idea="several passes over a rollout, with a gradient that vanishes outside 1 ± ε of the policy that acted",
+        changes=(),
+        composes_with="any environment, with a box of actions or with choices",
+        claim="one set of settings learns continuous control as fast as methods that need a trust region",
+    ),
+    slug="ppo-control",
+    trains="controller",
+)
 @dataclass(frozen=True)
 class ProximalPolicy:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+    """Ten epochs of 32 mini-batches over 2,048 steps, everything normalised."""
 
-    hidden: tuple[int, ...] = (64, 64)
-    lr: float = 3e-4
-    anneal: bool = True
-    discount: float = 0.99
-    lam: float = 0.95
-    minibatches: int = 32
-    epochs: int = 10
-    clip: float = 0.2
-    clip_value: bool = True
-    value_weight: float = 0.5
-    entropy_weight: float = 0.0
-    grad_clip: float = 0.5
-    target_kl: float | None = None
-    normalise_advantage: bool = True
-    normalise_observation: bool = True
-    normalise_reward: bool = True
+    hidden: knobs.Hidden = (64, 64)
+    lr: knobs.LearningRate = 3e-4
+    anneal: Annotated[bool, Knob("the learning rate falls to 0 over the run")] = True
+    discount: knobs.Discount = 0.99
+    lam: Annotated[float, Knob("λ of generalised advantage estimation", least=0, most=1)] = 0.95
+    horizon: Annotated[int, Knob("steps of each copy in a rollout", least=2)] = 2048
+    environments: knobs.Copies = 1
+    minibatches: Annotated[int, Knob("mini-batches of a pass", least=1)] = 32
+    epochs: knobs.Epochs = 10
+    clip: knobs.ClipRange = 0.2
+    clip_value: Annotated[bool, Knob("the value loss is clipped as ratios are")] = True
+    value_weight: Annotated[float, Knob("weight of the value loss", least=0)] = 0.5
+    entropy_weight: Annotated[float, Knob("weight of the entropy", least=0)] = 0.0
+    grad_clip: Annotated[float, Knob("largest norm of a gradient", above=0, infinite=True)] = 0.5
+    target_kl: Annotated[
+        float | None, Knob("passes end beyond this divergence from the policy that acted, nats; none: never", above=0)
+    ] = None  # fmt: skip
+    normalise_advantage: Annotated[bool, Knob("advantages of a mini-batch are standardised")] = True
+    normalise_observation: Annotated[bool, Knob("observations are standardised by what was seen so far")] = True
+    normalise_reward: Annotated[bool, Knob("rewards are divided by the deviation of returns so far")] = True
 
     def __call__(self, space: Space, seed: int) -> "ProximalPolicyLearner":
         return ProximalPolicyLearner(self, space, seed)
+
+    def recipe(self) -> OnPolicyRecipe:
+        return fed(OnPolicyRecipe, self)
 
 
 class Samples(NamedTuple):
@@ -86,6 +110,8 @@ class Samples(NamedTuple):
 
 class ProximalPolicyLearner:
     """Actor, value function, one optimiser over both, the moments of observations and returns."""
+
+    needs = Needs(budget=True)
 
     def __init__(self, settings: ProximalPolicy, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -181,34 +207,3 @@ def at_least(least: int, **settings: int) -> None:
     for name, value in settings.items():
         if value < least:
             raise InputError(name, value, f"use at least {least}")
-
-
-@method(
-    Card(
-        title="Proximal Policy Optimization Algorithms",
-        paper="arXiv 1707.06347",
-        year=2017,
-        family="control",
-        idea="several passes over a rollout, with a gradient that vanishes outside 1 ± ε of the policy that acted",
-        changes=(),
-        composes_with="any environment, with a box of actions or with choices",
-        claim="one set of settings learns continuous control as fast as methods that need a trust region",
-    ),
-    slug="ppo-control",
-    trains="controller",
-)
-def ppo_control(
-    hidden: tuple[int, ...] = (64, 64), lr: float = 3e-4, anneal: bool = True, discount: float = 0.99,
-    lam: float = 0.95, horizon: int = 2048, environments: int = 1, minibatches: int = 32, epochs: int = 10,
-    clip: float = 0.2, clip_value: bool = True, value_weight: float = 0.5, entropy_weight: float = 0.0,
-    grad_clip: float = 0.5, target_kl: float | None = None, normalise_advantage: bool = True,
-    normalise_observation: bool = True, normalise_reward: bool = True,
-) -> OnPolicyRecipe:  # fmt: skip
-    """Ten epochs of 32 mini-batches over 2,048 steps, everything normalised."""
-    at_least(2, horizon=horizon)
-    at_least(1, environments=environments, minibatches=minibatches)
-    learner = ProximalPolicy(
-        hidden, lr, anneal, discount, lam, minibatches, epochs, clip, clip_value, value_weight, entropy_weight,
-        grad_clip, target_kl, normalise_advantage, normalise_observation, normalise_reward,
-    )  # fmt: skip
-    return OnPolicyRecipe(learner, horizon, discount, environments)

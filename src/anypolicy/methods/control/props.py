@@ -24,17 +24,21 @@ which goes up.
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OnPolicyRecipe
-from anypolicy.methods.control.ppo import ProximalPolicy, ProximalPolicyLearner, Samples, anneal, at_least, credit, fit
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OnPolicyRecipe, fed
+from anypolicy.methods.control.ppo import ProximalPolicy, ProximalPolicyLearner, Samples, anneal, credit, fit
 from anypolicy.optimisers.epochs import passes
 from anypolicy.parts.kl import kl
 from anypolicy.parts.optimisers import make_optimiser
@@ -68,29 +72,85 @@ def fitted_error(
         return float((fitted(observation).logp(action) - actor(observation).logp(action)).mean())
 
 
+@method(
+    Card(
+        title="On-Policy Policy Gradient Reinforcement Learning Without On-Policy Sampling",
+        paper="arXiv 2311.08290",
+        year=2023,
+        family="control",
+        idea="a second policy acts, pushed away from what the buffer already holds, so that the data fit the policy",
+        changes=(),
+        composes_with="any environment, with a box of actions or with choices",
+        claim="at equal steps the data are distributed more like the policy, and the policy learns more from them",
+        metrics={
+            "behaviour/kl": "estimate of the divergence of behaviour from policy, at the last mini-batch looked at",
+            "behaviour/steps": "steps of the behaviour's optimiser in an update",
+            "sampling_error": "mean ln π_D − ln π over the buffer, π_D's last layer fitted to it (`measure_error`)",
+        },
+    ),
+    slug="props",
+    trains="controller",
+)
 @dataclass(frozen=True)
 class RobustSampling:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+    """PPO every `horizon` steps on `buffer` such batches; the behaviour policy begins anew every `collect` steps."""
 
-    ppo: ProximalPolicy
-    horizon: int = 2048
-    buffer: int = 2
-    collect: int = 1024
-    lr: float = 1e-4
-    epochs: int = 16
-    minibatches: int = 16
-    clip: float | None = 0.3
-    kl_weight: float = 0.3
-    kl_bound: float | None = 0.05
-    weigh: bool = False
-    measure: bool = False
+    hidden: knobs.Hidden = (64, 64)
+    lr: knobs.LearningRate = 1e-3
+    anneal: Annotated[bool, Knob("the learning rates fall to 0 over the run")] = False
+    discount: knobs.Discount = 0.99
+    lam: Annotated[float, Knob("λ of generalised advantage estimation", least=0, most=1)] = 0.95
+    horizon: Annotated[int, Knob("steps of each copy in a rollout", least=2)] = 2048
+    buffer: Annotated[int, Knob("rollouts of `horizon` steps that an update learns from, the newest", least=1)] = 2
+    collect: Annotated[int, Knob("steps after which the behaviour policy begins anew", least=1)] = 1024
+    environments: knobs.Copies = 1
+    minibatches: Annotated[int, Knob("mini-batches of a pass", least=1)] = 32
+    epochs: knobs.Epochs = 10
+    clip: knobs.ClipRange = 0.2
+    entropy_weight: Annotated[float, Knob("weight of the entropy", least=0)] = 0.01
+    target_kl: Annotated[
+        float | None, Knob("passes end beyond this divergence from the policy that acted, nats; none: never", above=0)
+    ] = 0.03  # fmt: skip
+    behaviour_lr: knobs.LearningRate = 1e-4
+    behaviour_epochs: Annotated[int, Knob("passes of the behaviour policy over the buffer", least=0)] = 16
+    behaviour_minibatches: Annotated[int, Knob("mini-batches of such a pass", least=1)] = 16
+    behaviour_clip: Annotated[
+        float | None, Knob("clip of the behaviour policy's ratios; none: no clip", least=0, infinite=True)
+    ] = 0.3  # fmt: skip
+    kl_weight: Annotated[
+        float, Knob("weight of the divergence that holds the behaviour policy near the target", least=0)
+    ] = 0.3  # fmt: skip
+    kl_bound: Annotated[
+        float | None, Knob("the behaviour policy's passes end beyond this divergence, nats; none: never", above=0)
+    ] = 0.05  # fmt: skip
+    weigh_advantage: Annotated[bool, Knob("the behaviour policy avoids what has large advantages more")] = False
+    normalise_observation: Annotated[bool, Knob("observations are standardised by what was seen so far")] = True
+    normalise_reward: Annotated[bool, Knob("rewards are divided by the deviation of returns so far")] = True
+    measure_error: Annotated[bool, Knob("logs the sampling error (costs a fit)")] = False
+
+    @property
+    def ppo(self) -> ProximalPolicy:
+        """The learner of the target policy."""
+        return ProximalPolicy(
+            hidden=self.hidden, lr=self.lr, anneal=self.anneal, discount=self.discount, lam=self.lam,
+            minibatches=self.minibatches, epochs=self.epochs, clip=self.clip, entropy_weight=self.entropy_weight,
+            target_kl=self.target_kl, normalise_observation=self.normalise_observation,
+            normalise_reward=self.normalise_reward,
+        )  # fmt: skip
 
     def __call__(self, space: Space, seed: int) -> "RobustSamplingLearner":
         return RobustSamplingLearner(self, space, seed)
 
+    def recipe(self) -> OnPolicyRecipe:
+        if self.horizon % self.collect:
+            raise InputError("props.collect", self.collect, f"use a divisor of horizon, {self.horizon}")
+        return fed(OnPolicyRecipe, self, horizon=self.collect)
+
 
 class RobustSamplingLearner:
     """A PPO learner, the behaviour policy with its optimiser, and the last b · n steps as they came."""
+
+    needs = Needs(budget=True)
 
     def __init__(self, settings: RobustSampling, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -99,7 +159,7 @@ class RobustSamplingLearner:
         self.behaviour.load_state_dict(self.target.actor.state_dict())
         self.rollouts = Rollouts(s.buffer * s.horizon, space.observations, space.action_width)
         self.modules = self.target.modules | {"behaviour": self.behaviour, "rollouts": self.rollouts}
-        adam = make_optimiser(Adam, self.behaviour.parameters(), lr=s.lr, eps=1e-5, fused=True)
+        adam = make_optimiser(Adam, self.behaviour.parameters(), lr=s.behaviour_lr, eps=1e-5, fused=True)
         self.optimisers = self.target.optimisers | {"behaviour_optimiser": adam}
 
     def budget(self, steps: int) -> None:
@@ -122,7 +182,7 @@ class RobustSamplingLearner:
         kept, steps = self.rollouts.all(), int(target.seen.steps)
         data = credit(target.actor, target.critic, target.inputs, target.scale, kept, s.ppo)
         if steps % (s.horizon * copies) == 0:
-            if s.measure:
+            if s.measure_error:
                 log["sampling_error"] = fitted_error(target.actor, data.observation, data.action)
             optimiser, size = target.optimisers["optimiser"], s.buffer * s.horizon * copies / s.ppo.minibatches
             anneal(optimiser, s.ppo, steps - s.horizon * copies, target.total)
@@ -130,7 +190,7 @@ class RobustSamplingLearner:
         self.behaviour.load_state_dict(target.actor.state_dict())
         full = len(self.rollouts) == s.buffer * s.horizon
         data = data.select(torch.arange(s.collect * copies if full else 0, len(data.value)))
-        size = max((s.buffer * s.horizon - s.collect) * copies / s.minibatches, 1)
+        size = max((s.buffer * s.horizon - s.collect) * copies / s.behaviour_minibatches, 1)
         optimiser, parts = self.optimisers["behaviour_optimiser"], ceil(len(data.value) / size)
         log |= avoid(self.behaviour, target.actor, optimiser, data, s, parts, generator)
         target.moments.take(rollout.observation)
@@ -148,59 +208,16 @@ def avoid(
         policy = actor(data.observation)
         reference = policy.logp(data.action)
         weight = torch.ones_like(reference)
-        if s.weigh and len(reference) > 1:
+        if s.weigh_advantage and len(reference) > 1:
             weight = data.advantage.abs() / (data.advantage.std() + 1e-8)
 
     def loss(rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         pi = behaviour(data.observation[rows])
         logp = pi.logp(data.action[rows])
-        value = weight[rows] * avoidance((logp - reference[rows]).exp(), s.clip)
+        value = weight[rows] * avoidance((logp - reference[rows]).exp(), s.behaviour_clip)
         divergence = pi.divergence(policy.select(rows)).mean()
         return value.mean() + s.kl_weight * divergence, {"k3": kl(reference[rows], logp, "k3").mean()}
 
-    log, steps = passes(loss, len(data.value), optimiser, generator, epochs=s.epochs, parts=parts,
+    log, steps = passes(loss, len(data.value), optimiser, generator, epochs=s.behaviour_epochs, parts=parts,
                         grad_clip=s.ppo.grad_clip, before=("k3", s.kl_bound))  # fmt: skip
     return {"behaviour/steps": steps} | ({"behaviour/kl": float(log["k3"][-1])} if log else {})
-
-
-@method(
-    Card(
-        title="On-Policy Policy Gradient Reinforcement Learning Without On-Policy Sampling",
-        paper="arXiv 2311.08290",
-        year=2023,
-        family="control",
-        idea="a second policy acts, pushed away from what the buffer already holds, so that the data fit the policy",
-        changes=(),
-        composes_with="any environment, with a box of actions or with choices",
-        claim="at equal steps the data are distributed more like the policy, and the policy learns more from them",
-        metrics={
-            "behaviour/kl": "estimate of the divergence of behaviour from policy, at the last mini-batch looked at",
-            "behaviour/steps": "steps of the behaviour's optimiser in an update",
-            "sampling_error": "mean ln π_D − ln π over the buffer, π_D's last layer fitted to it (`measure_error`)",
-        },
-    ),
-    trains="controller",
-)
-def props(
-    hidden: tuple[int, ...] = (64, 64), lr: float = 1e-3, anneal: bool = False, discount: float = 0.99,
-    lam: float = 0.95, horizon: int = 2048, buffer: int = 2, collect: int = 1024, environments: int = 1,
-    minibatches: int = 32, epochs: int = 10, clip: float = 0.2, entropy_weight: float = 0.01,
-    target_kl: float | None = 0.03, behaviour_lr: float = 1e-4, behaviour_epochs: int = 16,
-    behaviour_minibatches: int = 16, behaviour_clip: float | None = 0.3, kl_weight: float = 0.3,
-    kl_bound: float | None = 0.05, weigh_advantage: bool = False, normalise_observation: bool = True,
-    normalise_reward: bool = True, measure_error: bool = False,
-) -> OnPolicyRecipe:  # fmt: skip
-    """PPO every `horizon` steps on `buffer` such batches; the behaviour policy begins anew every `collect` steps."""
-    at_least(2, horizon=horizon)
-    at_least(1, buffer=buffer, collect=collect, minibatches=minibatches, behaviour_minibatches=behaviour_minibatches)
-    if horizon % collect:
-        raise InputError("props.collect", collect, f"use a divisor of horizon, {horizon}")
-    ppo = ProximalPolicy(
-        hidden, lr, anneal, discount, lam, minibatches, epochs, clip, entropy_weight=entropy_weight,
-        target_kl=target_kl, normalise_observation=normalise_observation, normalise_reward=normalise_reward,
-    )  # fmt: skip
-    learner = RobustSampling(
-        ppo, horizon, buffer, collect, behaviour_lr, behaviour_epochs, behaviour_minibatches, behaviour_clip,
-        kl_weight, kl_bound, weigh_advantage, measure_error,
-    )  # fmt: skip
-    return OnPolicyRecipe(learner, collect, discount, environments)

@@ -11,16 +11,20 @@ code), which draws all quantiles to one value: there it learns a mean. Sum over 
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import check_numbers
-from anypolicy.loops.control import Acted, OfflineRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.choices import OfChoices
+from anypolicy.learners.recipe import OfflineRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import best, copy_every
 from anypolicy.policies.control.mlp import choice_critic
@@ -38,21 +42,39 @@ def quantile_loss(theta: Float[Tensor, "batch quantiles"], y: Float[Tensor, "bat
     return (weight * functional.smooth_l1_loss(delta, torch.zeros_like(delta), reduction="none")).mean(2).sum(1).mean()
 
 
+@method(
+    Card(
+        title="Distributional Reinforcement Learning with Quantile Regression",
+        paper="arXiv 1710.10044",
+        year=2017,
+        family="control",
+        idea="learn quantiles of the return of every action and act on their mean",
+        changes=(),
+        composes_with="demonstrations with discrete actions",
+        claim="on broad data it is as good as double Q-learning, on narrow ones it fails as that does",
+        regions={"return": 42.5, "coverage": 85.3, "narrow": 29.8, "all": 67.6},
+    ),
+    slug="qr-dqn",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class QuantileQ:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+class QuantileQ(OfChoices):
+    """Fifty quantiles on demonstrations; `--steps` are updates."""
 
-    hidden: tuple[int, ...] = (256, 256, 256)
-    lr: float = 1e-4
-    copy_every: int = 100
-    quantiles: int = 50
+    copy_every: knobs.CopyEvery = 100
+    quantiles: Annotated[int, Knob("quantiles of the return", least=1)] = 50
 
     def __call__(self, space: Space, seed: int) -> "QuantileQLearner":
         return QuantileQLearner(self, space, seed)
 
+    def recipe(self) -> OfflineRecipe:
+        return fed(OfflineRecipe, self)
+
 
 class QuantileQLearner:
     """One network with N numbers for each action, its copy, the number of updates."""
+
+    needs = Needs()
 
     def __init__(self, settings: QuantileQ, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -83,31 +105,3 @@ class QuantileQLearner:
         self.counter.steps += 1
         copy_every(self.target.parameters(), self.critic.parameters(), int(self.counter.steps), s.copy_every)
         return {"loss/critic": float(loss.detach()), "q/mean": float(theta.detach().mean())}
-
-
-@method(
-    Card(
-        title="Distributional Reinforcement Learning with Quantile Regression",
-        paper="arXiv 1710.10044",
-        year=2017,
-        family="control",
-        idea="learn quantiles of the return of every action and act on their mean",
-        changes=(),
-        composes_with="demonstrations with discrete actions",
-        claim="on broad data it is as good as double Q-learning, on narrow ones it fails as that does",
-        regions={"return": 42.5, "coverage": 85.3, "narrow": 29.8, "all": 67.6},
-    ),
-    trains="controller",
-)
-def qr_dqn(
-    hidden: tuple[int, ...] = (256, 256, 256),
-    lr: float = 1e-4,
-    discount: float = 0.95,
-    copy_every: int = 100,
-    batch: int = 128,
-    quantiles: int = 50,
-) -> OfflineRecipe:
-    """Fifty quantiles on demonstrations; `--steps` are updates."""
-    learner = QuantileQ(hidden, lr, copy_every, quantiles)
-    check_numbers(learner, positive=("lr", "copy_every", "quantiles"))
-    return OfflineRecipe(learner, discount, batch)

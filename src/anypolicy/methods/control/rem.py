@@ -12,15 +12,19 @@ their sum (paper and code); acting by the mean of the heads.
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import check_numbers
-from anypolicy.loops.control import Acted, OfflineRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.choices import OfChoices
+from anypolicy.learners.recipe import OfflineRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import best, copy_every, double_target, huber, taken
 from anypolicy.policies.control.mlp import choice_critic
@@ -39,21 +43,39 @@ def mixed(outputs: Float[Tensor, "batch outputs"], alpha: Float[Tensor, " heads"
     return torch.einsum("bkc,k->bc", outputs.view(len(outputs), len(alpha), -1), alpha)
 
 
+@method(
+    Card(
+        title="An Optimistic Perspective on Offline Reinforcement Learning",
+        paper="arXiv 1907.04543",
+        year=2019,
+        family="control",
+        idea="train random mixtures of many heads, so that every mixture satisfies the Bellman equation",
+        changes=(),
+        composes_with="demonstrations with discrete actions",
+        claim="on broad data it is nearly as good as double Q-learning, on narrow ones it fails as that does",
+        regions={"return": 40.2, "coverage": 83.2, "narrow": 26.6, "all": 66.6},
+    ),
+    slug="rem",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class EnsembleMixture:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+class EnsembleMixture(OfChoices):
+    """Two hundred heads on demonstrations; `--steps` are updates."""
 
-    hidden: tuple[int, ...] = (256, 256, 256)
-    lr: float = 1e-4
-    copy_every: int = 100
-    heads: int = 200
+    copy_every: knobs.CopyEvery = 100
+    heads: Annotated[int, Knob("values of an action, mixed at random", least=1)] = 200
 
     def __call__(self, space: Space, seed: int) -> "EnsembleMixtureLearner":
         return EnsembleMixtureLearner(self, space, seed)
 
+    def recipe(self) -> OfflineRecipe:
+        return fed(OfflineRecipe, self)
+
 
 class EnsembleMixtureLearner:
     """One network with K heads, its copy, the number of updates."""
+
+    needs = Needs()
 
     def __init__(self, settings: EnsembleMixture, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -81,31 +103,3 @@ class EnsembleMixtureLearner:
         self.counter.steps += 1
         copy_every(self.target.parameters(), self.critic.parameters(), int(self.counter.steps), s.copy_every)
         return {"loss/critic": float(loss.detach()), "q/mean": float(q.detach().mean())}
-
-
-@method(
-    Card(
-        title="An Optimistic Perspective on Offline Reinforcement Learning",
-        paper="arXiv 1907.04543",
-        year=2019,
-        family="control",
-        idea="train random mixtures of many heads, so that every mixture satisfies the Bellman equation",
-        changes=(),
-        composes_with="demonstrations with discrete actions",
-        claim="on broad data it is nearly as good as double Q-learning, on narrow ones it fails as that does",
-        regions={"return": 40.2, "coverage": 83.2, "narrow": 26.6, "all": 66.6},
-    ),
-    trains="controller",
-)
-def rem(
-    hidden: tuple[int, ...] = (256, 256, 256),
-    lr: float = 1e-4,
-    discount: float = 0.95,
-    copy_every: int = 100,
-    batch: int = 128,
-    heads: int = 200,
-) -> OfflineRecipe:
-    """Two hundred heads on demonstrations; `--steps` are updates."""
-    learner = EnsembleMixture(hidden, lr, copy_every, heads)
-    check_numbers(learner, positive=("lr", "copy_every", "heads"))
-    return OfflineRecipe(learner, discount, batch)

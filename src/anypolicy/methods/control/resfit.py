@@ -25,22 +25,24 @@ Ablations of the paper: `layer_norm` false, `offline_share` 0 (no demonstrations
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OffPolicyRecipe, fed
 from anypolicy.methods.control.bc import base_policy
 from anypolicy.optimisers.step import adamw, apply
 from anypolicy.parts.td import polyak, soft_target, subset
-from anypolicy.policies.control.cloned import Cloned, Frozen, Scales
-from anypolicy.policies.control.generative import Kind
+from anypolicy.policies.control.cloned import Frozen, OnBase, Scales
 from anypolicy.policies.control.mlp import MLP, critics, q_values
 from anypolicy.tasks.control.environments import Space
 
@@ -63,41 +65,74 @@ def regression(q: Float[Tensor, "ensemble batch"], y: Float[Tensor, " batch"], f
     return (error.abs().mean(0) if form == "code" else error).square().mean()
 
 
+@method(
+    Card(
+        title="Residual Off-Policy RL for Finetuning Behavior Cloning Policies",
+        paper="arXiv 2509.19301",
+        year=2025,
+        family="control",
+        idea="freeze a cloned policy and learn a small correction of every step, off-policy",
+        changes=(),
+        composes_with="any frozen base that turns noise into actions; demonstrations",
+        claim="the residual lifts a mediocre base, and is ahead of learning from scratch on the same data",
+        metrics={"residual/size": "mean absolute correction by the actor, in units of normalised actions"},
+    ),
+    slug="resfit",
+    trains="controller",
+)
 @dataclass(frozen=True)
-class ResidualActorCritic:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+class ResidualActorCritic(OnBase):
+    """A flow cloned from the demonstrations, or the policy/ folder of a run as `base`; four critic updates and one of
+    the actor for every step."""
 
-    hidden: tuple[int, ...]
-    ensemble: int
-    subset: int
-    actor_lr: float
-    critic_lr: float
-    tau: float
-    action_scale: float
-    noise: float
-    noise_clip: float
-    warmup_noise: float
-    critic_warmup: int
-    actor_every: int
-    q_range: tuple[float, float] | None
-    loss_form: LossForm
-    base: str | Cloned
-    layer_norm: bool = True
-    target_noise: bool = True
+    hidden: knobs.Hidden = (256, 256)
+    ensemble: knobs.Ensemble = 10
+    subset: knobs.Subset = 2
+    actor_lr: knobs.LearningRate = 3e-4
+    critic_lr: knobs.LearningRate = 3e-4
+    discount: knobs.Discount = 0.99
+    tau: knobs.Polyak = 0.005
+    batch: knobs.BatchSize = 256
+    updates: knobs.Updates = 4
+    actor_updates: Annotated[int, Knob("updates of the actor for every environment step", least=1)] = 1
+    n_step: Annotated[int, Knob("steps of a return before the critic's value", least=1)] = 3
+    offline_share: knobs.OfflineShare = 0.5
+    warmup: knobs.Warmup = 10_000
+    critic_warmup: Annotated[int, Knob("updates of the critics before the actor's first", least=0)] = 10_000
+    capacity: knobs.Capacity = 200_000
+    action_scale: Annotated[float, Knob("largest correction, in units of normalised actions", least=0)] = 0.1
+    noise: Annotated[float, Knob("deviation of the exploring noise on the correction", least=0)] = 0.05
+    noise_clip: Annotated[float, Knob("largest noise in a target", least=0, infinite=True)] = 0.3
+    warmup_noise: Annotated[float, Knob("largest uniform noise on the base during warm-up", least=0)] = 0.2
+    q_range: Annotated[tuple[float, float] | None, Knob("targets are clipped to this range; none: never")] = None
+    loss_form: Annotated[LossForm, Knob("critics' losses are averaged or added up")] = "mean"
+    layer_norm: knobs.LayerNorm = True
+    target_noise: Annotated[bool, Knob("actions in targets are smoothed by noise")] = True
 
     def __call__(self, space: Space, seed: int) -> "ResidualLearner":
         return ResidualLearner(self, space, seed)
 
+    def recipe(self) -> OffPolicyRecipe:
+        if self.subset > self.ensemble:
+            raise InputError("resfit.subset", self.subset, f"use 1 to {self.ensemble}, the number of critics")
+        if self.actor_updates > self.updates:
+            raise InputError(
+                "resfit.actor_updates", self.actor_updates, f"use 1 to {self.updates}, the critics' updates"
+            )
+        return fed(OffPolicyRecipe, self, needs_offline=True)
+
 
 class ResidualLearner:
     """A frozen base, a residual actor and its target, E critics and their targets."""
+
+    needs = Needs(observe=True, prepare=True, warm=True)
 
     def __init__(self, settings: ResidualActorCritic, space: Space, seed: int):
         s, rng, sizes = settings, torch.Generator().manual_seed(seed), (space.observations, space.actions)
         if space.discrete:
             raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         self.settings, self.sizes, self.scales = s, sizes, Scales(*sizes)
-        self.base = Frozen(base_policy(s.base, space, rng))
+        self.base = Frozen(base_policy(s.source, space, rng))
         widths = (sum(sizes), *s.hidden, sizes[1])
         self.actor, self.target_actor = (MLP(widths, rng, layer_norm=s.layer_norm, last_gain=0.0) for _ in range(2))
         both = (critics(*sizes, s.hidden, rng, ensemble=s.ensemble, layer_norm=s.layer_norm) for _ in range(2))
@@ -116,8 +151,7 @@ class ResidualLearner:
     def prepare(self, offline: Replay, generator: torch.Generator) -> None:
         """Scales of the demonstrations; the base is cloned from them, unless it was given."""
         self.scales.fit(offline, self.settings.action_scale)
-        if isinstance(self.settings.base, Cloned):
-            self.settings.base.fit(self.base.policy, offline, generator)
+        self.settings.fit(self.base.policy, offline, generator)
 
     def observe(self, observation: Tensor) -> Tensor:
         """The standardised state, and the normalised base action that belongs to it."""
@@ -141,11 +175,11 @@ class ResidualLearner:
 
     def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
         """Critics on every batch; after their warm-up the actor on every few."""
-        log: dict[str, float] = {}
+        log, every = dict[str, float](), self.settings.updates // self.settings.actor_updates
         for i, batch in enumerate(batches, 1):
             log |= self.update_critics(batch, generator)
             made = int(self.optimisers["critic_optimiser"].state[self.critics.weights[0]]["step"])
-            if made > self.settings.critic_warmup and not i % self.settings.actor_every:
+            if made > self.settings.critic_warmup and not i % every:
                 log |= self.update_actor(batch)
         return log
 
@@ -175,41 +209,3 @@ class ResidualLearner:
         self.critics.requires_grad_(True)
         polyak(self.target_actor.parameters(), self.actor.parameters(), self.settings.tau)
         return {"loss/actor": float(loss.detach()), "residual/size": float(r.detach().abs().mean())}
-
-
-@method(
-    Card(
-        title="Residual Off-Policy RL for Finetuning Behavior Cloning Policies",
-        paper="arXiv 2509.19301",
-        year=2025,
-        family="control",
-        idea="freeze a cloned policy and learn a small correction of every step, off-policy",
-        changes=(),
-        composes_with="any frozen base that turns noise into actions; demonstrations",
-        claim="the residual lifts a mediocre base, and is ahead of learning from scratch on the same data",
-        metrics={"residual/size": "mean absolute correction by the actor, in units of normalised actions"},
-    ),
-    trains="controller",
-)
-def resfit(
-    hidden: tuple[int, ...] = (256, 256), ensemble: int = 10, subset: int = 2, actor_lr: float = 3e-4,
-    critic_lr: float = 3e-4, discount: float = 0.99, tau: float = 0.005, batch: int = 256, updates: int = 4,
-    actor_updates: int = 1, n_step: int = 3, offline_share: float = 0.5, warmup: int = 10_000,
-    critic_warmup: int = 10_000, capacity: int = 200_000, action_scale: float = 0.1, noise: float = 0.05,
-    noise_clip: float = 0.3, warmup_noise: float = 0.2, q_range: tuple[float, float] | None = None,
-    loss_form: LossForm = "mean", base: str | None = None, base_policy: Kind = "flow",
-    base_hidden: tuple[int, ...] = (256, 256, 256), base_updates: int = 5000, base_lr: float = 3e-4,
-    denoising_steps: int = 10, layer_norm: bool = True, target_noise: bool = True,
-) -> OffPolicyRecipe:  # fmt: skip
-    """A flow cloned from the demonstrations, or the policy/ folder of a run as `base`; four critic updates and one of
-    the actor for every step."""
-    if not 1 <= subset <= ensemble:
-        raise InputError("resfit.subset", subset, f"use 1 to {ensemble}, the number of critics")
-    if not 1 <= actor_updates <= updates:
-        raise InputError("resfit.actor_updates", actor_updates, f"use 1 to {updates}, the updates of the critics")
-    cloned = Cloned(base_policy, base_hidden, base_updates, base_lr, denoising_steps)
-    learner = ResidualActorCritic(
-        hidden, ensemble, subset, actor_lr, critic_lr, tau, action_scale, noise, noise_clip, warmup_noise,
-        critic_warmup, updates // actor_updates, q_range, loss_form, base or cloned, layer_norm, target_noise,
-    )  # fmt: skip
-    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, n_step, offline_share, 1, True)

@@ -22,17 +22,20 @@ Differs: our choice (RLPD's released code) first.
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OffPolicyRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, subset
 from anypolicy.policies.control.mlp import SquashedGaussian, critics, q_values
@@ -63,32 +66,59 @@ def actor_loss(q: Tensor, logp: Tensor, alpha: Tensor | float) -> Tensor:
     return (alpha * logp - q.mean(0)).mean()
 
 
+@method(
+    Card(
+        title="Efficient Online Reinforcement Learning with Offline Data",
+        paper="arXiv 2302.02948",
+        year=2023,
+        family="control",
+        idea="every batch half demonstrations, normalised critics, a large ensemble, many updates a step",
+        changes=(),
+        composes_with="any environment with a box of actions; demonstrations of any origin",
+        claim="twenty demonstrations and sparse rewards are enough where cloning and learning without them fail",
+    ),
+    slug="rlpd",
+    trains="controller",
+)
 @dataclass(frozen=True)
 class PriorDataActorCritic:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+    """Ten critics, the minimum of two, twenty updates for every environment step, H̄ = −(number of actions)/2."""
 
-    hidden: tuple[int, ...] = (256, 256)
-    ensemble: int = 10
-    subset: int = 2
-    layer_norm: bool = True
-    lr: float = 3e-4
-    tau: float = 0.005
-    alpha: float = 1.0
-    target_entropy: float | None = None
-    backup_entropy: bool = True
-    replacement: bool = False
-    temperature: Temperature = "exp"
-    temperature_at: Literal["observation", "next_observation"] = "observation"
-    activation: Literal["relu", "tanh"] = "relu"
-    actor_layer_norm: bool = False
-    standardise: bool = False
+    hidden: knobs.Hidden = (256, 256)
+    ensemble: knobs.Ensemble = 10
+    subset: knobs.Subset = 2
+    layer_norm: knobs.LayerNorm = True
+    lr: knobs.LearningRate = 3e-4
+    discount: knobs.Discount = 0.99
+    tau: knobs.Polyak = 0.005
+    batch: knobs.BatchSize = 256
+    updates: knobs.Updates = 20
+    offline_share: knobs.OfflineShare = 0.5
+    warmup: knobs.Warmup = 5000
+    capacity: knobs.Capacity = 1_000_000
+    alpha: knobs.InitialTemperature = 1.0
+    target_entropy: knobs.TargetEntropy = None
+    backup_entropy: knobs.BackupEntropy = True
+    replacement: Annotated[bool, Knob("the critics of a target are drawn with replacement")] = False
+    temperature: Annotated[Temperature, Knob("how ln α enters its loss")] = "exp"
+    temperature_at: Annotated[
+        Literal["observation", "next_observation"], Knob("states at which the temperature is learnt")
+    ] = "observation"  # fmt: skip
+    activation: Annotated[Literal["relu", "tanh"], Knob("of the hidden layers")] = "relu"
+    actor_layer_norm: Annotated[bool, Knob("layer normalisation in the actor")] = False
+    standardise: Annotated[bool, Knob("observations are standardised as the demonstrations' are")] = False
 
     def __call__(self, space: Space, seed: int) -> "PriorDataLearner":
         return PriorDataLearner(self, space, seed)
 
+    def recipe(self) -> OffPolicyRecipe:
+        return fed(OffPolicyRecipe, self, needs_offline=self.standardise)
+
 
 class PriorDataLearner:
     """Actor, E critics with their targets, λ, the moments of observations."""
+
+    needs = Needs(prepare=True)
 
     def __init__(self, settings: PriorDataActorCritic, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
@@ -161,48 +191,3 @@ class PriorDataLearner:
                 logp = self.actor.sample(batch.next_observation, generator)[1]
         apply(self.optimisers["alpha_optimiser"], dual_loss(self.raw, logp, self.entropy, s.temperature))
         return {"loss/actor": float(loss.detach()), "alpha": float(alpha), "entropy": -float(logp.detach().mean())}
-
-
-@method(
-    Card(
-        title="Efficient Online Reinforcement Learning with Offline Data",
-        paper="arXiv 2302.02948",
-        year=2023,
-        family="control",
-        idea="every batch half demonstrations, normalised critics, a large ensemble, many updates a step",
-        changes=(),
-        composes_with="any environment with a box of actions; demonstrations of any origin",
-        claim="twenty demonstrations and sparse rewards are enough where cloning and learning without them fail",
-    ),
-    trains="controller",
-)
-def rlpd(
-    hidden: tuple[int, ...] = (256, 256),
-    ensemble: int = 10,
-    subset: int = 2,
-    layer_norm: bool = True,
-    lr: float = 3e-4,
-    discount: float = 0.99,
-    tau: float = 0.005,
-    batch: int = 256,
-    updates: int = 20,
-    offline_share: float = 0.5,
-    warmup: int | None = 5000,
-    capacity: int = 1_000_000,
-    alpha: float = 1.0,
-    target_entropy: float | None = None,
-    backup_entropy: bool = True,
-    replacement: bool = False,
-    temperature: Temperature = "exp",
-    temperature_at: Literal["observation", "next_observation"] = "observation",
-    activation: Literal["relu", "tanh"] = "relu",
-    actor_layer_norm: bool = False,
-    standardise: bool = False,
-) -> OffPolicyRecipe:
-    """Ten critics, the minimum of two, twenty updates for every environment step, H̄ = −(number of actions)/2."""
-    learner = PriorDataActorCritic(
-        hidden, ensemble, subset, layer_norm, lr, tau, alpha, target_entropy, backup_entropy, replacement, temperature,
-        temperature_at, activation, actor_layer_norm, standardise,
-    )  # fmt: skip
-    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity, offline_share=offline_share,
-                           needs_offline=standardise)  # fmt: skip

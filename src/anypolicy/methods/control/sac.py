@@ -18,45 +18,76 @@ Differs: public implementations disagree on what SAC is; our choice comes first.
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OffPolicyRecipe, fed
+from anypolicy.learners.soft_actor_critics import SideBySide, can_stand
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.td import critic_loss, polyak, soft_target, temperature_loss
 from anypolicy.policies.control.mlp import SquashedGaussian, critics, q_values
-from anypolicy.policies.control.soft_actor_critics import SideBySide, can_stand
 from anypolicy.tasks.control.environments import Space
 
 
+@method(
+    Card(
+        title="Soft Actor-Critic Algorithms and Applications",
+        paper="arXiv 1812.05905",
+        year=2018,
+        family="control",
+        idea="maximise return and entropy, with a temperature that keeps the entropy at a target",
+        changes=(),
+        composes_with="any environment with a box of actions",
+        claim="a learned temperature does away with tuning it for every scale of the reward",
+    ),
+    slug="sac",
+    trains="controller",
+)
 @dataclass(frozen=True)
 class SoftActorCritic:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+    """Two critics, one update for every environment step, H = −(number of actions)."""
 
-    hidden: tuple[int, ...] = (256, 256)
-    lr: float = 3e-4
-    alpha_lr: float = 3e-4
-    tau: float = 0.005
-    target_entropy: float | None = None
-    alpha: float = 1.0
-    learn_alpha: bool = True
-    actor_q: Literal["min", "mean"] = "min"
-    alpha_form: Literal["log_alpha", "alpha"] = "log_alpha"
-    layer_norm: bool = False
-    ensemble: int = 2
+    hidden: knobs.Hidden = (256, 256)
+    lr: knobs.LearningRate = 3e-4
+    alpha_lr: knobs.LearningRate = 3e-4
+    discount: knobs.Discount = 0.99
+    tau: knobs.Polyak = 0.005
+    batch: knobs.BatchSize = 256
+    updates: knobs.Updates = 1
+    warmup: knobs.Warmup = None
+    capacity: knobs.Capacity = 1_000_000
+    target_entropy: knobs.TargetEntropy = None
+    alpha: knobs.InitialTemperature = 1.0
+    learn_alpha: Annotated[bool, Knob("α is learnt towards the target entropy")] = True
+    actor_q: Annotated[
+        Literal["min", "mean"], Knob("the actor climbs the smaller value of the critics, or their mean")
+    ] = "min"  # fmt: skip
+    alpha_form: Annotated[
+        Literal["log_alpha", "alpha"], Knob("the temperature's loss is in ln α, or in α")
+    ] = "log_alpha"  # fmt: skip
+    layer_norm: knobs.LayerNorm = False
+    ensemble: knobs.Ensemble = 2
 
     def __call__(self, space: Space, seed: int) -> "SoftActorCriticLearner":
         return SoftActorCriticLearner(self, space, seed)
 
+    def recipe(self) -> OffPolicyRecipe:
+        return fed(OffPolicyRecipe, self)
+
 
 class SoftActorCriticLearner:
     """Actor, critics with their targets, ln α."""
+
+    needs = Needs(together=True)
 
     together = SideBySide
 
@@ -123,51 +154,3 @@ class SoftActorCriticLearner:
         polyak(self.targets.parameters(), self.critics.parameters(), s.tau)
         return {"loss/critic": float(loss_q.detach()), "loss/actor": float(loss_actor.detach()), "alpha": float(alpha),
                 "entropy": -float(logp.detach().mean()), "q/mean": float(q.detach().mean())}  # fmt: skip
-
-
-@method(
-    Card(
-        title="Soft Actor-Critic Algorithms and Applications",
-        paper="arXiv 1812.05905",
-        year=2018,
-        family="control",
-        idea="maximise return and entropy, with a temperature that keeps the entropy at a target",
-        changes=(),
-        composes_with="any environment with a box of actions",
-        claim="a learned temperature does away with tuning it for every scale of the reward",
-    ),
-    trains="controller",
-)
-def sac(
-    hidden: tuple[int, ...] = (256, 256),
-    lr: float = 3e-4,
-    alpha_lr: float = 3e-4,
-    discount: float = 0.99,
-    tau: float = 0.005,
-    batch: int = 256,
-    updates: int = 1,
-    warmup: int | None = None,
-    capacity: int = 1_000_000,
-    target_entropy: float | None = None,
-    alpha: float = 1.0,
-    learn_alpha: bool = True,
-    actor_q: Literal["min", "mean"] = "min",
-    alpha_form: Literal["log_alpha", "alpha"] = "log_alpha",
-    layer_norm: bool = False,
-    ensemble: int = 2,
-) -> OffPolicyRecipe:
-    """Two critics, one update for every environment step, H = −(number of actions)."""
-    learner = SoftActorCritic(
-        hidden,
-        lr,
-        alpha_lr,
-        tau,
-        target_entropy,
-        alpha,
-        learn_alpha,
-        actor_q,
-        alpha_form,
-        layer_norm,
-        ensemble,
-    )
-    return OffPolicyRecipe(learner, discount, batch, updates, warmup, capacity)

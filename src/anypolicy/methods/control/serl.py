@@ -18,18 +18,21 @@ Left out: people who take over while it learns, and the penalty on opening and c
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.optim import Optimizer
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError, check_numbers
-from anypolicy.loops.control import Acted, OffPolicyRecipe
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OffPolicyRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.td import polyak, soft_target, subset
 from anypolicy.policies.control.classifier import LearnedReward, SuccessClassifier
@@ -55,29 +58,57 @@ def temperature_loss(raw: Tensor, entropy: Tensor, target: float) -> Tensor:
     return softplus(raw) * (entropy - target)
 
 
+@method(
+    Card(
+        title="SERL: A Software Suite for Sample-Efficient Robotic Reinforcement Learning",
+        paper="arXiv 2401.16013",
+        year=2024,
+        family="control",
+        idea="half of every batch from demonstrations, ten critics, pictures, rewards from a classifier of success",
+        changes=(),
+        composes_with="any environment with a box of actions, with pictures or without; `demos` of any origin",
+        claim="it learns without resets, and a limited error of the controller bounds forces whatever the policy asks",
+    ),
+    slug="serl",
+    trains="controller",
+)
 @dataclass(frozen=True)
 class Agent:
-    """The settings of a learner; called with spaces and a seed it makes one."""
+    """`critic_actor_ratio` steps of the critics and one of the actor for every environment step."""
 
-    reward: Reward = "environment"
-    hidden: tuple[int, ...] = (256, 256)
-    channels: tuple[int, ...] = (32, 64, 128, 256)
-    ensemble: int = 10
-    subset: int = 2
-    ratio: int = 4
-    lr: float = 3e-4
-    tau: float = 0.005
-    alpha: float = 0.01
-    backup_entropy: bool = False
-    offline_share: float = 0.5
-    standardise: bool = False
+    reward: Annotated[
+        Reward, Knob("the environment's, or a classifier of success, trained before or along")
+    ] = "environment"  # fmt: skip
+    hidden: knobs.Hidden = (256, 256)
+    channels: Annotated[tuple[int, ...], Knob("channels of the picture encoder's layers", least=1)] = (32, 64, 128, 256)
+    ensemble: knobs.Ensemble = 10
+    subset: knobs.Subset = 2
+    critic_actor_ratio: Annotated[
+        int, Knob("updates of the critics for one of the actor, an environment step", least=1)
+    ] = 4  # fmt: skip
+    lr: knobs.LearningRate = 3e-4
+    discount: knobs.Discount = 0.96
+    tau: knobs.Polyak = 0.005
+    alpha: knobs.InitialTemperature = 0.01
+    backup_entropy: knobs.BackupEntropy = False
+    batch: knobs.BatchSize = 256
+    offline_share: knobs.OfflineShare = 0.5
+    warmup: knobs.Warmup = 300
+    capacity: knobs.Capacity = 200_000
+    standardise: Annotated[bool, Knob("observations are standardised as the demonstrations' are")] = False
 
     def __call__(self, space: Space, seed: int) -> "AgentLearner":
         return AgentLearner(self, space, seed)
 
+    def recipe(self) -> OffPolicyRecipe:
+        needed = self.standardise or self.reward != "environment"
+        return fed(OffPolicyRecipe, self, updates=self.critic_actor_ratio, needs_offline=needed)
+
 
 class AgentLearner:
     """Encoder with critics, their targets, actor, λ and a learned reward."""
+
+    needs = Needs(prepare=True)
 
     def __init__(self, settings: Agent, space: Space, seed: int):
         if space.discrete:
@@ -134,7 +165,7 @@ class AgentLearner:
             seen, after = see(batch.observation, generator), see(batch.next_observation, generator)
             batch = replace(batch, observation=seen, next_observation=after)
             entropy = self.critic_step(batch, generator, log)
-            if i % self.settings.ratio == 0:
+            if i % self.settings.critic_actor_ratio == 0:
                 self.actor_step(batch, entropy, generator, log)
         return log
 
@@ -167,30 +198,3 @@ class AgentLearner:
         self.online.requires_grad_(True)
         apply(self.optimisers["alpha_optimiser"], temperature_loss(self.raw, entropy, self.entropy))
         log |= {"loss/actor": float(loss.detach()), "alpha": float(alpha), "entropy": float(entropy)}
-
-
-@method(
-    Card(
-        title="SERL: A Software Suite for Sample-Efficient Robotic Reinforcement Learning",
-        paper="arXiv 2401.16013",
-        year=2024,
-        family="control",
-        idea="half of every batch from demonstrations, ten critics, pictures, rewards from a classifier of success",
-        changes=(),
-        composes_with="any environment with a box of actions, with pictures or without; `demos` of any origin",
-        claim="it learns without resets, and a limited error of the controller bounds forces whatever the policy asks",
-    ),
-    trains="controller",
-)
-def serl(
-    reward: Reward = "environment", hidden: tuple[int, ...] = (256, 256),
-    channels: tuple[int, ...] = (32, 64, 128, 256), ensemble: int = 10, subset: int = 2, critic_actor_ratio: int = 4,
-    lr: float = 3e-4, discount: float = 0.96, tau: float = 0.005, alpha: float = 0.01, backup_entropy: bool = False,
-    batch: int = 256, offline_share: float = 0.5, warmup: int = 300, capacity: int = 200_000,
-    standardise: bool = False,
-) -> OffPolicyRecipe:  # fmt: skip
-    """`critic_actor_ratio` steps of the critics and one of the actor for every environment step."""
-    agent = Agent(reward, hidden, channels, ensemble, subset, critic_actor_ratio, lr, tau, alpha, backup_entropy,
-                  offline_share, standardise)  # fmt: skip
-    return OffPolicyRecipe(agent, discount, batch, critic_actor_ratio, warmup, capacity, offline_share=offline_share,
-                           needs_offline=standardise or reward != "environment")  # fmt: skip

@@ -12,11 +12,14 @@ too large for small D: keep β/D.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
+from anypolicy.knobs import Knob
 from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of
 from anypolicy.parts.preference import diffusion_margin, sigmoid
 from anypolicy.policies.diffusion.denoisers import DiffusionModel, drawn, pair_errors, pieces
@@ -82,8 +85,12 @@ class PairPreferenceLearner:
     trains="diffusion-model",
 )
 def diffusion_dpo(
-    beta: float = 5000.0, batch: int = 2048, lr: float = 2.05e-5, warmup: int = 500, weight_decay: float = 0.01,
-    clip: float = 1.0,
-) -> DiffusionRecipe:  # fmt: skip
+    beta: knobs.Beta = 5000.0,
+    batch: Annotated[int, Knob("samples, or pairs, in a step", least=1)] = 2048,
+    lr: knobs.LearningRate = 2.05e-5,
+    warmup: Annotated[int, Knob("steps over which the learning rate rises", least=0)] = 500,
+    weight_decay: Annotated[float, Knob("decoupled decay of the weights", least=0)] = 0.01,
+    clip: Annotated[float, Knob("largest norm of a gradient", above=0, infinite=True)] = 1.0,
+) -> DiffusionRecipe:
     """The reference is the model at the start."""
     return DiffusionRecipe(PairPreference(beta, lr, warmup, weight_decay, clip), batch, needs_pairs=True)

@@ -9,10 +9,13 @@ Differs: the mean over the numbers of a sample, as diffusers' training scripts; 
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
+from anypolicy.knobs import Knob
 from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of
 from anypolicy.policies.diffusion.denoisers import DiffusionModel, drawn, error_of, pieces
 
@@ -65,7 +68,11 @@ class ImitationLearner:
     trains="diffusion-model",
 )
 def diffusion_sft(
-    batch: int = 2048, lr: float = 2.05e-5, warmup: int = 500, weight_decay: float = 0.01, clip: float = 1.0
+    batch: Annotated[int, Knob("samples, or pairs, in a step", least=1)] = 2048,
+    lr: knobs.LearningRate = 2.05e-5,
+    warmup: Annotated[int, Knob("steps over which the learning rate rises", least=0)] = 500,
+    weight_decay: Annotated[float, Knob("decoupled decay of the weights", least=0)] = 0.01,
+    clip: Annotated[float, Knob("largest norm of a gradient", above=0, infinite=True)] = 1.0,
 ) -> DiffusionRecipe:
     """Denoising on winners."""
     return DiffusionRecipe(Imitation(lr, warmup, weight_decay, clip), batch)

@@ -10,7 +10,11 @@ Differs: the paper's loss is over whole trajectories of the reverse process; her
 drawn for each sample. It trains many epochs an iteration on samples made beforehand; here they are made when needed.
 """
 
+from typing import Annotated
+
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
+from anypolicy.knobs import Knob
 from anypolicy.loops.diffusion import DiffusionRecipe
 from anypolicy.methods.diffusion.seppo import seppo
 
@@ -34,9 +38,14 @@ from anypolicy.methods.diffusion.seppo import seppo
     trains="diffusion-model",
 )
 def diffusion_spin(
-    beta: float = 5000.0, stage: int = 30, batch: int = 2048, lr: float = 2.05e-5, warmup: int = 0,
-    weight_decay: float = 0.01, clip: float = 1.0,
-) -> DiffusionRecipe:  # fmt: skip
+    beta: knobs.Beta = 5000.0,
+    stage: Annotated[int, Knob("steps after which rivals come from newer weights", least=1)] = 30,
+    batch: Annotated[int, Knob("samples, or pairs, in a step", least=1)] = 2048,
+    lr: knobs.LearningRate = 2.05e-5,
+    warmup: Annotated[int, Knob("steps over which the learning rate rises", least=0)] = 0,
+    weight_decay: Annotated[float, Knob("decoupled decay of the weights", least=0)] = 0.01,
+    clip: Annotated[float, Knob("largest norm of a gradient", above=0, infinite=True)] = 1.0,
+) -> DiffusionRecipe:
     """An iteration is a stage of 30 updates."""
     return seppo(
         beta, stage, "off", "latest", batch=batch, lr=lr, warmup=warmup, weight_decay=weight_decay, clip=clip

@@ -15,14 +15,16 @@ tables of the first version. The direction of the sign follows from the loss quo
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.loops.diffusion import Batch, DiffusionRecipe, Pool, adamw, descend, mean_of
 from anypolicy.parts.preference import diffusion_margin, sigmoid
 from anypolicy.policies.diffusion.denoisers import DiffusionModel, Weights, drawn, pair_errors, pieces, sampled
@@ -134,11 +136,20 @@ class SemiPolicyLearner:
     trains="diffusion-model",
 )
 def seppo(
-    beta: float = 5000.0, stage: int = 30, aaf: Flip = "sign",
-    ref_strategy: Literal["random", "initial", "latest"] = "random", ref_every: Literal["update", "stage"] = "update",
-    pool: int | None = None, batch: int = 2048, lr: float = 2.05e-5, warmup: int = 0, weight_decay: float = 0.01,
-    clip: float = 1.0,
-) -> DiffusionRecipe:  # fmt: skip
+    beta: knobs.Beta = 5000.0,
+    stage: Annotated[int, Knob("steps after which rivals come from newer weights", least=1)] = 30,
+    aaf: Annotated[Flip, Knob("what becomes of a rival that is better than the reference")] = "sign",
+    ref_strategy: Annotated[
+        Literal["random", "initial", "latest"], Knob("which earlier weights make the rival")
+    ] = "random",
+    ref_every: Annotated[Literal["update", "stage"], Knob("how often a rival's weights are chosen")] = "update",
+    pool: Annotated[int | None, Knob("earlier weights that are kept; none: all", least=1)] = None,
+    batch: Annotated[int, Knob("samples, or pairs, in a step", least=1)] = 2048,
+    lr: knobs.LearningRate = 2.05e-5,
+    warmup: Annotated[int, Knob("steps over which the learning rate rises", least=0)] = 0,
+    weight_decay: Annotated[float, Knob("decoupled decay of the weights", least=0)] = 0.01,
+    clip: Annotated[float, Knob("largest norm of a gradient", above=0, infinite=True)] = 1.0,
+) -> DiffusionRecipe:
     """A checkpoint every 30 updates (the paper makes 7 such stages), all of them kept unless `pool` says how many."""
     if stage < 1:
         raise InputError("seppo.stage", stage, "a checkpoint comes after at least 1 update")

@@ -18,13 +18,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.loops.one_sided import audited, study
 from anypolicy.parts.fairness import Panel
 from anypolicy.parts.one_sided import Array, Pair, estimates, rule_losses
@@ -125,19 +127,23 @@ class ContextSemiBanditFTPL:
     trains="problem",
 )
 def context_semi_bandit_ftpl(
-    data: str = "halfspaces",
-    rounds: int = 2000,
-    cases: int = 4,
-    penalty: float | None = None,
-    oracle: Literal["finite", "linear"] = "finite",
-    noise: float = 0.05,
-    separators: int = 16,
-    draws: int = 50,
-    most: int = 40,
-    alpha: float = 0.1,
-    gamma: float = 0.5,
-    epsilon: float | None = None,
-    seed: int = 0,
+    data: Annotated[str, Knob("name of the problem, or a file")] = "halfspaces",
+    rounds: Annotated[int, Knob("rounds", least=1)] = 2000,
+    cases: Annotated[int, Knob("cases in a round", least=1)] = 4,
+    penalty: Annotated[float | None, Knob("C: weight of a reported pair; none: rounds to the power ¼", least=0)] = None,
+    oracle: Annotated[
+        Literal["finite", "linear"], Knob("what finds the best rule: a list of rules, or linear ones")
+    ] = "finite",
+    noise: Annotated[float, Knob("scale of the perturbation is 1 over this", above=0)] = 0.05,
+    separators: Annotated[int, Knob("contexts that are perturbed", least=1)] = 16,
+    draws: Annotated[int, Knob("draws that estimate a policy's chances", least=1)] = 50,
+    most: Annotated[int, Knob("draws after which a geometric count is cut", least=1)] = 40,
+    alpha: Annotated[float, Knob("how far chances of alike cases may differ beyond their distance", least=0)] = 0.1,
+    gamma: Annotated[float, Knob("share of the panel that must object", least=0, most=1)] = 0.5,
+    epsilon: Annotated[
+        float | None, Knob("unfairness of the mixtures that it is compared with; none: alpha", least=0)
+    ] = None,
+    seed: knobs.Seed = 0,
 ) -> Solution:
     """`data`, C and ε as for exp2. Noise has scale 1/`noise`; with more separators there is more of it, so retune them
     together."""

@@ -17,13 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.loops.one_sided import Bounds, audited, study
 from anypolicy.parts.fairness import Panel
 from anypolicy.parts.one_sided import (
@@ -93,16 +95,18 @@ class Exp2:
     trains="problem",
 )
 def exp2(
-    data: str = "halfspaces",
-    rounds: int = 2000,
-    cases: int = 4,
-    penalty: float | None = None,
-    rate: float = 5.0,
-    feedback: Feedback = "semi",
-    alpha: float = 0.1,
-    gamma: float = 0.5,
-    epsilon: float | None = None,
-    seed: int = 0,
+    data: Annotated[str, Knob("name of the problem, or a file")] = "halfspaces",
+    rounds: Annotated[int, Knob("rounds", least=1)] = 2000,
+    cases: Annotated[int, Knob("cases in a round", least=1)] = 4,
+    penalty: Annotated[float | None, Knob("C: weight of a reported pair; none: rounds to the power ¼", least=0)] = None,
+    rate: Annotated[float, Knob("multiple of the theory's learning rate", above=0)] = 5.0,
+    feedback: Annotated[Feedback, Knob("labels of accepted cases alone, or of all")] = "semi",
+    alpha: Annotated[float, Knob("how far chances of alike cases may differ beyond their distance", least=0)] = 0.1,
+    gamma: Annotated[float, Knob("share of the panel that must object", least=0, most=1)] = 0.5,
+    epsilon: Annotated[
+        float | None, Knob("unfairness of the mixtures that it is compared with; none: alpha", least=0)
+    ] = None,
+    seed: knobs.Seed = 0,
 ) -> Solution:
     """`data` is halfspaces, breast-cancer or a .csv file with a column label; C is `penalty`, T^¼ if None; η is `rate`
     times the bound's; ε is α if None."""

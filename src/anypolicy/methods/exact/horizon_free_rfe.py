@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.parts import mdp
 from anypolicy.parts.mixture import LinearMixtureModel, norm
 from anypolicy.parts.reports import Solution
@@ -189,11 +191,21 @@ def beta_theory(
     trains="problem",
 )
 def horizon_free_rfe(
-    instance: Literal["corridor", "random", "hard"] | None = None, features: int | None = None,
-    states: int | None = None, actions: int | None = None, horizon: int = 8, episodes: int = 200, beta: float = 0.3,
-    certify: float = 1.0, moments: int = 4, mode: Mode = "hf", random_rewards: int = 20, data: str = "", env: str = "",
-    seed: int = 0,
-) -> Solution:  # fmt: skip
+    instance: Annotated[Literal["corridor", "random", "hard"] | None, Knob("a problem that is made here")] = None,
+    features: Annotated[int | None, Knob("size of the features; none: the instance's own", least=1)] = None,
+    states: Annotated[int | None, Knob("states; none: the instance's own", least=1)] = None,
+    actions: Annotated[int | None, Knob("actions; none: the instance's own", least=1)] = None,
+    horizon: Annotated[int, Knob("steps of an episode", least=1)] = 8,
+    episodes: Annotated[int, Knob("episodes of exploration", least=1)] = 200,
+    beta: knobs.Beta = 0.3,
+    certify: Annotated[float, Knob("accuracy ε that is certified", above=0)] = 1.0,
+    moments: Annotated[int, Knob("moments of values that are learnt", least=1)] = 4,
+    mode: Annotated[Mode, Knob("bonus: free of the horizon, or Hoeffding's")] = "hf",
+    random_rewards: Annotated[int, Knob("random rewards that are planned for", least=0)] = 20,
+    data: Annotated[str, Knob("name of the problem, or a file")] = "",
+    env: Annotated[str, Knob("environment of Gymnasium with a table of transitions; empty: the instance")] = "",
+    seed: knobs.Seed = 0,
+) -> Solution:
     """`data` is a .npz file with `kernels` [d, S, A, S] and `weights` [d] of the real dynamics (or their `env`, a
     Gymnasium id), and may hold `rewards` [n, H, S, A] and `start`. Without it an instance is made
     (corridor) of 3 `features`, that is kernels; the corridor is 6 `states` long, the random one has 6 `states` and 3

@@ -14,13 +14,16 @@ Differs: nothing is known. Covering radii are bounded from above on a grid, so t
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import check_numbers, settings_of
+from anypolicy.knobs import Knob
 from anypolicy.parts.lipschitz import (
     Gain,
     check_alpha,
@@ -165,10 +168,20 @@ def charts(s: Study, runs: list[Trajectory], x: Tensor, u: Tensor, w: Tensor) ->
     trains="problem",
 )
 def lipschitz_imitation(
-    plant: str = "double-integrator", demos: str | None = None, samples: int | None = None,
-    noise: float | None = None, alpha: float | None = None, policy: Kind = "extension", disturbance: float = 0.05,
-    horizon: int = 100, directions_tried: int = 16, updates: int | None = None, seed: int = 0,
-) -> Solution:  # fmt: skip
+    plant: Annotated[str, Knob("name of a plant, or a file")] = "double-integrator",
+    demos: Annotated[str | None, Knob("a file of recorded runs; none: they are made here")] = None,
+    samples: Annotated[int | None, Knob("demonstrated states", least=1)] = None,
+    noise: Annotated[float | None, Knob("deviation of the noise on demonstrations; none: no noise", least=0)] = None,
+    alpha: Annotated[
+        float | None, Knob("Lipschitz constant of the policy; none: the rule of docs/lipschitz.md", above=0)
+    ] = None,
+    policy: Annotated[Kind, Knob("what imitates: the extension of the data, or a network")] = "extension",
+    disturbance: Annotated[float, Knob("largest disturbance of a step", least=0)] = 0.05,
+    horizon: Annotated[int, Knob("steps of an episode", least=1)] = 100,
+    directions_tried: Annotated[int, Knob("directions in which disturbances are tried", least=1)] = 16,
+    updates: Annotated[int | None, Knob("updates of the network; none: 3,000", least=1)] = None,
+    seed: knobs.Seed = 0,
+) -> Solution:
     """`samples` = 3000 uniform states in the box with `noise` = 0 on their commands, or `demos`; α by the rule argmin
     E∞(α) + (α + ℓ̂)ρ + αω where it is not given; the "mlp" takes `updates` = 3000."""
     given = SimpleNamespace(samples=samples, horizon=horizon, directions_tried=directions_tried, noise=noise,

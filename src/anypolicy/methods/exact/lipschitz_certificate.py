@@ -12,17 +12,19 @@ like Mλᵏ, and next states that are L_u-Lipschitz in the action.
 """
 
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method, saved_controller
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError, check_numbers
-from anypolicy.loops.control import load_modules
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import load_modules
 from anypolicy.parts.lipschitz import nearest, steepness, tube_radius
 from anypolicy.parts.reports import Assumption, Chart, Line, Report, Solution
 from anypolicy.policies.control.lipschitz import LipschitzMLP
@@ -142,10 +144,21 @@ def reports(
     trains="problem",
 )
 def lipschitz_certificate(
-    policy: str | None = None, demos: str | None = None, disturbance: float = 0.05, expert: float | None = None,
-    overshoot: float | None = None, rate: float | None = None, input_gain: float | None = None, episodes: int = 5,
-    directions_tried: int = 16, seed: int = 0,
-) -> Solution:  # fmt: skip
+    policy: Annotated[str | None, Knob("policy/ folder to certify; none: the extension of the data")] = None,
+    demos: Annotated[str | None, Knob("a file of recorded runs; none: they are made here")] = None,
+    disturbance: Annotated[float, Knob("largest disturbance of a step", least=0)] = 0.05,
+    expert: Annotated[
+        float | None, Knob("Lipschitz constant of the expert; none: the steepest demonstrated secant", above=0)
+    ] = None,
+    overshoot: Annotated[
+        float | None, Knob("M: runs of the expert that begin apart are apart by M λᵏ after k steps", above=0)
+    ] = None,
+    rate: Annotated[float | None, Knob("λ of the same", least=0, below=1)] = None,
+    input_gain: Annotated[float | None, Knob("how much an action moves the next observation", least=0)] = None,
+    episodes: Annotated[int, Knob("demonstrated episodes", least=1)] = 5,
+    directions_tried: Annotated[int, Knob("directions in which disturbances are tried", least=1)] = 16,
+    seed: knobs.Seed = 0,
+) -> Solution:
     """Actions are those in [−1, 1], states the observations; M, λ and L_u of the expert's loop if they are known."""
     given = SimpleNamespace(disturbance=disturbance, expert=expert, overshoot=overshoot, input_gain=input_gain,
                             episodes=episodes - 1, directions_tried=directions_tried, seed=seed)  # fmt: skip

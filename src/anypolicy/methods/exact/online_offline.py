@@ -13,11 +13,14 @@ regression on the offline pairs; the win rate is that of the score itself agains
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.loops.preference_study import Found, Point, laboratory, study
 from anypolicy.parts.log_linear import PairLoss
 from anypolicy.parts.reports import Chart, Line, Report, Solution
@@ -89,14 +92,14 @@ def reports(found: Found) -> list[Report]:
     trains="problem",
 )
 def online_offline(
-    seed: int = 0,
-    loss: PairLoss = "squared",
-    steps: int = 3000,
-    lr: float = 1.0,
-    beta: float = 0.1,
-    prompts: int = 200,
-    answers: int = 300,
-    pairs: int = 600,
+    seed: knobs.Seed = 0,
+    loss: Annotated[PairLoss, Knob("loss of a pair")] = "squared",
+    steps: Annotated[int, Knob("gradient steps of a policy", least=1)] = 3000,
+    lr: knobs.LearningRate = 1.0,
+    beta: knobs.Beta = 0.1,
+    prompts: Annotated[int, Knob("prompts", least=1)] = 200,
+    answers: Annotated[int, Knob("answers to a prompt", least=2)] = 300,
+    pairs: Annotated[int, Knob("pairs in the offline data", least=1)] = 600,
 ) -> Solution:
     """One seed of the laboratory: online with `lr` and `beta`, all other sources at six settings of both."""
     counts = {"steps": steps, "lr": lr, "beta": beta, "prompts": prompts, "pairs": pairs, "answers": answers - 1}

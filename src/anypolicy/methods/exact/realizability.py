@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.parts import evaluation as ev
 from anypolicy.parts.reports import Solution
 from anypolicy.tasks.exact.off_policy import Misalignment, OffPolicyReport, problem, solution
@@ -174,10 +176,19 @@ def off_policy_report(
     trains="problem",
 )
 def realizability(
-    instance: Literal["two-state", "three-state", "random"] | None = None, p: float | None = None,
-    states: int | None = None, actions: int | None = None, features: int | None = None, n: int | None = None,
-    discount: float = 0.9, how: How = "crossfit", data: str = "", seed: int = 0,
-) -> Solution:  # fmt: skip
+    instance: Annotated[
+        Literal["two-state", "three-state", "random"] | None, Knob("a problem that is made here")
+    ] = None,
+    p: Annotated[float | None, Knob("parameter of the instance; none: its own", least=0, most=1)] = None,
+    states: Annotated[int | None, Knob("states; none: the instance's own", least=1)] = None,
+    actions: Annotated[int | None, Knob("actions; none: the instance's own", least=1)] = None,
+    features: Annotated[int | None, Knob("size of the features; none: the instance's own", least=1)] = None,
+    n: Annotated[int | None, Knob("transitions in the log; none: the instance's own", least=1)] = None,
+    discount: knobs.Discount = 0.9,
+    how: Annotated[How, Knob("how the log is split and used")] = "crossfit",
+    data: Annotated[str, Knob("name of the problem, or a file")] = "",
+    seed: knobs.Seed = 0,
+) -> Solution:
     """`data` is a .npz file with `phi`, `phi_next` [n, d], `rewards` [n], and may hold `cond` (ids of (s, a), or
     inputs, for crossfit), `target_phi`, `target_phi_next` and `target_weights`. Without it `n` = 2000
     transitions are drawn from an instance (two-state): that log is in its first state with probability `p` = 0.5, the

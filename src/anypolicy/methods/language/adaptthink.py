@@ -15,18 +15,20 @@ probability. Their limits of 4096 and 16384 tokens stand here as a fraction of t
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request, ask
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.policies.language.base import Policy
 from anypolicy.runs.seeds import generator as named_generator
@@ -182,17 +184,23 @@ class RewardAsIs:
     )
 )
 def adaptthink(
-    group_size: int = 16,
-    bonus: float = 0.05,
-    share: float = 0.5,
-    reference_samples: int = 16,
-    ratio: Ratio = "seq_mean",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    direct_limit: float = 0.25,
-    end_of_thinking: int | str = "</think>",
-    start_of_response: int | str = "Alright",
-    opening_of_thinking: int | str | None = "<think>",
+    group_size: knobs.GroupSize = 16,
+    bonus: Annotated[float, Knob("δ: extra reward of an answer without thinking", least=0)] = 0.05,
+    share: Annotated[float, Knob("share of rows that are forced to answer without thinking", least=0, most=1)] = 0.5,
+    reference_samples: Annotated[
+        int, Knob("responses of the reference to each prompt, for its accuracy", least=1)
+    ] = 16,
+    ratio: Annotated[Ratio, Knob("importance ratio: mean over the sequence, or token by token")] = "seq_mean",
+    clip_low: knobs.ClipLow = 0.2,
+    clip_high: knobs.ClipHigh = 0.2,
+    direct_limit: Annotated[
+        float, Knob("share of max_tokens that an answer without thinking may have", above=0, most=1)
+    ] = 0.25,
+    end_of_thinking: Annotated[int | str, Knob("token, or its id, that ends the thoughts")] = "</think>",
+    start_of_response: Annotated[int | str, Knob("word, or its id, with which thoughts begin")] = "Alright",
+    opening_of_thinking: Annotated[
+        int | str | None, Knob("token, or its id, that opens the thoughts; none: the template does")
+    ] = "<think>",
 ) -> GroupRecipe:
     """Forced modes, reference baseline, bonus 0.05, sequence ratio clipped at 0.2."""
     for name, value in (("share", share), ("direct_limit", direct_limit)):

@@ -14,15 +14,17 @@ does nothing on short responses; `stcr_half` names the excess at which the multi
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import group_index, group_sum
 from anypolicy.parts.kl import kl
@@ -132,14 +134,19 @@ class AsymmetricLoss:
     )
 )
 def apo(
-    group_size: int = 8,
-    clip: float = 0.2,
-    kl_coef: float = 1e-3,
-    dads: bool = True,
-    dads_coef: float = math.e,
-    stcr: bool = True,
-    stcr_base: float = 1.00001,
-    stcr_half: float | None = None,
+    group_size: knobs.GroupSize = 8,
+    clip: knobs.ClipRange = 0.2,
+    kl_coef: knobs.KLCoef = 1e-3,
+    dads: Annotated[bool, Knob("the divergence weighs less on hard prompts (DADS)")] = True,
+    dads_coef: Annotated[
+        float, Knob("κ = 1 − exp(−this × accuracy) on rows with a positive advantage", above=0)
+    ] = math.e,
+    stcr: Annotated[bool, Knob("wrong responses weigh more where they are longer than right ones (STCR)")] = True,
+    stcr_base: Annotated[float, Knob("w = 2 − this^(−excess tokens)", above=1)] = 1.00001,
+    stcr_half: Annotated[
+        float | None,
+        Knob("excess tokens at half of the extra weight; none: as stcr_base says", above=0),
+    ] = None,
 ) -> GroupRecipe:
     """STCR on GRPO's advantage (eps 1e-9); DADS on a KL that is averaged over responses."""
     base = grpo(group_size, eps=1e-9)

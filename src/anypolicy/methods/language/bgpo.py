@@ -17,13 +17,16 @@ no cap (`d_max`), the largest d is logged.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.elbo import MaskDraw
 from anypolicy.policies.language.base import Policy
@@ -75,7 +78,12 @@ class BoundLoss(ElboLoss):
         claim="with the memory of one mask its gradient of 16 masks is less noisy, and it learns at least as much",
     )
 )
-def bgpo(group_size: int = 8, samples: int = 16, draw: MaskDraw = "count", d_max: float | None = None) -> GroupRecipe:
+def bgpo(
+    group_size: knobs.GroupSize = 8,
+    samples: Annotated[int, Knob("masks of a response whose terms make up its bound", least=1)] = 16,
+    draw: Annotated[MaskDraw, Knob("masks: a number of tokens is drawn first, or each token by itself")] = "count",
+    d_max: Annotated[float | None, Knob("cut of a mask's exponent; none: never", least=0)] = None,
+) -> GroupRecipe:
     """Group-normalised rewards, 16 masks a response, one AdamW step of 5e-7 a batch."""
     base = grpo(group_size)
     return replace(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
 from anypolicy.methods.language.grpo import grpo
@@ -52,6 +53,10 @@ class ClippedWeight:
         claim="baseline of the claims of other methods",
     )
 )
-def cispo(group_size: int = 8, clip_low: float = 1.0, clip_high: float = 0.28) -> GroupRecipe:
+def cispo(
+    group_size: knobs.GroupSize = 8,
+    clip_low: knobs.ClipLow = 1.0,
+    clip_high: knobs.ClipHigh = 0.28,
+) -> GroupRecipe:
     """GRPO's advantage, token mean over the batch, weights of at most 1.28."""
     return replace(grpo(group_size), loss=PolicyLoss(ClippedWeight(clip_low, clip_high), aggregation="token-mean"))

@@ -14,15 +14,17 @@ Differs: the reward is the verifier's alone, without DAPO's length penalty. A ta
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.dapo import dapo
 from anypolicy.parts.retrieval import bm25
 from anypolicy.policies.language.base import media_of
@@ -164,17 +166,19 @@ class FallbackRollout:
     )
 )
 def cog_rethinker(
-    group_size: int = 16,
-    imitation_coef: float = 0.1,
-    decompose: bool = True,
-    reflect: bool = True,
-    examples: int = 2,
-    capacity: int = 256,
-    kept: int = 4,
-    rl_on_stages: Literal["own_prompt", "none"] = "own_prompt",
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    max_rounds: int = 3,
+    group_size: knobs.GroupSize = 16,
+    imitation_coef: Annotated[float, Knob("weight of the imitation of stage responses", least=0)] = 0.1,
+    decompose: Annotated[bool, Knob("unsolved prompts are tried again with a decomposition")] = True,
+    reflect: Annotated[bool, Knob("wrong answers are shown to the policy to be corrected")] = True,
+    examples: Annotated[int, Knob("solved problems shown beside a prompt", least=0)] = 2,
+    capacity: Annotated[int, Knob("solved problems that are remembered", least=1)] = 256,
+    kept: Annotated[int, Knob("solved responses of a stage that are imitated", least=1)] = 4,
+    rl_on_stages: Annotated[
+        Literal["own_prompt", "none"], Knob("whether stage responses are reinforced, and under which prompt")
+    ] = "own_prompt",
+    clip_low: knobs.ClipLow = 0.2,
+    clip_high: knobs.ClipHigh = 0.28,
+    max_rounds: Annotated[int, Knob("rounds of sampling in a step at most", least=1)] = 3,
 ) -> GroupRecipe:
     """DAPO with two fallback stages and λ = 0.1."""
     if imitation_coef < 0:

@@ -12,15 +12,17 @@ mixing the two is another temperature. The paper warms up over a tenth of its up
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import group_sum
 from anypolicy.parts.surrogate import token_ratio
@@ -143,10 +145,10 @@ class Replay:
     )
 )
 def copg(
-    beta: float = 0.06,
-    group_size: int = 8,
-    responses: Literal["sampled", "recorded"] = "sampled",
-    replay: int = 0,
+    beta: knobs.Beta = 0.06,
+    group_size: knobs.GroupSize = 8,
+    responses: Annotated[Literal["sampled", "recorded"], Knob("sampled, or recorded ones with scores")] = "sampled",
+    replay: Annotated[int, Knob("newest groups that are learnt from again in the next step", least=0)] = 0,
 ) -> GroupRecipe:
     """All pairs of a group; responses sampled, from a file of scored ones, or of earlier steps too."""
     base = grpo(group_size)

@@ -15,15 +15,17 @@ run made longer stretches its schedule from where it is.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.stages.common import PolicyLoss
 from anypolicy.stages.needs import Needs
@@ -132,14 +134,14 @@ class DualLevelSelection:
     )
 )
 def d3s(
-    group_size: int = 8,
-    clip: float = 0.2,
-    kl_coef: float = 1e-3,
-    rows_init: float = 0.25,
-    rows_final: float = 0.75,
-    tokens_init: float = 0.2,
-    tokens_final: float = 0.8,
-    scope: Scope = "batch",
+    group_size: knobs.GroupSize = 8,
+    clip: knobs.ClipRange = 0.2,
+    kl_coef: knobs.KLCoef = 1e-3,
+    rows_init: Annotated[float, Knob("share of rows kept at the beginning", above=0, most=1)] = 0.25,
+    rows_final: Annotated[float, Knob("share of rows kept at the end", above=0, most=1)] = 0.75,
+    tokens_init: Annotated[float, Knob("share of tokens kept at the beginning", above=0, most=1)] = 0.2,
+    tokens_final: Annotated[float, Knob("share of tokens kept at the end", above=0, most=1)] = 0.8,
+    scope: Annotated[Scope, Knob("tokens are ranked over the batch, or in each response")] = "batch",
 ) -> GroupRecipe:
     """GRPO on the selected rows and tokens. Shares of 1 for tokens give the paper's sample level alone."""
     base = grpo(group_size, clip, kl_coef)

@@ -11,9 +11,12 @@ are dropped (verl's default).
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.stages.common import Clip, DropSolved, PolicyLoss, SumReward, VerifierReward
 from anypolicy.stages.needs import Needs
@@ -54,11 +57,13 @@ class SoftOverlong:
     )
 )
 def dapo(
-    group_size: int = 16,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    overlong_fraction: float = 0.2,
-    max_rounds: int = 10,
+    group_size: knobs.GroupSize = 16,
+    clip_low: knobs.ClipLow = 0.2,
+    clip_high: knobs.ClipHigh = 0.28,
+    overlong_fraction: Annotated[
+        float, Knob("last share of max_tokens in which a response is punished more and more", least=0, most=1)
+    ] = 0.2,
+    max_rounds: Annotated[int, Knob("rounds of sampling in a step at most", least=1)] = 10,
 ) -> GroupRecipe:
     """Drop groups with 0 or G correct and refill; clip 0.2/0.28; one mean over all tokens of the batch."""
     base = grpo(group_size)

@@ -11,14 +11,17 @@ Differs: d1's code is not in reach; 0.15 for the prompt and 0.2 for the clip are
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.bgpo import bgpo
 from anypolicy.policies.language.base import Policy, Scores
 from anypolicy.stages.common import Clip, GroupAdvantage, PolicyLoss
@@ -83,6 +86,10 @@ def prompt_masks(batch: Batch, p: float) -> Bool[Tensor, "rows context_tokens"]:
         claim="baseline of BGPO's claim",
     )
 )
-def diffu_grpo(group_size: int = 8, clip: float = 0.2, prompt_mask: float = 0.15) -> GroupRecipe:
+def diffu_grpo(
+    group_size: knobs.GroupSize = 8,
+    clip: knobs.ClipRange = 0.2,
+    prompt_mask: Annotated[float, Knob("share of the prompt's tokens that are masked", least=0, below=1)] = 0.15,
+) -> GroupRecipe:
     """A = r − mean, clip 0.2, a share 0.15 of the prompt hidden."""
     return replace(bgpo(group_size), advantage=GroupAdvantage(std="none"), loss=OnePassLoss(clip, prompt_mask))

@@ -10,6 +10,7 @@ accordingly.
 
 from dataclasses import replace
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.stages.common import Clip, GroupAdvantage, PolicyLoss
@@ -28,7 +29,10 @@ from anypolicy.stages.recipe import GroupRecipe
         claim="baseline of the claims of other methods",
     )
 )
-def dr_grpo(group_size: int = 8, clip: float = 0.2) -> GroupRecipe:
+def dr_grpo(
+    group_size: knobs.GroupSize = 8,
+    clip: knobs.ClipRange = 0.2,
+) -> GroupRecipe:
     """A = r − mean; Σ over tokens / (sequences · generation limit)."""
     return replace(
         grpo(group_size),

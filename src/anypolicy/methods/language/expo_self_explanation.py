@@ -16,18 +16,20 @@ Differs: no KL term by default. New explanations in every step; the notes leave 
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.reduce import Mode
 from anypolicy.policies.language.base import Policy, Scores
@@ -176,17 +178,17 @@ class ExplanationLoss:
     )
 )
 def expo_self_explanation(
-    group_size: int = 8,
-    beta: float = 0.04,
-    when: When = "always",
-    likelihood: Likelihood = "mean",
-    schedule: Schedule = "constant",
-    explanations: int = 1,
-    only_correct: bool = False,
-    marker: str = "The answer is",
-    conclusion: str = "\nThe answer is {answer}.",
-    clip: float = 0.2,
-    kl_coef: float = 0.0,
+    group_size: knobs.GroupSize = 8,
+    beta: knobs.Beta = 0.04,
+    when: Annotated[When, Knob("which groups get an explanation")] = "always",
+    likelihood: Annotated[Likelihood, Knob("log-likelihood of an explanation: mean or sum over tokens")] = "mean",
+    schedule: Annotated[Schedule, Knob("weight of explanations over the run")] = "constant",
+    explanations: Annotated[int, Knob("explanations of a prompt", least=1)] = 1,
+    only_correct: Annotated[bool, Knob("only those that lead to the right answer are learnt from")] = False,
+    marker: Annotated[str, Knob("text where an explanation ends")] = "The answer is",
+    conclusion: Annotated[str, Knob("text that is put after an explanation")] = "\nThe answer is {answer}.",
+    clip: knobs.ClipRange = 0.2,
+    kl_coef: knobs.KLCoef = 0.0,
 ) -> GroupRecipe:
     """GRPO without KL and, at β > 0, one explanation a prompt whose likelihood is raised."""
     base = grpo(group_size, clip, kl_coef)

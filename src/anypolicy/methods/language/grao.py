@@ -16,16 +16,18 @@ batches that are used more than once.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import group_index, group_normalise, group_sum
 from anypolicy.parts.reduce import reduce
@@ -162,11 +164,13 @@ def mean_advantage(batch: Batch) -> Float[Tensor, " rows"]:
     )
 )
 def grao(
-    group_size: int = 8,
-    beta: float = 0.5,
-    lam: float = 0.6,
-    stats: Stats = "outputs+reference",
-    reuse_ratio: bool = False,
+    group_size: knobs.GroupSize = 8,
+    beta: Annotated[float, Knob("weight of the imitation term", least=0)] = 0.5,
+    lam: Annotated[float, Knob("weight of the alignment term", least=0)] = 0.6,
+    stats: Annotated[
+        Stats, Knob("mean and deviation of rewards: with or without the reference response")
+    ] = "outputs+reference",
+    reuse_ratio: Annotated[bool, Knob("the importance ratio stands in all terms")] = False,
 ) -> GroupRecipe:
     """Comparison with the task's references, three terms, no clip, no KL."""
     base = grpo(group_size)

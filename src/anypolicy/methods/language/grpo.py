@@ -7,7 +7,11 @@ Silent: what an all-equal group gets. Here exactly 0: the rounding error of the 
 Differs: the standard deviation is the sample one (G − 1) as in verl and TRL; eps is 1e-6 (verl), TRL has 1e-4.
 """
 
+from typing import Annotated
+
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
+from anypolicy.knobs import Knob
 from anypolicy.parts.advantages import Std
 from anypolicy.stages.common import (
     Clip,
@@ -34,7 +38,11 @@ from anypolicy.stages.recipe import GroupRecipe, Optimiser
     )
 )
 def grpo(
-    group_size: int = 8, clip: float = 0.2, kl_coef: float = 1e-3, std: Std = "sample", eps: float = 1e-6
+    group_size: knobs.GroupSize = 8,
+    clip: knobs.ClipRange = 0.2,
+    kl_coef: knobs.KLCoef = 1e-3,
+    std: Annotated[Std, Knob("deviation of a group's rewards: of a sample, or of the population")] = "sample",
+    eps: Annotated[float, Knob("added to the deviation of a group's rewards", least=0)] = 1e-6,
 ) -> GroupRecipe:
     """Mean/std advantage, clip 0.2/0.2, k3 to the reference in the loss, mean over sequences of token means."""
     return GroupRecipe(

@@ -9,6 +9,7 @@ Differs: none known in verl and TRL.
 
 from dataclasses import replace
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.stages.common import Clip, PolicyLoss
@@ -27,7 +28,11 @@ from anypolicy.stages.recipe import GroupRecipe
         claim="baseline of the claims of other methods",
     )
 )
-def gspo(group_size: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4) -> GroupRecipe:
+def gspo(
+    group_size: knobs.GroupSize = 8,
+    clip_low: knobs.ClipLow = 3e-4,
+    clip_high: knobs.ClipHigh = 4e-4,
+) -> GroupRecipe:
     """s = exp(mean_t log ratio_t); −min(s A, clip(s) A), mean over sequences."""
     base = grpo(group_size)
     return replace(

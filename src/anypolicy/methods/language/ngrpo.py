@@ -11,13 +11,16 @@ values, as here. Their code skips the virtual reward at G = 1.
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import Std, group_normalise
 from anypolicy.stages.common import Clip, DropSolved, PolicyLoss
@@ -63,13 +66,13 @@ class CalibratedAdvantage:
     )
 )
 def ngrpo(
-    group_size: int = 8,
-    virtual_reward: float = 1.0,
-    virtual_count: int = 1,
-    clip_low: float = 0.16,
-    clip_high: float = 0.24,
-    entropy_coef: float = 1e-3,
-    std: Std = "sample",
+    group_size: knobs.GroupSize = 8,
+    virtual_reward: Annotated[float, Knob("reward of the virtual response")] = 1.0,
+    virtual_count: Annotated[int, Knob("virtual responses", least=0)] = 1,
+    clip_low: knobs.ClipLow = 0.16,
+    clip_high: knobs.ClipHigh = 0.24,
+    entropy_coef: Annotated[float, Knob("weight of the entropy", least=0)] = 1e-3,
+    std: Annotated[Std, Knob("deviation of a group's rewards: of a sample, or of the population")] = "sample",
 ) -> GroupRecipe:
     """Calibrated advantage, asymmetric clip, all-wrong groups kept."""
     base = grpo(group_size)

@@ -14,14 +14,16 @@ cost no forward pass, so advantages are computed on kept rows only (they depend 
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
-from anypolicy.methods.language.ppo import ppo
+from anypolicy.knobs import Knob
+from anypolicy.methods.language.ppo import GeneralisedAdvantage, ppo
 from anypolicy.parts.filtration import Rule, keep
 from anypolicy.runs.seeds import generator
 from anypolicy.stages.needs import Needs
@@ -68,17 +70,21 @@ class FilterByReward:
     )
 )
 def pf_ppo(
-    group_size: int = 5,
-    rule: Rule = "best-worst",
-    with_replacement: bool = False,
-    n_keep: int = 2,
-    power: float = 2.0,
-    high: float = 0.0,
-    low: float = 0.0,
-    kl_coef: float = 0.01,
-    value_clip: float = 0.2,
-    std: Literal["sample", "population"] = "population",
-    normalise_reward: bool = True,
+    group_size: knobs.GroupSize = 5,
+    rule: Annotated[Rule, Knob("which responses of a prompt are kept")] = "best-worst",
+    with_replacement: Annotated[bool, Knob("a response may be kept twice")] = False,
+    n_keep: Annotated[int, Knob("responses kept of a prompt", least=1)] = 2,
+    power: Annotated[float, Knob("exponent of the reward in rule power", least=0)] = 2.0,
+    high: Annotated[float, Knob("reward above which the rules top, top-random and top-bottom keep")] = 0.0,
+    low: Annotated[float, Knob("reward below which top-bottom keeps")] = 0.0,
+    kl_coef: knobs.KLCoef = 0.01,
+    value_clip: Annotated[
+        float, Knob("values are clipped this far from those of the rollout", least=0, infinite=True)
+    ] = 0.2,
+    std: Annotated[
+        Literal["sample", "population"], Knob("deviation of a group's rewards: of a sample, or of the population")
+    ] = "population",
+    normalise_reward: Annotated[bool, Knob("rewards are standardised by those seen so far")] = True,
 ) -> GroupRecipe:
     """PPO on two of five responses per prompt, the best and the worst by reward."""
     if rule not in get_args(Rule):
@@ -90,6 +96,6 @@ def pf_ppo(
     base = ppo(group_size, kl_coef=kl_coef, value_clip=value_clip, std=std, normalise_reward=normalise_reward)
     return replace(
         base,
-        advantage=replace(base.advantage, on_kept=True),
+        advantage=GeneralisedAdvantage(1.0, 0.95, kl_coef, std, normalise_reward, on_kept=True),
         selection=FilterByReward(rule, with_replacement, n_keep, power, high, low),
     )

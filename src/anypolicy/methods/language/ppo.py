@@ -10,14 +10,16 @@ Differs: verl whitens the advantage over the batch after the value target is mad
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.parts.advantages import gae, token_rewards, whiten
 from anypolicy.parts.reduce import reduce
@@ -91,15 +93,19 @@ class ValueHead:
     )
 )
 def ppo(
-    group_size: int = 1,
-    clip: float = 0.2,
-    kl_coef: float = 1e-3,
-    discount: float = 1.0,
-    lam: float = 0.95,
-    value_lr: float = 9e-6,
-    value_clip: float = 0.5,
-    std: Literal["sample", "population"] = "sample",
-    normalise_reward: bool = False,
+    group_size: knobs.GroupSize = 1,
+    clip: knobs.ClipRange = 0.2,
+    kl_coef: knobs.KLCoef = 1e-3,
+    discount: knobs.Discount = 1.0,
+    lam: Annotated[float, Knob("λ of generalised advantage estimation", least=0, most=1)] = 0.95,
+    value_lr: knobs.LearningRate = 9e-6,
+    value_clip: Annotated[
+        float, Knob("values are clipped this far from those of the rollout", least=0, infinite=True)
+    ] = 0.5,
+    std: Annotated[
+        Literal["sample", "population"], Knob("deviation of a group's rewards: of a sample, or of the population")
+    ] = "sample",
+    normalise_reward: Annotated[bool, Knob("rewards are standardised by those seen so far")] = False,
 ) -> GroupRecipe:
     """GAE with a value head, −β k1 in the reward, clip 0.2/0.2, token mean."""
     base = grpo()

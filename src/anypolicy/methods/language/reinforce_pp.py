@@ -9,6 +9,7 @@ Differs: verl whitens over unmasked tokens as here. Adding a constant to one pro
 
 from dataclasses import dataclass, replace
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.methods.language.grpo import grpo
@@ -48,7 +49,12 @@ class WhitenedReturns:
         claim="baseline of the claims of other methods",
     )
 )
-def reinforce_pp(group_size: int = 1, clip: float = 0.2, kl_coef: float = 1e-3, discount: float = 1.0) -> GroupRecipe:
+def reinforce_pp(
+    group_size: knobs.GroupSize = 1,
+    clip: knobs.ClipRange = 0.2,
+    kl_coef: knobs.KLCoef = 1e-3,
+    discount: knobs.Discount = 1.0,
+) -> GroupRecipe:
     """Batch-whitened returns-to-go, −β k1 in the reward, clip 0.2/0.2, token mean."""
     return replace(
         grpo(),

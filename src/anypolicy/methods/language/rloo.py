@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.methods.language.grpo import grpo
@@ -52,7 +53,10 @@ class LeaveOneOut:
         claim="baseline of the claims of other methods",
     )
 )
-def rloo(group_size: int = 4, kl_coef: float = 0.03) -> GroupRecipe:
+def rloo(
+    group_size: knobs.GroupSize = 4,
+    kl_coef: knobs.KLCoef = 0.03,
+) -> GroupRecipe:
     """REINFORCE on the whole sequence with leave-one-out baseline and −β k1 inside the reward."""
     return replace(
         grpo(),

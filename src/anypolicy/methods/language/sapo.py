@@ -9,13 +9,16 @@ multiplies the gate by the ratio again, which is not the paper's objective.
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.stages.common import PolicyLoss
 from anypolicy.stages.recipe import GroupRecipe
@@ -72,7 +75,11 @@ class SoftGate:
         },
     )
 )
-def sapo(group_size: int = 8, tau_pos: float = 1.0, tau_neg: float = 1.05) -> GroupRecipe:
+def sapo(
+    group_size: knobs.GroupSize = 8,
+    tau_pos: Annotated[float, Knob("temperature of the gate where the advantage is positive", above=0)] = 1.0,
+    tau_neg: Annotated[float, Knob("temperature of the gate where it is negative", above=0)] = 1.05,
+) -> GroupRecipe:
     """−mean over sequences of token means of f(r; τ) · A."""
     base = grpo(group_size)
     return replace(base, loss=PolicyLoss(SoftGate(tau_pos, tau_neg)), optimiser=replace(base.optimiser, minibatches=4))

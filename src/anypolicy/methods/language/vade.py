@@ -11,14 +11,16 @@ Differs: no code was published; the forgetting rates 0.2 and 0.999 are read off 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.runs.seeds import numpy_generator
 from anypolicy.stages.needs import Needs
@@ -121,12 +123,12 @@ class ThompsonSampler:
     )
 )
 def vade(
-    group_size: int = 8,
-    fast: float = 0.2,
-    slow: float = 0.999,
-    gain: Gain = "p(1-p)^2",
-    init: Literal["flat", "warm"] = "flat",
-    greedy: bool = False,
+    group_size: knobs.GroupSize = 8,
+    fast: Annotated[float, Knob("what counts of a visited prompt are multiplied by", least=0, most=1)] = 0.2,
+    slow: Annotated[float, Knob("what counts of the other prompts are multiplied by", least=0, most=1)] = 0.999,
+    gain: Annotated[Gain, Knob("what a prompt of success rate p is worth")] = "p(1-p)^2",
+    init: Annotated[Literal["flat", "warm"], Knob("a flat prior, or every prompt visited once first")] = "flat",
+    greedy: Annotated[bool, Knob("the best prompts by their means instead of by draws")] = False,
 ) -> GroupRecipe:
     """GRPO on prompts chosen by their estimated difficulty."""
     return replace(grpo(group_size), sampler=ThompsonSampler(fast, slow, gain, init, greedy))

@@ -10,9 +10,12 @@ Differs: not known; the online form was not published by itself.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.bgpo import bgpo, elbo_ratio
 from anypolicy.parts.elbo import MaskDraw
 from anypolicy.policies.language.base import Policy
@@ -46,6 +49,10 @@ class RatioLoss(ElboLoss):
         claim="baseline of BGPO's claim",
     )
 )
-def vrpo_ol(group_size: int = 8, samples: int = 4, draw: MaskDraw = "count") -> GroupRecipe:
+def vrpo_ol(
+    group_size: knobs.GroupSize = 8,
+    samples: Annotated[int, Knob("random draws", least=1)] = 4,
+    draw: Annotated[MaskDraw, Knob("masks: a number of tokens is drawn first, or each token by itself")] = "count",
+) -> GroupRecipe:
     """Group-normalised rewards, 4 masks a response in one graph, one AdamW step of 5e-7 a batch."""
     return replace(bgpo(group_size), loss=RatioLoss(samples, draw))

@@ -12,14 +12,16 @@ without a token as ln 2; here an empty response is an error. Log-probabilities a
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.parts.pairing import Pairing
@@ -84,12 +86,12 @@ def recorded_pairs(loss: Loss, pairing: Pairing, window: int) -> GroupRecipe:
     )
 )
 def dpo(
-    beta: float = 0.1,
-    smoothing: float = 0.0,
-    form: Form = "sigmoid",
-    nll_coef: float = 0.0,
-    pairing: Pairing = "best_worst",
-    window: int = 0,
+    beta: knobs.Beta = 0.1,
+    smoothing: Annotated[float, Knob("share of labels taken to be wrong", least=0, below=0.5)] = 0.0,
+    form: Annotated[Form, Knob("form of the smoothed loss")] = "sigmoid",
+    nll_coef: Annotated[float, Knob("weight of the chosen response's negative log-likelihood", least=0)] = 0.0,
+    pairing: Annotated[Pairing, Knob("which responses of a prompt are compared")] = "best_worst",
+    window: knobs.StreamWindow = 0,
 ) -> GroupRecipe:
     """Recorded pairs in shuffled epochs, β = 0.1, the reference as the run began."""
     return recorded_pairs(PairLoss(Sigmoid(beta, smoothing, form), nll_coef), pairing, window)

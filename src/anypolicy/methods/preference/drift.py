@@ -22,18 +22,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Request
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
 from anypolicy.policies.language.base import media_of
@@ -170,9 +172,16 @@ class FixedNegativePairs:
     )
 )
 def drift(
-    beta: float = 0.1, nll_coef: float = 0.001, guided: bool = True, samples: int = 1, smoothing: float = 0.0,
-    minibatches: int = 4, reference: Literal["round", "init"] = "round",
-) -> GroupRecipe:  # fmt: skip
+    beta: knobs.Beta = 0.1,
+    nll_coef: Annotated[float, Knob("weight of the chosen response's negative log-likelihood", least=0)] = 0.001,
+    guided: Annotated[bool, Knob("answers are sampled with the complaint in sight")] = True,
+    samples: Annotated[int, Knob("answers of the policy to each complaint, the preferred ones", least=1)] = 1,
+    smoothing: Annotated[float, Knob("share of labels taken to be wrong", least=0, below=0.5)] = 0.0,
+    minibatches: Annotated[int, Knob("mini-batches of a pass", least=1)] = 4,
+    reference: Annotated[
+        Literal["round", "init"], Knob("the reference: renewed every round, or the policy as the run began")
+    ] = "round",
+) -> GroupRecipe:
     """One guided sample against every bad answer, β = 0.1, α = 0.001, four updates a round, its policy as reference."""
     if samples < 1:
         raise InputError("samples", samples, "use at least 1")

@@ -9,12 +9,14 @@ Differs: `scaled` is β² times `sum`: the same minimiser, other steps.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
+from anypolicy.knobs import Knob
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import recorded_pairs
 from anypolicy.parts.pairing import Pairing
@@ -57,6 +59,11 @@ class Squared:
         no_signal=(),
     )
 )
-def ipo(beta: float = 0.1, form: Form = "mean", pairing: Pairing = "best_worst", window: int = 0) -> GroupRecipe:
+def ipo(
+    beta: knobs.Beta = 0.1,
+    form: Annotated[Form, Knob("log-ratios are summed over tokens, or their means")] = "mean",
+    pairing: Annotated[Pairing, Knob("which responses of a prompt are compared")] = "best_worst",
+    window: knobs.StreamWindow = 0,
+) -> GroupRecipe:
     """Recorded pairs in shuffled epochs, β = 0.1 on means over tokens."""
     return recorded_pairs(PairLoss(Squared(beta, form)), pairing, window)

@@ -9,9 +9,11 @@ then `minibatches` updates make one pass over their pairs. Ties make no pair. Su
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
+from anypolicy.knobs import Knob
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid
 from anypolicy.methods.preference.online_dpo import sampled_pairs
@@ -35,11 +37,13 @@ from anypolicy.stages.reference import Fixed, PerRound
     )
 )
 def iterative_dpo(
-    beta: float = 0.1,
-    samples: int = 4,
-    pairing: Pairing = "best_worst",
-    minibatches: int = 4,
-    reference: Literal["round", "init"] = "round",
+    beta: knobs.Beta = 0.1,
+    samples: Annotated[int, Knob("random draws", least=1)] = 4,
+    pairing: Annotated[Pairing, Knob("which responses of a prompt are compared")] = "best_worst",
+    minibatches: Annotated[int, Knob("mini-batches of a pass", least=1)] = 4,
+    reference: Annotated[
+        Literal["round", "init"], Knob("the reference: renewed every round, or the policy as the run began")
+    ] = "round",
 ) -> GroupRecipe:
     """Four responses a prompt, the best with the worst, four updates a round, reference renewed every round."""
     recipe = sampled_pairs(PairLoss(Sigmoid(beta)), samples, pairing)

@@ -13,13 +13,16 @@ costs two forward passes without gradient, and is clamped at 0 after the mean. L
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+from anypolicy.knobs import Knob
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import dpo
 from anypolicy.parts import preference
@@ -100,7 +103,11 @@ class KahnemanTversky:
         },
     )
 )
-def kto(beta: float = 0.1, weight_desirable: float = 1.0, weight_undesirable: float = 1.0) -> GroupRecipe:
+def kto(
+    beta: knobs.Beta = 0.1,
+    weight_desirable: Annotated[float, Knob("weight of good responses", least=0)] = 1.0,
+    weight_undesirable: Annotated[float, Knob("weight of bad responses", least=0)] = 1.0,
+) -> GroupRecipe:
     """Recorded responses, one or more a prompt, β = 0.1, good and bad with equal weight."""
     return replace(
         dpo(), rollout=RecordedRollout(8, least=1), reward=RecordedReward(), selection=KeepAll(),

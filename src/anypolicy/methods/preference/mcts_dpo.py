@@ -12,14 +12,16 @@ says the worst. `online=False` searches with the policy as the run began. IPO's 
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.parts.pairing import Pairing
@@ -99,23 +101,23 @@ class VisitSmoothed:
     )
 )
 def mcts_dpo(
-    beta: float = 0.1,
-    candidates: int = 2,
-    root_candidates: int = 2,
-    iterations: int = 64,
-    depth: int = 3,
-    finish: bool = True,
-    step_tokens: int = 128,
-    step_end: str = "\n",
-    self_evaluation: bool = True,
-    known_steps: bool = True,
-    multiple_choice: bool = False,
-    novel_bonus: bool = False,
-    worse: Literal["lowest", "random"] = "lowest",
-    solved: bool = True,
-    online: bool = True,
-    explore: float = 1.0,
-    length_penalty: float = 1.25,
+    beta: knobs.Beta = 0.1,
+    candidates: Annotated[int, Knob("steps proposed at a node", least=2)] = 2,
+    root_candidates: Annotated[int, Knob("steps proposed at the root", least=2)] = 2,
+    iterations: Annotated[int, Knob("iterations of a search; four times as many at the root", least=1)] = 64,
+    depth: Annotated[int, Knob("steps below the present one that are expanded", least=1)] = 3,
+    finish: Annotated[bool, Knob("a walk that is too deep is finished by sampling")] = True,
+    step_tokens: Annotated[int, Knob("tokens of a step at most", least=1)] = 128,
+    step_end: Annotated[str, Knob("text that ends a step")] = "\n",
+    self_evaluation: Annotated[bool, Knob("the policy judges each step itself")] = True,
+    known_steps: Annotated[bool, Knob("a known answer is shown where steps are judged")] = True,
+    multiple_choice: Annotated[bool, Knob("judgements are asked as a choice")] = False,
+    novel_bonus: Annotated[bool, Knob("unseen steps are tried first")] = False,
+    worse: Annotated[Literal["lowest", "random"], Knob("which sibling is the rejected step")] = "lowest",
+    solved: Annotated[bool, Knob("only paths that end right make pairs")] = True,
+    online: Annotated[bool, Knob("pairs come from the policy of now, not of the beginning")] = True,
+    explore: Annotated[float, Knob("weight of what was rarely tried", least=0)] = 1.0,
+    length_penalty: Annotated[float, Knob("exponent of a step's length in its prior", least=0)] = 1.25,
 ) -> GroupRecipe:
     """The settings for mathematics: 64 iterations (256 at the root), two candidates, three steps and a forced end."""
     base = grpo()

@@ -11,10 +11,13 @@ Differs: the paper and TRL sample at temperature 0.9 (`--temperature 0.9`); log-
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid
@@ -69,7 +72,10 @@ def sampled_pairs(loss: Loss, samples: int, pairing: Pairing, missing_end: float
     )
 )
 def online_dpo(
-    beta: float = 0.1, samples: int = 2, pairing: Pairing = "first_round", missing_end: float = 0.0
+    beta: knobs.Beta = 0.1,
+    samples: Annotated[int, Knob("random draws", least=1)] = 2,
+    pairing: Annotated[Pairing, Knob("which responses of a prompt are compared")] = "first_round",
+    missing_end: Annotated[float, Knob("taken off the score of a response that does not end", least=0)] = 0.0,
 ) -> GroupRecipe:
     """Two responses a prompt, β = 0.1, one update a batch, the reference as the run began."""
     return sampled_pairs(PairLoss(Sigmoid(beta)), samples, pairing, missing_end)

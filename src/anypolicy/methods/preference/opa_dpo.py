@@ -21,16 +21,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.language.grpo import grpo
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.parts.preference import pair_metrics, sequence_sum
@@ -183,10 +185,19 @@ class RevisionLoss:
     )
 )
 def opa_dpo(
-    beta: float = 0.1, reference_coef: float = 1.0, revision_coef: float = 1.0, image_coef: float = 0.2,
-    anchor_coef: float = 1.0, delta: float = 0.0, mask_ratio: float = 0.3, weighted: bool = True,
-    aggregate: Literal["sequence", "token_position"] = "sequence", anchor_code_sign: bool = False,
-) -> GroupRecipe:  # fmt: skip
+    beta: knobs.Beta = 0.1,
+    reference_coef: Annotated[float, Knob("weight of the pair with the reference answer", least=0)] = 1.0,
+    revision_coef: Annotated[float, Knob("weight of the pair with the revised answer", least=0)] = 1.0,
+    image_coef: Annotated[float, Knob("weight of the pair with the masked picture", least=0)] = 0.2,
+    anchor_coef: Annotated[float, Knob("weight of the anchors of chosen answers", least=0)] = 1.0,
+    delta: Annotated[float, Knob("margin of the reference pair, nats")] = 0.0,
+    mask_ratio: Annotated[float, Knob("share of the picture that is masked", least=0, most=1)] = 0.3,
+    weighted: Annotated[bool, Knob("tokens weigh as the expert's scores say")] = True,
+    aggregate: Annotated[
+        Literal["sequence", "token_position"], Knob("log-ratios of a sequence, or of token positions")
+    ] = "sequence",
+    anchor_code_sign: Annotated[bool, Knob("the anchor's sign as in the authors' code")] = False,
+) -> GroupRecipe:
     """Three answers an item, β = 0.1, γ_img = 0.2, γ_anc = 1, δ = 0, 30 % of the pixels masked, lr 1e-6."""
     base = grpo()
     rollout = RevisedRollout(LANGUAGE, IMAGE, mask_ratio) if weighted else RevisedRollout(mask_ratio=mask_ratio)

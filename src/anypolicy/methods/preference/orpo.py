@@ -10,14 +10,17 @@ response.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import recorded_pairs
 from anypolicy.parts.pairing import Pairing
@@ -63,6 +66,10 @@ class OddsRatio:
         no_signal=(),
     )
 )
-def orpo(lam: float = 0.1, pairing: Pairing = "best_worst", window: int = 0) -> GroupRecipe:
+def orpo(
+    lam: Annotated[float, Knob("weight of the odds ratio", least=0)] = 0.1,
+    pairing: Annotated[Pairing, Knob("which responses of a prompt are compared")] = "best_worst",
+    window: knobs.StreamWindow = 0,
+) -> GroupRecipe:
     """Recorded pairs in shuffled epochs, λ = 0.1."""
     return recorded_pairs(PairLoss(OddsRatio(lam)), pairing, window)

@@ -19,7 +19,7 @@ hinge with `direct` or `sft`. Log-probabilities are sums over tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.engines.base import ask
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid, recorded_pairs
 from anypolicy.methods.preference.online_dpo import sampled_pairs
@@ -150,9 +151,16 @@ def loss_of(name: LossName, gamma: float) -> Objective:
     )
 )
 def rso(
-    beta: float = 0.5, gamma: float = 0.05, loss: LossName = "sigmoid-norm", source: Source = "rso",
-    samples: int = 64, accepted: int = 8, pairing: Pairing = "first_round",
-) -> GroupRecipe:  # fmt: skip
+    beta: Annotated[
+        float, Knob("β of the policy that responses are drawn from; ∞: the reference itself", above=0, infinite=True)
+    ] = 0.5,
+    gamma: Annotated[float, Knob("scale of log-ratios in the loss", above=0)] = 0.05,
+    loss: Annotated[LossName, Knob("loss of a pair")] = "sigmoid-norm",
+    source: Annotated[Source, Knob("responses: by rejection sampling, or as sampled")] = "rso",
+    samples: Annotated[int, Knob("random draws", least=1)] = 64,
+    accepted: Annotated[int, Knob("responses kept of a prompt", least=1)] = 8,
+    pairing: Annotated[Pairing, Knob("which responses of a prompt are compared")] = "first_round",
+) -> GroupRecipe:
     """8 of 64 candidates accepted at β = 0.5, four pairs a prompt, logistic loss with γ = 0.05."""
     term = PairLoss(loss_of(loss, gamma))
     if source == "direct":

@@ -9,13 +9,16 @@ Differs: γ is given as it stands in the objective, not as the ratio γ/β of th
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import recorded_pairs
 from anypolicy.parts.pairing import Pairing
@@ -56,6 +59,11 @@ class MeanMargin:
         no_signal=(),
     )
 )
-def simpo(beta: float = 2.0, gamma: float = 1.0, pairing: Pairing = "best_worst", window: int = 0) -> GroupRecipe:
+def simpo(
+    beta: Annotated[float, Knob("scale of mean log-probabilities", above=0)] = 2.0,
+    gamma: Annotated[float, Knob("margin", least=0)] = 1.0,
+    pairing: Annotated[Pairing, Knob("which responses of a prompt are compared")] = "best_worst",
+    window: knobs.StreamWindow = 0,
+) -> GroupRecipe:
     """Recorded pairs in shuffled epochs, β = 2, margin 1."""
     return recorded_pairs(PairLoss(MeanMargin(beta, gamma)), pairing, window)

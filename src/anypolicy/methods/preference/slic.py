@@ -12,12 +12,15 @@ divergence only from a `--reference` that is named.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from jaxtyping import Float
 from torch import Tensor
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import recorded_pairs
 from anypolicy.parts import preference
@@ -58,6 +61,11 @@ class Calibration:
         no_signal=(),
     )
 )
-def slic(delta: float = 1.0, coef: float = 0.5, pairing: Pairing = "best_worst", window: int = 0) -> GroupRecipe:
+def slic(
+    delta: Annotated[float, Knob("margin δ, nats", least=0)] = 1.0,
+    coef: Annotated[float, Knob("weight of the reference responses' likelihood", least=0)] = 0.5,
+    pairing: Annotated[Pairing, Knob("which responses of a prompt are compared")] = "best_worst",
+    window: knobs.StreamWindow = 0,
+) -> GroupRecipe:
     """Recorded pairs in shuffled epochs, margin 1, half the likelihood of the chosen response."""
     return recorded_pairs(PairLoss(Calibration(delta, coef)), pairing, window)

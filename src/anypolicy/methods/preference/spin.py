@@ -12,12 +12,15 @@ later iterations) with a linear schedule and 3 to 6 epochs an iteration; here Ad
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 
+from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group, Prompt
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
 from anypolicy.stages.common import GroupRollout
@@ -72,7 +75,11 @@ class AgainstOwn:
         no_signal=(),
     )
 )
-def spin(beta: float = 0.1, minibatches: int = 4, previous: bool = True) -> GroupRecipe:
+def spin(
+    beta: knobs.Beta = 0.1,
+    minibatches: Annotated[int, Knob("mini-batches of a pass", least=1)] = 4,
+    previous: Annotated[bool, Knob("the pairs of the previous iteration are learnt from too")] = True,
+) -> GroupRecipe:
     """One sample against every target, β = 0.1, data of this iteration and the previous, four updates."""
     base = dpo()
     return replace(

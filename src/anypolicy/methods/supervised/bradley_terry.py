@@ -10,6 +10,7 @@ is that of arXiv 2312.09244. Both are off.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from torch.nn.functional import logsigmoid
 
 from anypolicy.catalogue import Card, method
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.loops.reward_model import PreferenceRecipe
 from anypolicy.stages.recipe import Optimiser
 
@@ -60,7 +62,11 @@ class BradleyTerry:
     ),
     trains="reward-model",
 )
-def bradley_terry(pairs: int = 64, margin: bool = False, centre_coef: float = 0.0) -> PreferenceRecipe:
+def bradley_terry(
+    pairs: Annotated[int, Knob("pairs in a step", least=1)] = 64,
+    margin: Annotated[bool, Knob("the loss asks for a margin where pairs have one")] = False,
+    centre_coef: Annotated[float, Knob("weight of the squared sum of both rewards", least=0)] = 0.0,
+) -> PreferenceRecipe:
     """One epoch of AdamW at 9e-6, 64 pairs a step."""
     if centre_coef < 0:
         raise InputError("bradley-terry.centre_coef", centre_coef, "use 0 or more")

@@ -13,6 +13,7 @@ of the optimiser batch.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt, Segment
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.supervised.sft import ReferenceRollout, sft
 from anypolicy.parts.elbo import MaskDraw
 from anypolicy.policies.language.base import Policy
@@ -116,6 +118,9 @@ class EvidenceLoss:
         no_signal=(),
     )
 )
-def mdlm(samples: int = 1, draw: MaskDraw = "count") -> GroupRecipe:
+def mdlm(
+    samples: Annotated[int, Knob("random draws", least=1)] = 1,
+    draw: Annotated[MaskDraw, Knob("masks: a number of tokens is drawn first, or each token by itself")] = "count",
+) -> GroupRecipe:
     """One mask a reference and pass, AdamW 3e-4."""
     return replace(sft(), rollout=FilledRollout(), loss=EvidenceLoss(samples, draw), optimiser=Optimiser(lr=3e-4))

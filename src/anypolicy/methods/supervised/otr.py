@@ -11,6 +11,7 @@ paper has it. The loss is no likelihood and may be negative.
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +20,7 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.methods.supervised.sft import sft
 from anypolicy.parts.reduce import Mode
 from anypolicy.policies.language.base import Scores
@@ -136,11 +138,13 @@ class OneTokenLoss:
     )
 )
 def otr(
-    samples: int = 256,
-    kappa: float = 1.3,
-    beta: float = -0.1,
-    exact: bool = False,
-    aggregation: Mode = "seq-mean-token-mean",
+    samples: Annotated[int, Knob("rivals drawn at a position", least=1)] = 256,
+    kappa: Annotated[float, Knob("temperature at which the rival token is drawn", above=0)] = 1.3,
+    beta: Annotated[float, Knob("reward of the drawn rival", least=-1, most=1)] = -0.1,
+    exact: Annotated[bool, Knob("the expectation over rivals instead of draws")] = False,
+    aggregation: Annotated[
+        Mode, Knob("mean over all tokens, or over responses of their means")
+    ] = "seq-mean-token-mean",
 ) -> GroupRecipe:
     """SFT's data with one-token rollouts as the loss."""
     return replace(sft(), loss=OneTokenLoss(samples, kappa, beta, exact, aggregation))

@@ -9,6 +9,7 @@ that of the whole optimiser batch.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +19,7 @@ from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.parts.reduce import Mode
 from anypolicy.policies.language.base import Scores
 from anypolicy.stages.common import KeepAll, UniformSampler
@@ -90,7 +92,9 @@ class NegativeLogLikelihood:
         no_signal=(),
     )
 )
-def sft(aggregation: Mode = "token-mean") -> GroupRecipe:
+def sft(
+    aggregation: Annotated[Mode, Knob("mean over all tokens, or over responses of their means")] = "token-mean",
+) -> GroupRecipe:
     """−log-probability of the reference responses' tokens, one pass over every batch."""
     return GroupRecipe(
         sampler=UniformSampler(),

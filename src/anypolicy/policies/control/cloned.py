@@ -4,14 +4,17 @@ demonstrations it was cloned from."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from anypolicy import knobs
 from anypolicy.data.replay import Replay
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.policies.control.generative import Generative, Kind, clone, generative
 from anypolicy.policies.control.statistics import Standardised
@@ -40,6 +43,29 @@ class Cloned:
         adam = make_optimiser(Adam, network.parameters(), lr=self.lr, fused=True)
         clone(policy, adam, data, self.updates, self.batch, generator)
         network.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class OnBase:
+    """Settings of a method that improves a base: the policy of a run, or one cloned from the demonstrations."""
+
+    base: knobs.BaseFolder = None
+    base_policy: Annotated[Kind, Knob("what a cloned base is: a flow, diffusion, or one mean action")] = "flow"
+    base_hidden: knobs.BaseHidden = (256, 256, 256)
+    base_updates: knobs.BaseUpdates = 5000
+    base_lr: knobs.LearningRate = 3e-4
+    denoising_steps: knobs.DenoisingSteps = 10
+
+    @property
+    def source(self) -> str | Cloned:
+        """Where the base comes from."""
+        cloned = Cloned(self.base_policy, self.base_hidden, self.base_updates, self.base_lr, self.denoising_steps)
+        return self.base or cloned
+
+    def fit(self, policy: Generative, data: Replay, generator: torch.Generator) -> None:
+        """Clone the base, unless it came from a folder."""
+        if isinstance(how := self.source, Cloned):
+            how.fit(policy, data, generator)
 
 
 def fixed_noise(observation: Float[Tensor, "batch observations"], actions: int) -> Float[Tensor, "batch actions"]:

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
-from anypolicy.loops.control import Acted
+from anypolicy.learners.base import Acted, Needs
 from anypolicy.parts.direction import Estimator, Step, Trail, begin
 from anypolicy.parts.score import LogProbabilities, hessian_product, positions, score_gradient
 from anypolicy.parts.td import generalised_advantage
@@ -45,6 +45,8 @@ class ByTrajectories:
 
 class ByTrajectoriesLearner:
     """Actor at θ_t, sampler, the ascent so far, the baseline."""
+
+    needs = Needs()
 
     def __init__(self, settings: ByTrajectories, space: Space, seed: int):
         rng, self.settings, self.space = torch.Generator().manual_seed(seed), settings, space
