@@ -18,6 +18,7 @@ from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.families.language import fit
 from anypolicy.methods.language.apo import length_weight
 from anypolicy.policies.language.table import TablePolicy
+from anypolicy.stages.needs import Needs
 from anypolicy.stages.recipe import GroupRecipe, Optimiser
 from anypolicy.tasks.language.base import Score
 
@@ -73,6 +74,7 @@ class LengthLock:
 class NamedLengthAdvantage:
     """STCR with the length that the first token names."""
 
+    needs = Needs(verdicts=True)
     base: float
     inner: Any
 

@@ -16,6 +16,7 @@ from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
 from anypolicy.evidence.film import film
 from anypolicy.families import control
+from anypolicy.learners.base import Needs
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.tasks.control.demonstrations import load_demonstrations
@@ -295,7 +296,7 @@ def test_a_loop_does_not_run_without_the_demonstrations_it_needs(method, task):
     p = control.plan(method, control.ControlSettings(task, demos="given.safetensors", envs=1))
     assert p.recipe.needs_offline
     environments = Environments(p.task.vector(1), 0)
-    learner = type("Learner", (), {})()
+    learner = type("Learner", (), {"needs": Needs()})()
     loop = control.loop_of(p.recipe, learner, environments, p.task.space, 0, horizon=p.task.horizon)
     with pytest.raises(InputError, match="demos: got None; this loop learns from demonstrations"):
         loop.run(1)

@@ -1,6 +1,8 @@
 """The claim runner on a claim that takes no time."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,8 @@ CHECKS = [
 NOTE = "b is ahead by {0:.2f}, at worst by {2.point:.1f}"
 AMENDMENTS = (Amendment("five seeds for four", "2026-12-01", "after a look", "four do not decide"),)
 '''
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_claim_is_run_judged_recorded_and_not_run_again(tmp_path):
@@ -105,3 +109,12 @@ def test_bad_claims(tmp_path):
         run_claim(tmp_path / "x.py", out=tmp_path, trust=True)
     with pytest.raises(InputError, match="did you mean 'x'"):
         reproduce("xx", claims=tmp_path)
+
+
+def test_stages_of_claims_say_what_they_need():
+    """A stage without `needs` stops a claim only when its arm is run."""
+    for path in sorted((ROOT / "claims").glob("*.py")):
+        for node in (n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef)):
+            calls = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__call__"]
+            stage = any(a.arg in ("batch", "groups", "world") for f in calls for a in f.args.args)
+            assert not stage or "needs" in ast.unparse(node), f"{path.name}: {node.name}"

@@ -486,7 +486,7 @@ def test_show_and_explain(capsys):
     ("more", "says"),
     [
         (["--task", "tiny-add:base_accuracy=0.0"], "needs a masked-diffusion policy"),
-        (["--task", TINY, "--bgpo.samples", "0"], "at least 1 mask"),
+        (["--task", TINY, "--bgpo.samples", "0"], "of at least 1"),
         (["--task", TINY, "--denoising-steps", "1", "--block-length", "4"], "need at least 2"),
         (["--task", TINY, "--block-length", "0"], "above 0"),
     ],

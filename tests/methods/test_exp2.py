@@ -378,7 +378,7 @@ def test_command_line(tmp_path, capsys):
     page = (tmp_path / "found" / "report.html").read_text()
     assert "Accuracy and fairness" in page and "Beside baselines" in page
     assert main(["solve", "exp2", "--exp2.gamma", "2"]) == 2
-    assert capsys.readouterr().err.startswith("error: gamma: got 2.0")
+    assert capsys.readouterr().err.startswith("error: exp2.gamma: got 2.0")
     assert main(["show", "exp2"]) == 0 and "w_h ∝ exp(−η L̂_h)" in capsys.readouterr().out
     assert catalogue.get("exp2", "problem").trains == "problem"
 

@@ -297,11 +297,11 @@ def test_solving_tells_the_loss_and_what_it_rests_on():
 @pytest.mark.parametrize(
     ("given", "field", "says"),
     [
-        ({"episodes": -1}, "episodes", "0 or more"),
-        ({"horizon": 0}, "horizon", "1 or more"),
+        ({"episodes": -1}, "episodes", "at least 1"),
+        ({"horizon": 0}, "horizon", "at least 1"),
         ({"beta": 0.0}, "beta", "above 0"),
-        ({"moments": 0}, "moments", "1 or more"),
-        ({"random_rewards": -1}, "random_rewards", "0 or more"),
+        ({"moments": 0}, "moments", "at least 1"),
+        ({"random_rewards": -1}, "random_rewards", "at least 0"),
         ({"data": "start.npz"}, "data[start]", "0 to 15"),
         ({"features": 1}, "features", "2 or more"),
         ({"states": 1}, "states", "2 or more"),

@@ -394,8 +394,8 @@ def test_files_that_cannot_be_used(change, field, says, tmp_path):
 @pytest.mark.parametrize(
     ("given", "field"),
     [({"instance": "two-state", "states": 5}, "states"), ({"instance": "random", "p": 0.5}, "p"),
-     ({"instance": "three-state", "features": 2}, "features"), ({"actions": 2}, "actions"), ({"p": 1.5}, "p"), ({"discount": 1.0}, "discount"), ({"n": 0}, "n"), ({"n": 10}, "log"),
-     ({"instance": "random", "states": 0}, "states, actions, features")],
+     ({"instance": "three-state", "features": 2}, "features"), ({"actions": 2}, "actions"), ({"p": 1.5}, "realizability.p"), ({"discount": 1.0}, "discount"), ({"n": 0}, "realizability.n"), ({"n": 10}, "log"),
+     ({"instance": "random", "states": 0}, "realizability.states")],
 )  # fmt: skip
 def test_bad_settings(given, field):
     with pytest.raises(InputError) as error:

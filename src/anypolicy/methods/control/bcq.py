@@ -70,7 +70,7 @@ class ConstrainedQ(OfChoices):
 
     copy_every: knobs.CopyEvery = 100
     threshold: Annotated[
-        float, Knob("actions as likely as this share of the likeliest are allowed", least=0, most=1)
+        float, Knob("actions as likely as this share of the likeliest are allowed", least=0, below=1)
     ] = 0.3  # fmt: skip
     logits: Annotated[float, Knob("weight of the penalty on squared logits", least=0)] = 0.01
 
