@@ -32,8 +32,10 @@ def page(slug: str, m: catalogue.Method) -> str:
     lines += [f"- composes with: {card.composes_with}", f"- claim: {card.claim}"]
     lines += [f"- `{own}` does not go with `{other}`: {why}" for (own, other), why in card.conflicts.items()]
     lines += ["", "```text", m.header, "```", "", "## Settings", ""]
-    lines += [inspect.getdoc(m.build) or "", "", "| option | default |", "|---|---|"]
-    lines += [f"| `--{slug}.{k.replace('_', '-')}` | `{p.default}` |" for k, p in m.knobs.items()]
+    lines += [inspect.getdoc(m.build) or "", "", "| option | default | meaning | range |", "|---|---|---|---|"]
+    for k, p in m.knobs.items():
+        knob = m.meanings[k]
+        lines.append(f"| `--{slug}.{k.replace('_', '-')}` | `{p.default}` | {knob.meaning} | {knob.limits} |")
     for name in claims_of(slug):
         lines += evidence(name, json.loads((EVIDENCE / f"{name}.json").read_text()))
     return "\n".join([*lines, "", "## The whole file", "", "```python", m.source, "```", ""])

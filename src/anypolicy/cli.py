@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 from anypolicy.errors import InputError, outliving
+from anypolicy.knobs import Knob
 from anypolicy.runs.ending import ended
 from anypolicy.runs.strict_json import json_text
 
@@ -65,7 +66,8 @@ def knobs_type(specs: list[str], trains: Any) -> type:
     for spec in specs:
         for m in [m for m, _ in parse(spec)] if trains == "policy" else [catalogue.get(spec, trains)]:
             hints = typing.get_type_hints(m.build)
-            inner = [(k, hints[k], dataclasses.field(default=p.default)) for k, p in m.knobs.items()]
+            inner = [(k, helped(hints[k], m.meanings.get(k)), dataclasses.field(default=p.default))
+                     for k, p in m.knobs.items()]  # fmt: skip
             own = dataclasses.make_dataclass(m.slug.replace("-", "_"), inner, frozen=True)
             own.__doc__ = f"Settings of {m.slug}: {m.card.idea}. {' '.join((m.build.__doc__ or '').split())}".strip()
             parts[m.slug.replace("-", "_")] = own
@@ -73,6 +75,13 @@ def knobs_type(specs: list[str], trains: Any) -> type:
         return NoKnobs
     outer = [(k, v, dataclasses.field(default_factory=v)) for k, v in parts.items()]
     return dataclasses.make_dataclass("Knobs", outer, frozen=True)
+
+
+def helped(kind: Any, knob: Knob | None) -> Any:
+    """The kind with what `--help` says of it."""
+    if knob is None:
+        return kind
+    return Annotated[kind, tyro.conf.arg(help=knob.meaning + (f" ({knob.limits})" if knob.range else ""))]
 
 
 def settings_type(trains: str) -> type:

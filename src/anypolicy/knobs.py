@@ -37,6 +37,11 @@ class Knob:
         bounds = (("of at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
         return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
+    @property
+    def limits(self) -> str:
+        """The range as it stands in a list."""
+        return self.range.removeprefix("of ")
+
     def allows(self, value: Any) -> bool:
         """Whether a value is in the range; what is no number is."""
         if isinstance(value, list | tuple):
@@ -68,7 +73,7 @@ def check_knobs(knobs: Mapping[str, Knob], given: Mapping[str, Any], prefix: str
 
 def said(knob: Knob | None, default: Any) -> str:
     """Meaning, range and default in one line."""
-    meaning, allowed = (knob.meaning, knob.range) if knob else ("", "")
+    meaning, allowed = (knob.meaning, knob.limits) if knob else ("", "")
     shown = "∞" if default == math.inf else "none" if default is None else default
     return f"{meaning} ({f'{allowed}; ' if allowed else ''}default {shown})"
 
@@ -97,6 +102,7 @@ Copies = Annotated[int, Knob("copies of the environment", least=1)]
 GAELambda = Annotated[float, Knob("λ of generalised advantage estimation", least=0, most=1)]
 Epochs = Annotated[int, Knob("passes over a rollout", least=0)]
 Minibatches = Annotated[int, Knob("mini-batches of a pass", least=1)]
+BaseRate = Annotated[float, Knob("learning rate of a cloned base", above=0)]
 BaseFolder = Annotated[str | None, Knob("policy/ folder of a run whose policy is the base; none: it is cloned")]
 BaseHidden = Annotated[tuple[int, ...], Knob("widths of the hidden layers of a cloned base", least=1)]
 BaseUpdates = Annotated[int, Knob("updates by which a base is cloned", least=0)]

@@ -10,9 +10,10 @@ import torch
 from anypolicy import catalogue
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.transitions import Transitions
+from anypolicy.errors import InputError
 from anypolicy.families import control
-from anypolicy.learners.base import tensors_of
-from anypolicy.learners.recipe import OffPolicyRecipe, OnPolicyRecipe
+from anypolicy.learners.base import observing, tensors_of
+from anypolicy.learners.recipe import OffPolicyRecipe, OnPolicyRecipe, uses_offline
 from anypolicy.runs import drive
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.metrics import documented
@@ -60,18 +61,26 @@ def settings_of(slug, demonstrations):
     m = catalogue.get(slug, "controller")
     knobs = {k: v for k, v in SMALL.items() if k in m.knobs} | dict(SMALL_KNOBS.get(slug, {}))
     recipe = m.recipe(**knobs)
-    needs = recipe.needs_offline or getattr(recipe, "offline_share", 0) > 0
-    task = TASKS.get(slug, "gym/Pendulum-v1:max_steps=25")
+    needs = uses_offline(recipe)
+    task = TASKS.get(slug) or (CHOICES if is_for_choices(recipe) else BOX)
     recorded = demonstrations["CartPole-v1" if "CartPole" in task else "Pendulum-v1"]
     return knobs, {"task": task, "trackers": (), "eval_episodes": 1, **({"demos": recorded} if needs else {})}
 
 
-CHOICES = ("bcq", "bve", "cql", "crr", "dqn", "mce", "qr-dqn", "rem")
-"""Methods for discrete actions."""
-TASKS: dict[str, str] = {"hnpg": "gym/Pendulum-v1:time=true,max_steps=8"} | dict.fromkeys(
-    CHOICES, "gym/CartPole-v1:max_steps=25"
-)
-"""A method's own test-bed, where it cannot learn in Pendulum."""
+BOX, CHOICES = "gym/Pendulum-v1:max_steps=25", "gym/CartPole-v1:max_steps=25"
+TASKS: dict[str, str] = {"hnpg": "gym/Pendulum-v1:time=true,max_steps=8"}
+"""A method's own test-bed, where it can learn in neither of these."""
+
+
+def is_for_choices(recipe):
+    """A learner says so by refusing a box of actions."""
+    try:
+        recipe.learner(load_environment(BOX).space, 0)
+    except InputError as error:
+        return "discrete" in str(error)
+    return False
+
+
 SMALL_KNOBS: dict[str, dict] = {"hnpg": {"offline": False, "environments": 2, "critic_steps": 2}}
 """Further settings that make a method small."""
 
@@ -113,13 +122,21 @@ def test_a_run_logs_documented_finite_numbers_and_learns_something(slug, tmp_pat
     assert "eval/return" in run.evaluations()[-1]
 
 
+CUTS = ((30, 1), (31, 2))
+"""Looks at the wish to stop, or rollouts, after which a run is stopped. With one update a step 5 and 6 updates are
+behind it then: no period divides both, so that a counter is missed if it is lost."""
+
+
+@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("slug", METHODS)
-def test_a_run_that_is_stopped_and_made_longer_is_the_whole_run(slug, tmp_path, demonstrations, monkeypatch):
-    """It is stopped in the middle of a row of the ledger, at an odd step where it has one."""
+def test_a_run_that_is_stopped_and_made_longer_is_the_whole_run(slug, cut, tmp_path, demonstrations, monkeypatch):
+    """It is stopped in the middle of a row of the ledger."""
+    m, (steps, rollouts) = catalogue.get(slug, "controller"), cut
+    if "updates" in m.knobs:
+        monkeypatch.setitem(SMALL, "updates", 1)
     whole = trained(slug, tmp_path / "whole", 128, demonstrations, eval_every=64, checkpoint_every=64)
-    rollouts = isinstance(catalogue.get(slug, "controller").recipe(), OnPolicyRecipe)
     with monkeypatch.context() as patch:
-        patch.setattr(drive, "first_signal", StopAt(2 if rollouts else 25))
+        patch.setattr(drive, "first_signal", StopAt(rollouts if isinstance(m.recipe(), OnPolicyRecipe) else steps))
         with pytest.raises(Stopped):
             trained(slug, tmp_path / "part", 64, demonstrations, eval_every=64, checkpoint_every=64)
     control.resume(tmp_path / "part", quiet=True)
@@ -144,7 +161,7 @@ def test_the_saved_controller_acts_as_the_trained_one(slug, tmp_path, demonstrat
     seen = torch.randn(5, task.space.observations, generator=torch.Generator().manual_seed(0))
     acts = []
     for learner in (run.learner, loaded):
-        observe = getattr(learner, "observe", lambda x: x)
+        observe = observing(learner)
         rng = torch.Generator().manual_seed(1)
         acts.append(learner.act(observe(seen), rng, explore=False).executed)
     assert torch.equal(*acts)
@@ -183,3 +200,30 @@ def test_truncation_bootstraps_and_termination_does_not(slug, demonstrations):
     over = after(dataclasses.replace(base, terminated=zeros + 1))
     assert not same(plain, over)
     assert same(over, after(dataclasses.replace(base, terminated=zeros + 1, next_observation=later + 1)))
+
+
+def test_a_lost_counter_of_any_small_period_is_seen(tmp_path, demonstrations, monkeypatch):
+    """Planted: TD3 forgets how many updates it has made."""
+    from anypolicy.methods.control import td3
+
+    made = td3.TwinDelayedLearner.__init__
+
+    def forgetful(self, *given):
+        made(self, *given)
+        del self.modules["counter"]
+
+    monkeypatch.setitem(SMALL, "updates", 1)
+    for delay in (2, 3, 5, 6):
+        monkeypatch.setitem(SMALL, "delay", delay)
+        seen = 0
+        for number, (steps, _) in enumerate(CUTS):
+            with monkeypatch.context() as patch:
+                patch.setattr(td3.TwinDelayedLearner, "__init__", forgetful)
+                out = tmp_path / f"{delay}-{number}"
+                whole = trained("td3", out / "whole", 64, demonstrations)
+                with monkeypatch.context() as stop:
+                    stop.setattr(drive, "first_signal", StopAt(steps))
+                    with pytest.raises(Stopped):
+                        trained("td3", out / "part", 64, demonstrations)
+                seen += content(whole)[1] != content(control.resume(out / "part", quiet=True))[1]
+        assert seen, f"a lost counter of period {delay} would not be noticed"

@@ -16,6 +16,7 @@ from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Text, write_report
 from anypolicy.families import control, diffusion
 from anypolicy.families import language as training
+from anypolicy.knobs import said
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.files import check_places
 from anypolicy.runs.notes import notes
@@ -44,7 +45,10 @@ def listing() -> list[dict[str, Any]]:
 def show(slug: str) -> str:
     """A method: its card, its settings and its whole file."""
     m = catalogue.get(slug, None)
-    knobs = "\n".join(f"  --{slug}.{k.replace('_', '-')}  {p.default}" for k, p in m.knobs.items())
+    said_of = m.meanings
+    knobs = "\n".join(
+        f"  --{slug}.{k.replace('_', '-')}  {said(said_of.get(k), p.default)}" for k, p in m.knobs.items()
+    )
     return (
         f"{slug}: {m.card.title} ({m.card.paper}, {m.card.year})\n{m.card.idea}\n\n"
         f"changes: {', '.join(m.card.changes) or 'nothing (it is the base)'}\ncomposes with: {m.card.composes_with}\n"

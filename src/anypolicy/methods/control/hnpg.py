@@ -102,7 +102,7 @@ class HybridNaturalGradient:
     damping: Annotated[float, Knob("multiple of the identity in the Fisher matrix", least=0)] = 0.1
     hidden: knobs.Hidden = (16, 16)
     critic_hidden: Annotated[tuple[int, ...], Knob("widths of the critics' hidden layers", least=1)] = (64, 64)
-    critic_lr: knobs.LearningRate = 3e-4
+    critic_lr: Annotated[float, Knob("learning rate of the critics", above=0)] = 3e-4
     critic_steps: Annotated[int, Knob("steps of each critic after a rollout", least=0)] = 30
     value_samples: Annotated[int, Knob("actions of the policy whose mean value stands for a state's", least=1)] = 10
     environments: knobs.Copies = 200

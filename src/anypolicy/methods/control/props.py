@@ -111,7 +111,7 @@ class RobustSampling:
     target_kl: Annotated[
         float | None, Knob("passes end beyond this divergence from the policy that acted, nats; none: never", above=0)
     ] = 0.03  # fmt: skip
-    behaviour_lr: knobs.LearningRate = 1e-4
+    behaviour_lr: Annotated[float, Knob("learning rate of the behaviour policy", above=0)] = 1e-4
     behaviour_epochs: Annotated[int, Knob("passes of the behaviour policy over the buffer", least=0)] = 16
     behaviour_minibatches: Annotated[int, Knob("mini-batches of such a pass", least=1)] = 16
     behaviour_clip: Annotated[

@@ -88,8 +88,8 @@ class ResidualActorCritic(OnBase):
     hidden: knobs.Hidden = (256, 256)
     ensemble: knobs.Ensemble = 10
     subset: knobs.Subset = 2
-    actor_lr: knobs.LearningRate = 3e-4
-    critic_lr: knobs.LearningRate = 3e-4
+    actor_lr: Annotated[float, Knob("learning rate of the actor", above=0)] = 3e-4
+    critic_lr: Annotated[float, Knob("learning rate of the critics", above=0)] = 3e-4
     discount: knobs.Discount = 0.99
     tau: knobs.Polyak = 0.005
     batch: knobs.BatchSize = 256

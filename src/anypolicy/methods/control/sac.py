@@ -58,7 +58,7 @@ class SoftActorCritic:
 
     hidden: knobs.Hidden = (256, 256)
     lr: knobs.LearningRate = 3e-4
-    alpha_lr: knobs.LearningRate = 3e-4
+    alpha_lr: Annotated[float, Knob("learning rate of α", above=0)] = 3e-4
     discount: knobs.Discount = 0.99
     tau: knobs.Polyak = 0.005
     batch: knobs.BatchSize = 256

@@ -75,7 +75,7 @@ class LengthAwareAdvantage:
 
     @property
     def needs(self) -> Needs:
-        return self.inner.needs
+        return replace(self.inner.needs, verdicts=True)
 
     def __call__(self, batch: Batch) -> Float[Tensor, " trajectories"]:
         advantage = self.inner(batch)
@@ -96,7 +96,7 @@ class AsymmetricLoss:
 
     @property
     def needs(self) -> Needs:
-        return replace(self.surrogate.needs, reference=self.kl_coef != 0)
+        return replace(self.surrogate.needs, reference=self.kl_coef != 0, verdicts=True)
 
     def active(self, batch: Batch) -> Bool[Tensor, " rows"]:
         return batch.mask.any(1) if self.needs.reference else self.surrogate.active(batch)

@@ -98,7 +98,7 @@ def ppo(
     kl_coef: knobs.KLCoef = 1e-3,
     discount: knobs.Discount = 1.0,
     lam: Annotated[float, Knob("λ of generalised advantage estimation", least=0, most=1)] = 0.95,
-    value_lr: knobs.LearningRate = 9e-6,
+    value_lr: Annotated[float, Knob("learning rate of the value head", above=0)] = 9e-6,
     value_clip: Annotated[
         float, Knob("values are clipped this far from those of the rollout", least=0, infinite=True)
     ] = 0.5,

@@ -53,7 +53,7 @@ class OnBase:
     base_policy: Annotated[Kind, Knob("what a cloned base is: a flow, diffusion, or one mean action")] = "flow"
     base_hidden: knobs.BaseHidden = (256, 256, 256)
     base_updates: knobs.BaseUpdates = 5000
-    base_lr: knobs.LearningRate = 3e-4
+    base_lr: knobs.BaseRate = 3e-4
     denoising_steps: knobs.DenoisingSteps = 10
 
     @property
