@@ -20,11 +20,12 @@ from common import HERE, write
 from rich.console import Console
 from rich.table import Table
 
-from anypolicy import catalogue, studies
+from anypolicy import catalogue
 from anypolicy.errors import InputError
 from anypolicy.evidence.compare import Comparison, compare_runs
 from anypolicy.families import language as training
 from anypolicy.runs.directory import read_lines
+from anypolicy.studies.compare import compare
 from anypolicy.version import __version__
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -65,7 +66,7 @@ def league(
     """All runs of one test-bed, judged."""
     can, cannot = entrants(task)
     steps = given["steps"]
-    studies.compare(can, task=task, seeds=seeds, out=folder, metric=given["metric"], workers=workers, steps=steps,
+    compare(can, task=task, seeds=seeds, out=folder, metric=given["metric"], workers=workers, steps=steps,
                     eval_every=max(steps // 15, 1), checkpoint_every=0, **COMMON)  # fmt: skip
     final: dict[str, dict[int, float]] = {arm: {} for arm in can}
     costs: dict[str, dict[int, float]] = {arm: {} for arm in can}

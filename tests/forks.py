@@ -10,7 +10,7 @@ from pathlib import Path
 SERVER = """
 import json, os, resource, signal, sys
 import anypolicy.engines.native, anypolicy.loops.control, anypolicy.optimisers.updater, anypolicy.runs.checkpoint, anypolicy.studies
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 
 PLACES = {
     "generation": (anypolicy.engines.native, "draw"),

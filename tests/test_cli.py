@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from safetensors.torch import save_file
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.data.demonstrations import Episode, load_episodes, save_episodes
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
@@ -19,6 +19,7 @@ from anypolicy.families import control
 from anypolicy.learners.base import Needs
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.studies.compare import compare
 from anypolicy.tasks.control.demonstrations import load_demonstrations
 from anypolicy.tasks.control.environments import load_environment
 
@@ -278,12 +279,12 @@ def other(lr: float = 1e-4, hidden: tuple[int, ...] = (16, 16), warmup: int = 20
     """A copy."""
     return SoftActorCritic(lr=lr, hidden=hidden, warmup=warmup, batch=batch).recipe()
 ''')
-    from anypolicy import catalogue, studies
+    from anypolicy import catalogue
 
     catalogue.load_file(file, trust=True)
     try:
         small = {"hidden": (16, 16), "warmup": 20, "batch": 8}
-        study = studies.compare(["sac", "other-sac"], task="gym/Pendulum-v1:max_steps=30", seeds=2, out=tmp_path / "study",
+        study = compare(["sac", "other-sac"], task="gym/Pendulum-v1:max_steps=30", seeds=2, out=tmp_path / "study",
                                 knobs={"sac": small}, steps=40, trackers=(), eval_episodes=1, quiet=True)  # fmt: skip
         assert study.metric == "eval/return" and study.unit == "steps"
         assert "40 steps" in str(study)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.engines.environments import Environments
 from anypolicy.evidence.film import film

@@ -8,10 +8,10 @@ import re
 import pytest
 import torch
 
-from anypolicy import studies
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.evidence.pictures import grid, scatter
 from anypolicy.families import diffusion
+from anypolicy.studies.compare import compare
 
 SMALL = ["--policy", "fresh", "--trackers", "--eval-samples", "20", "--threads", "1", "--quiet"]
 
@@ -61,7 +61,7 @@ def test_pictures_of_samples():
 
 
 def test_compare(tmp_path):
-    study = studies.compare(
+    study = compare(
         ["diffusion-sft", "diffusion-dpo"], task="ring8:winners=20", seeds=2, out=tmp_path / "c", policy="fresh", steps=2,
         trackers=(), eval_samples=20, threads=1, quiet=True, knobs={"diffusion-sft": {"batch": 4}},
     )  # fmt: skip
@@ -77,7 +77,7 @@ def test_compare(tmp_path):
         (["train", "grpo+seppo", "--task", "digits"], "it trains a diffusion model"),
         (["train", "seppo", "--task", "ring8", "--steps", "0"], "above 0"),
         (["train", "seppo", "--task", "ring8", "--seppo.beta", "-1"], "above 0"),
-        (["train", "seppo", "--task", "ring8", "--seppo.stage", "0"], "at least 1 update"),
+        (["train", "seppo", "--task", "ring8", "--seppo.stage", "0"], "of at least 1"),
         (["train", "seppo", "--task", "ring8", "--policy", "nowhere", "--out", "x"], "pipeline"),
         (["train", "seppo", "--task", "ring8", "--policy", "fresh", "--guidance", "3", "--out", "x"], "no such choice"),
         (["train", "diffusion-dpo", "--task", "folder", "--policy", "fresh"], "learns from pairs"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anypolicy import catalogue
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.compose import compose
 from anypolicy.evidence.claims import counted, judge, load, table
 from anypolicy.runs.strict_json import json_text

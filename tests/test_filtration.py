@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import anypolicy as ap
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.errors import InputError
 from anypolicy.studies.filtration import Filtration, Row, Scored, read_scores
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anypolicy import catalogue
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.data.demonstrations import Episode, episodes_of, load_episodes, save_episodes
 from anypolicy.data.transitions import concatenate
 from anypolicy.errors import InputError

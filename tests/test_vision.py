@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.tasks.language import shapes
 
 SHORT = ["--trackers", "--quiet", "--threads", "1", "--products", "default", "--prompts", "4", "--eval-prompts", "4",

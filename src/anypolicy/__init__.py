@@ -23,31 +23,31 @@ if TYPE_CHECKING:
     from anypolicy.catalogue import Card as Card
     from anypolicy.catalogue import method as method
     from anypolicy.catalogue import methods as methods
+    from anypolicy.families.base import evaluate as evaluate
+    from anypolicy.families.base import explain as explain
+    from anypolicy.families.base import resume as resume
+    from anypolicy.families.base import train as train
     from anypolicy.families.language import Run as Run
     from anypolicy.families.language import Settings as Settings
-    from anypolicy.families.language import resume as resume
-    from anypolicy.families.language import train as train
     from anypolicy.families.reward_models import train_reward_model as train_reward_model
-    from anypolicy.studies import compare as compare
-    from anypolicy.studies import evaluate as evaluate
-    from anypolicy.studies import explain as explain
-    from anypolicy.studies import reproduce as reproduce
-    from anypolicy.studies import show as show
+    from anypolicy.studies.compare import compare as compare
     from anypolicy.studies.filtration import filtration_table as filtration_table
+    from anypolicy.studies.reproduce import reproduce as reproduce
+    from anypolicy.studies.show import show as show
 
 _HOME = {
     "Card": "catalogue",
     "method": "catalogue",
     "methods": "catalogue",
-    "train": "families.language",
-    "resume": "families.language",
+    "train": "families.base",
+    "resume": "families.base",
+    "evaluate": "families.base",
+    "explain": "families.base",
     "Run": "families.language",
     "Settings": "families.language",
-    "evaluate": "studies",
-    "compare": "studies",
-    "reproduce": "studies",
-    "explain": "studies",
-    "show": "studies",
+    "compare": "studies.compare",
+    "reproduce": "studies.reproduce",
+    "show": "studies.show",
     "filtration_table": "studies.filtration",
     "train_reward_model": "families.reward_models",
 }

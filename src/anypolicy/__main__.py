@@ -10,9 +10,9 @@ def main() -> int:
         if "PYTHONHASHSEED" not in os.environ:
             # some generated data sets follow the order of Python's sets of text: the same in every process, then
             os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONHASHSEED": "0"})
-        from anypolicy import cli
+        from anypolicy.cli import app
 
-        return cli.main(sys.argv[1:])
+        return app.main(sys.argv[1:])
     except KeyboardInterrupt:
         print("stopped; nothing was done yet", file=sys.stderr)
         return 130

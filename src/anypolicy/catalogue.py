@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from os.path import isfile
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from torch import Tensor
 
@@ -22,7 +22,9 @@ from anypolicy.errors import RAISED, InputError, check_values, checked, converte
 from anypolicy.knobs import Knob, check_knobs, knobs_of
 from anypolicy.runs.trust import allow, load_module
 
-Trains = Literal["policy", "reward-model", "controller", "problem", "diffusion-model"]
+Trains = str
+"""What a method trains: the word of its family (policy, reward-model, controller, diffusion-model, or one that was
+registered), or "problem" for what is solved exactly."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines import link, wire
 from anypolicy.engines.link import ActorEnd, LearnerEnd, config_hash

@@ -9,7 +9,7 @@ import pytest
 from anypolicy.errors import InputError
 from anypolicy.evidence.claims import counted, run_claim, table
 from anypolicy.evidence.provenance import digest
-from anypolicy.studies import reproduce
+from anypolicy.studies.reproduce import reproduce
 
 CLAIM = '''"""Two numbers."""
 from anypolicy.evidence.checks import Amendment, Check

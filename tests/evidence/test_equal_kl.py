@@ -2,9 +2,9 @@
 
 import pytest
 
-from anypolicy import studies
 from anypolicy.errors import InputError
 from anypolicy.evidence.equal_kl import at_divergence, at_equal_divergence
+from anypolicy.studies.compare import compare
 
 
 def rows(*points):
@@ -41,7 +41,7 @@ def test_runs_without_a_reference_or_without_a_step_are_refused():
 
 
 def test_compare_judges_there(tmp_path):
-    study = studies.compare(
+    study = compare(
         ["online-dpo", "iterative-dpo"], task="tabular-lock:prompts=8,length=2,vocabulary=4", seeds=2, steps=6, prompts=8,
         out=tmp_path / "study", equal_kl=True, quiet=True, trackers=(), eval_every=2,
     )  # fmt: skip

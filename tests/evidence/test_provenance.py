@@ -41,7 +41,7 @@ def test_the_digest_follows_names_and_bytes(tmp_path):
 def test_a_real_claim_uses_the_decoder_but_not_the_command_line():
     found = sources(ROOT / "claims" / "ngrpo.py")
     assert PACKAGE / "policies" / "language" / "decode.c" in found and PACKAGE / "catalogue.py" in found
-    assert PACKAGE / "cli.py" not in found
+    assert PACKAGE / "cli" / "app.py" not in found
 
 
 def test_commit_and_machine(tmp_path):

@@ -8,7 +8,7 @@ from anypolicy.evidence import compare
 from anypolicy.evidence.compare import compare_runs
 from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.stats import Interval, bootstrap, iqm, mean_interval, probability_of_improvement, seeds_needed
-from anypolicy.studies import summarise
+from anypolicy.studies.compare import summarise
 
 RNG = np.random.default_rng(0)
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import anypolicy as ap
-from anypolicy import studies
 from anypolicy.data.readers import yaml_value
 from anypolicy.evidence.claims import run_claim
 from anypolicy.families import control, diffusion, reward_models
 from anypolicy.families import language as training
+from anypolicy.families.base import evaluate
+from anypolicy.families.language_pages import page as run_page
 from anypolicy.runs.checkpoint import Position, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.studies.inspection import inspect
@@ -99,7 +100,7 @@ RESUME: dict[str, Callable[..., Any]] = {
     "reward": reward_models.resume,
 }
 EVALUATE: dict[str, Callable[..., Any]] = {
-    "language": studies.evaluate,
+    "language": evaluate,
     "controller": control.evaluate_run,
     "diffusion": diffusion.evaluate_run,
     "reward": reward_models.evaluate,
@@ -353,7 +354,7 @@ def ledgers(draw: st.DrawFn) -> tuple[str, dict[str, bytes | None]]:
     return kind, changed
 
 
-PAGES = {"language": studies.run_page, "controller": control.page, "diffusion": diffusion.page}
+PAGES = {"language": run_page, "controller": control.page, "diffusion": diffusion.page}
 
 
 @given(ledgers())

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.errors import InputError
 from anypolicy.families.control import ControlSettings, evaluate_run, plan, resume, train_controller

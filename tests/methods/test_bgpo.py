@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory

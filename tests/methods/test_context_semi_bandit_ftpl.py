@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.errors import InputError
 from anypolicy.loops.one_sided import run
 from anypolicy.methods.exact.context_semi_bandit_ftpl import (

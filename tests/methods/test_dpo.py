@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import studies
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
 from anypolicy.families import language as training
+from anypolicy.families.base import evaluate
+from anypolicy.families.language_pages import page as run_page
+from anypolicy.families.language_pages import summary as run_summary
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
 from anypolicy.policies.language.base import Scores
 from anypolicy.policies.language.load import load_policy
@@ -192,10 +194,10 @@ def test_a_run_in_two_parts_is_the_whole_run(tmp_path):
     assert last["eval/kl"] > 0 and last["eval/pair_accuracy"] == pytest.approx(last["eval/pair_accuracy"])
     assert last == whole.evaluations()[-1]
     assert part.evaluations()[0]["eval/kl"] == pytest.approx(0, abs=1e-9)
-    page = studies.run_page(again).read_text()
+    page = run_page(again).read_text()
     assert "Divergence from the reference" in page and "Pairs in the right order" in page
-    assert "held-out pairs in the right order" in studies.run_summary(again, tmp_path)
-    assert studies.evaluate(tmp_path / "part")["eval/kl"] == last["eval/kl"]
+    assert "held-out pairs in the right order" in run_summary(again, tmp_path)
+    assert evaluate(tmp_path / "part")["eval/kl"] == last["eval/kl"]
 
 
 def test_it_learns_recorded_pairs(tmp_path):

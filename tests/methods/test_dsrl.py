@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families import control

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anypolicy import catalogue
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.errors import InputError
 from anypolicy.families.exact import solve
 from anypolicy.loops.one_sided import History, Naive, full_label_weights, run

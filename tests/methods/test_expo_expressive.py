@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families.control import ControlSettings, World, plan, resume, train_controller

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.errors import InputError
 from anypolicy.families import exact
 from anypolicy.methods.exact.horizon_free_rfe import (

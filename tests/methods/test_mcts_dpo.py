@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy import studies
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.errors import InputError
 from anypolicy.families import language as training
+from anypolicy.families.language_pages import page as run_page
 from anypolicy.methods.preference.dpo import Sigmoid
 from anypolicy.methods.preference.mcts_dpo import StepPairs, VisitSmoothed, mcts_dpo
 from anypolicy.parts.preference import soft_sigmoid
@@ -509,5 +509,5 @@ def test_a_run_in_two_parts_is_the_whole_run_and_shows_its_trees(tmp_path):
         assert trees[0] == trees[1]
         assert len(trees[0]) == 4
         assert "N " in trees[0][0]["outline"]
-    page = studies.run_page(part).read_text()
+    page = run_page(part).read_text()
     assert trees[0][0]["outline"].splitlines()[0].split("  ")[-1].strip() in page

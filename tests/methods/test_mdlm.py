@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.compose import compose
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Trajectory

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.data.demonstrations import Episode, save_episodes
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.linalg import eigh
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.errors import InputError
 from anypolicy.families import exact
 from anypolicy.methods.exact.realizability import (

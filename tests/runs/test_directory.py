@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anypolicy import studies
 from anypolicy.errors import InputError
 from anypolicy.families import language as training
+from anypolicy.families.base import evaluate
 from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import FILES, FOLDERS, RunDirectory, append_line, read_lines
 from anypolicy.runs.files import make_place
+from anypolicy.studies.compare import compare
 
 
 def test_create_open_and_refuse(tmp_path):
@@ -197,7 +198,7 @@ def test_a_file_in_the_place_of_a_folder_ends_a_run_before_its_first_step(tmp_pa
         with pytest.raises(InputError, match=f"{name}'; it is not a folder"):
             training.resume(out, steps=3, quiet=True)
         with pytest.raises(InputError, match=f"{name}'; it is not a folder"):
-            studies.evaluate(out)
+            evaluate(out)
         (out / name).unlink()
         (out / "kept").rename(out / name)
     both = {"task": "tabular-lock", "seeds": 2, "steps": 1, **settings}
@@ -206,7 +207,7 @@ def test_a_file_in_the_place_of_a_folder_ends_a_run_before_its_first_step(tmp_pa
         (study / name).parent.mkdir(parents=True)
         put(study / name)
         with pytest.raises(InputError, match="out"):
-            studies.compare(["grpo", "rloo"], out=study, **both)
+            compare(["grpo", "rloo"], out=study, **both)
 
 
 def test_where_a_file_is_to_be_written_its_folder_is_made(tmp_path):

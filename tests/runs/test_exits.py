@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from anypolicy import catalogue
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.data.records import Prompt
 from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError

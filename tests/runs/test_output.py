@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from anypolicy import studies
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.families import language as training
 from anypolicy.runs.output import Lasting, lasting_output
+from anypolicy.studies.compare import compare
 from tests.runs.test_resume import LOCK, result
 
 NAMES = ("stdout", "stderr")
@@ -57,7 +57,7 @@ def test_commands_whose_output_nobody_reads_do_all_their_work(unread, tmp_path):
 def test_the_python_api_does_so_too(unread, tmp_path):
     settings = {"task": "tabular-lock", "steps": 2, "trackers": ()}
     assert training.train("grpo", out=tmp_path / "run", **settings).rows[-1]["step"] == 2
-    assert studies.compare(["grpo", "rloo"], seeds=2, out=tmp_path / "study", **settings).arms
+    assert compare(["grpo", "rloo"], seeds=2, out=tmp_path / "study", **settings).arms
 
 
 def test_a_reward_that_prints_does_not_fail_because_nobody_reads(unread, tmp_path):

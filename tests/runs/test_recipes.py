@@ -4,15 +4,16 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 import yaml
 
-from anypolicy import studies
 from anypolicy.errors import InputError
 from anypolicy.families import control, diffusion, reward_models
 from anypolicy.families import language as training
+from anypolicy.families.base import evaluate
 from anypolicy.runs.checkpoint import Position, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import (
@@ -25,10 +26,12 @@ from anypolicy.runs.recipes import (
     rewind,
     settings_from,
 )
+from anypolicy.studies.compare import compare
 
 
 @dataclass(frozen=True)
 class Settings:
+    family: ClassVar[str] = "lock"
     task: str
     lr: float = 0.1
     steps: int = 10
@@ -104,7 +107,7 @@ def small_runs(tmp_path_factory):
 
 
 OPEN = {
-    "language": (training.resume, studies.evaluate), "control": (control.resume, control.evaluate_run),
+    "language": (training.resume, evaluate), "control": (control.resume, control.evaluate_run),
     "diffusion": (diffusion.resume, diffusion.evaluate_run),
     "reward model": (reward_models.resume, reward_models.evaluate),
 }  # fmt: skip
@@ -146,9 +149,9 @@ def test_what_is_only_seen_may_change_when_a_run_goes_on(small_runs):
 def test_a_comparison_does_not_take_runs_that_were_evaluated_otherwise(tmp_path):
     given = {"task": "tabular-lock", "steps": 1, "seeds": 2, "trackers": (), "quiet": True}
     given["out"] = tmp_path
-    studies.compare(["grpo", "rloo"], eval_prompts=4, **given)
+    compare(["grpo", "rloo"], eval_prompts=4, **given)
     with pytest.raises(InputError, match=r"other settings is there \(eval_prompts: 4 → 5\)"):
-        studies.compare(["grpo", "rloo"], eval_prompts=5, **given)
+        compare(["grpo", "rloo"], eval_prompts=5, **given)
 
 
 def test_the_ledger_is_cut_and_the_recipe_renewed(tmp_path):

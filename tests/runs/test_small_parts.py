@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.errors import InputError
 from anypolicy.runs import processor
 from anypolicy.runs.files import check_unused, disk_errors, write_text

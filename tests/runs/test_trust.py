@@ -12,17 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from anypolicy import catalogue, studies
-from anypolicy.cli import main
+from anypolicy import catalogue
+from anypolicy.cli.app import main
 from anypolicy.errors import InputError
 from anypolicy.families import control, diffusion, reward_models
 from anypolicy.families import language as training
+from anypolicy.families.base import evaluate
 from anypolicy.policies.language.load import load_policy
 from anypolicy.policies.language.reward_model import RewardModel
 from anypolicy.runs import trust
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import MAY_CHANGE, recipe_of
 from anypolicy.studies import datasets, inspection, revisions
+from anypolicy.studies.reproduce import CHECKOUT, reproduce
 from anypolicy.tasks.control.demonstrations import load_demonstrations
 from anypolicy.tasks.control.environments import load_environment
 
@@ -136,7 +138,7 @@ def attack(tmp_path: Path, kind: str, name: str, mark: Path) -> tuple[Path, Path
 def in_python(kind: str, run: Path) -> list[typing.Callable[..., object]]:
     """What a program may do with a run."""
     return {
-        "policy": [lambda: training.resume(run, quiet=True), lambda: studies.evaluate(run)],
+        "policy": [lambda: training.resume(run, quiet=True), lambda: evaluate(run)],
         "controller": [
             lambda: control.resume(run, quiet=True), lambda: control.evaluate_run(run),
             lambda: control.record(run, episodes=1, out="x.safetensors"),
@@ -344,7 +346,7 @@ def test_claims_of_the_working_directory_run_only_with_trust(tmp_path, monkeypat
     assert main(["reproduce", "mine"]) == 2
     assert REFUSED in capsys.readouterr().err
     with pytest.raises(InputError, match=REFUSED):
-        studies.reproduce("mine")
+        reproduce("mine")
     assert not mark.exists()
     assert main(["reproduce", "mine", "--trust"]) == 0
     trust.ALLOWED.clear()
@@ -360,13 +362,13 @@ def test_workers_honour_what_their_parent_was_told(tmp_path, monkeypatch, mark):
     (tmp_path / "home").touch()  # nothing can be remembered
     monkeypatch.chdir(tmp_path)
     claim(tmp_path / "claims", mark)
-    assert studies.reproduce("mine", workers=2, trust=True).verdict == "confirmed"
+    assert reproduce("mine", workers=2, trust=True).verdict == "confirmed"
 
 
 def test_the_claims_of_the_checkout_are_our_own(monkeypatch):
-    monkeypatch.setattr(studies, "run_claim", lambda path, *, trust, **_: trust)
-    monkeypatch.chdir(studies.CHECKOUT)
-    assert studies.reproduce("ngrpo") is True
+    monkeypatch.setattr("anypolicy.studies.reproduce.run_claim", lambda path, *, trust, **_: trust)
+    monkeypatch.chdir(CHECKOUT)
+    assert reproduce("ngrpo") is True
 
 
 # --- data and environments -------------------------------------------------------------------------------------------
@@ -430,7 +432,7 @@ def test_code_and_commands_run_only_where_they_are_known_to(path):
         if name in PLACES and owner in OWNERS.get(name, (owner,)):
             assert where.startswith(tuple(PLACES[name])), f"{where}:{node.lineno}: {name}"
         if name == "settings_from":
-            assert ast.unparse(node.args[0]) in {k.__name__ for k in RECIPES.values()}, f"{where}:{node.lineno}"
+            assert (where, ast.unparse(node.args[0])) == ("families/base.py", "self.settings"), f"{where}:{node.lineno}"
             assert {k.arg for k in node.keywords} == {"trust"}
         if name == "from_pretrained" and (owner.startswith("Auto") or owner in ("kind", "tokenizer")):
             [value] = [ast.unparse(k.value) for k in node.keywords if k.arg == "trust_remote_code"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.errors import InputError
 from anypolicy.families import control
 from anypolicy.tasks.control import pointmaze_sparse

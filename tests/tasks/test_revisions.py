@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anypolicy.cli import main
+from anypolicy.cli.app import main
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.families import language as training

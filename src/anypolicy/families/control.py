@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -20,10 +20,11 @@ from anypolicy.data.readers import read_tensors
 from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import EnvironmentFailed, Environments
-from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
+from anypolicy.errors import InputError, check_numbers, checked, settled
 from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Text, write_report
+from anypolicy.families.base import Family
 from anypolicy.learners.base import Learner, load_modules, observing, prepare, tell_budget, weights_of
 from anypolicy.learners.recipe import (
     OfflineRecipe,
@@ -52,7 +53,6 @@ from anypolicy.runs.recipes import (
     put_back,
     recipe_of,
     rewind,
-    settings_from,
     stated,
 )
 from anypolicy.runs.seeds import generator, number
@@ -71,6 +71,8 @@ STRIDE = 1000
 @dataclass(frozen=True)
 class ControlSettings:
     """What training a controller needs beside its method."""
+
+    family: ClassVar[str] = "control"
 
     task: str
     """gym/ID of Gymnasium (settings follow as :key=value,…) or a test-bed"""
@@ -263,15 +265,6 @@ def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor],
     return replay
 
 
-@checked
-def train_controller(
-    method: str, *, task: str, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
-) -> ControlRun:
-    """Train a controller and return the run; the further settings are the fields of `ControlSettings`."""
-    check_names(ControlSettings, settings, "it")
-    return start(plan(method, ControlSettings(task, **settings), knobs), quiet=quiet)
-
-
 def several(method: str, *, task: str, seeds: Sequence[int], knobs: dict[str, Any] | None = None) -> SeedsLoop:
     """A run of the method for each seed, all in this process and together: `.run(steps)` trains them, `.loops[i]` is
     that of the i-th seed. For small networks, whose update is mostly overhead."""
@@ -279,47 +272,9 @@ def several(method: str, *, task: str, seeds: Sequence[int], knobs: dict[str, An
     return SeedsLoop([x for x in loops if isinstance(x, OffPolicyLoop)])
 
 
-def start(p: ControlPlan, *, quiet: bool = False) -> ControlRun:
-    """Run a plan from step 0 in a new directory."""
-    name = f"{p.method}-{p.settings.task}-{p.settings.seed}".replace("/", "-").replace(":", "-")
-    out = Path(p.settings.out or Path("runs") / name)
-    RunDirectory.check_free(out)
-    world = World(p)
-    p.tell(quiet=quiet)
-    with RunDirectory.create(out, p.written()) as run:
-        return go(p, run, world, quiet=quiet)
-
-
-@checked
-def is_control_run(path: str | Path) -> bool:
-    """Whether a run directory is that of a controller."""
-    with RunDirectory.open(path, lock=False) as run:
-        return "eval_episodes" in run.recipe()
-
-
-def plan_from(written: dict[str, Any], *, trust: bool = False) -> ControlPlan:
-    """The plan that a recipe.yaml describes."""
-    alone = {k: v for k, v in written.items() if k != "apart"}
-    method, knobs, settings = settings_from(ControlSettings, alone, trust=trust)
-    return plan(method, settings, knobs)
-
-
-@checked
-def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> ControlRun:
-    """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
-    and the user has not run before (here, and where a run is evaluated or recorded)."""
-    with RunDirectory.open(path) as run:
-        written = dict(stated(run))
-        if "apart" in written:
-            raise InputError("run", str(path), "actor and learner stood apart: such a run cannot be resumed")
-        if steps is not None:
-            written["steps"] = steps
-        p = plan_from(written, trust=trust)
-        return go(p, run, World(p), quiet=quiet)
-
-
 def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> ControlRun:
     """The run itself; what was learnt, and the replay, are saved also when an environment fails in the middle."""
+    p.tell(quiet=quiet)
     s, began, loop = p.settings, time.monotonic(), world.loop
     first = restore(p, run, world)
     world.begin(fresh=first.step == 0)
@@ -504,3 +459,15 @@ def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
     except RuntimeError as error:
         raise InputError("policy", str(folder), f"its weights are not those of its config.json ({error})") from error
     return learner, task
+
+
+FAMILY = Family(
+    "control", "controller", ControlSettings, plan, lambda p: f"{p.method}-{p.settings.task}-{p.settings.seed}",
+    lambda p: (p, World(p)), go, evaluate_run, explain, summary, page,
+)  # fmt: skip
+train_controller, start, resume, plan_from = (
+    checked(FAMILY.train),
+    FAMILY.start,
+    checked(FAMILY.resume),
+    FAMILY.plan_from,
+)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from anypolicy import catalogue
 from anypolicy.compose import build
-from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
+from anypolicy.errors import InputError, check_numbers, checked, settled
 from anypolicy.evaluation.diffusion import judged
 from anypolicy.evidence.pictures import grid, scatter
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Picture, Table, Text, write_report
+from anypolicy.families.base import Family
 from anypolicy.learners.base import load_modules
 from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
 from anypolicy.policies.diffusion.denoisers import DiffusionModel
@@ -34,7 +35,6 @@ from anypolicy.runs.recipes import (
     put_back,
     recipe_of,
     rewind,
-    settings_from,
     stated,
 )
 from anypolicy.runs.trackers import check_trackers
@@ -49,6 +49,8 @@ STRIDE = 10
 @dataclass(frozen=True)
 class DiffusionSettings:
     """What training a diffusion model needs beside its method."""
+
+    family: ClassVar[str] = "diffusion"
 
     task: str
     """digits, photos, ring8 (settings follow as :key=value,…), or a folder of images with metadata.jsonl"""
@@ -189,47 +191,6 @@ def fits(model: DiffusionModel, p: DiffusionPlan) -> None:
         model.condition([label])
 
 
-@checked
-def train_diffusion(
-    method: str, *, task: str, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
-) -> DiffusionRun:
-    """Train a diffusion model and return the run; the further settings are the fields of `DiffusionSettings`."""
-    check_names(DiffusionSettings, settings, "it")
-    return start(plan(method, DiffusionSettings(task, **settings), knobs), quiet=quiet)
-
-
-def start(p: DiffusionPlan, *, quiet: bool = False) -> DiffusionRun:
-    """Run a plan from step 0 in a new directory."""
-    name = f"{p.method}-{Path(p.settings.task).name}-{p.settings.seed}".replace(":", "-")
-    out = Path(p.settings.out or Path("runs") / name)
-    RunDirectory.check_free(out)
-    model = model_of(p)
-    with RunDirectory.create(out, p.written()) as run:
-        return go(p, run, model, quiet=quiet)
-
-
-@checked
-def is_diffusion_run(path: str | Path) -> bool:
-    """Whether a run directory is that of a diffusion model."""
-    with RunDirectory.open(path, lock=False) as run:
-        return "eval_samples" in run.recipe()
-
-
-def plan_from(written: dict[str, Any], *, trust: bool = False) -> DiffusionPlan:
-    """The plan that a recipe.yaml describes."""
-    method, knobs, settings = settings_from(DiffusionSettings, written, trust=trust)
-    return plan(method, settings, knobs)
-
-
-@checked
-def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> DiffusionRun:
-    """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
-    and the user has not run before (here, and where a run is evaluated)."""
-    with RunDirectory.open(path) as run:
-        p = plan_from(stated(run) | ({} if steps is None else {"steps": steps}), trust=trust)
-        return go(p, run, model_of(p), quiet=quiet)
-
-
 def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: bool) -> DiffusionRun:
     """The run itself."""
     s, began = p.settings, time.monotonic()
@@ -344,3 +305,16 @@ def page(run: DiffusionRun) -> Path:
 def load_diffusion(folder: str | Path) -> DiffusionModel:
     """The model of a run's policy/ folder, or a pipeline, ready to sample (`policies.denoisers.samples_of`)."""
     return load_model(folder)
+
+
+FAMILY = Family(
+    "diffusion", "diffusion-model", DiffusionSettings, plan,
+    lambda p: f"{p.method}-{Path(p.settings.task).name}-{p.settings.seed}", lambda p: (p, model_of(p)), go,
+    evaluate_run, explain, summary, page,
+)  # fmt: skip
+train_diffusion, start, resume, plan_from = (
+    checked(FAMILY.train),
+    FAMILY.start,
+    checked(FAMILY.resume),
+    FAMILY.plan_from,
+)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import isfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.denoising import schedule
 from anypolicy.engines.of_policy import engine_for
-from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
+from anypolicy.errors import InputError, check_numbers, checked, settled
 from anypolicy.evaluation.language import evaluate
 from anypolicy.evaluation.reference import beside_reference
+from anypolicy.families.base import Family
+from anypolicy.families.language_pages import explain, page, summary
 from anypolicy.loops.describe import outlined
 from anypolicy.loops.group import GroupLoop
 from anypolicy.policies.language.base import Denoises, Policy
@@ -32,7 +34,15 @@ from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, choose_threads, use_products
-from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from, stated
+from anypolicy.runs.recipes import (
+    checkpoint_of,
+    keep,
+    made_checkpoint,
+    put_back,
+    recipe_of,
+    rewind,
+    stated,
+)
 from anypolicy.runs.stop import Pause
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.runs.trust import allow, load_module
@@ -50,6 +60,8 @@ RewardFunction = Callable[[Prompt, list[str]], Sequence[float]]
 @dataclass(frozen=True)
 class Settings:
     """What a run needs beside its method. Empty ones take what the task, the policy or the method suggests."""
+
+    family: ClassVar[str] = "language"
 
     task: str
     """reasoning-gym/NAME, hf/DATA SET, a .jsonl file or a testbed (tiny-add, …); settings follow as name:key=value,…"""
@@ -289,47 +301,6 @@ def group_loop(p: Plan, world: World) -> GroupLoop:
     )  # fmt: skip
 
 
-@checked
-def train(
-    method: str, *, task: str, knobs: dict[str, dict[str, Any]] | None = None, quiet: bool = False, **settings: Any
-) -> Run:
-    """Train a policy and return the run.
-
-    `method` is a name or a composition ("grpo+ngrpo.advantage"); `knobs` are settings of the methods themselves, by
-    slug; the rest are the fields of `Settings`. Raises InputError before any work for what cannot be used.
-    """
-    check_names(Settings, settings, "train")
-    return start(plan(method, Settings(task, **settings), knobs), quiet=quiet)
-
-
-def start(p: Plan, *, quiet: bool = False) -> Run:
-    """Run a plan from step 0 in a new directory."""
-    name = f"{p.composition.spec}-{p.settings.task}-{p.settings.seed}".replace("/", "-").replace(":", "-")
-    out = Path(p.settings.out or Path("runs") / name)
-    RunDirectory.check_free(out)
-    loop = group_loop(p, world_of(p))
-    with RunDirectory.create(out, p.written()) as run:
-        return go(p, run, loop, quiet=quiet)
-
-
-@checked
-def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> Run:
-    """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
-    and the user has not run before."""
-    with RunDirectory.open(path) as run:
-        written = dict(stated(run))
-        if steps is not None:
-            written["steps"] = steps
-        p = plan_from(written, trust=trust)
-        return go(p, run, group_loop(p, world_of(p)), quiet=quiet)
-
-
-def plan_from(written: dict[str, Any], *, trust: bool = False) -> Plan:
-    """The plan that a recipe.yaml describes."""
-    method, knobs, settings = settings_from(Settings, written, trust=trust)
-    return plan(method, settings, knobs)
-
-
 def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
     """The run itself, and the policy it ends with."""
     s, began = p.settings, time.monotonic()
@@ -394,3 +365,34 @@ def fit(
     )  # fmt: skip
     for _ in range(steps):
         yield loop.step(), policy
+
+
+@checked
+def evaluate_run(
+    path: str | Path, *, prompts: int | None = None, temperature: float = 0.0, trust: bool = False
+) -> dict[str, float]:
+    """Held-out accuracy of a run's newest checkpoint, with its interval; `trust` runs code that its recipe names and
+    the user has not run before. Writes samples/eval.jsonl."""
+    with RunDirectory.open(path, lock=False) as run:
+        p = FAMILY.plan_from(stated(run), trust=trust)
+        world = world_of(p)
+        loop = group_loop(p, world)
+        saved = made_checkpoint(run, p.written())
+        with put_back(saved, loop.state()) as (state, tensors):
+            loop.restore(state, tensors["optimiser"])
+        log, samples = held_out(p, loop, prompts, temperature)
+        run.write_samples("eval", samples)
+        return log
+
+
+def prepared(p: Plan) -> tuple[Plan, GroupLoop]:
+    """The loop at step 0, and the plan with the prompts that it holds."""
+    loop = group_loop(p, world_of(p))
+    return p, loop
+
+
+FAMILY = Family(
+    "language", "policy", Settings, plan, lambda p: f"{p.composition.spec}-{p.settings.task}-{p.settings.seed}",
+    prepared, go, evaluate_run, explain, summary, page, composes=True,
+)  # fmt: skip
+train, start, resume, plan_from = checked(FAMILY.train), FAMILY.start, checked(FAMILY.resume), FAMILY.plan_from

@@ -6,14 +6,17 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from anypolicy import catalogue
 from anypolicy.compose import build
 from anypolicy.data.preferences import Preference
-from anypolicy.errors import InputError, check_names, check_numbers, checked, settled
+from anypolicy.errors import InputError, check_numbers, checked, settled
+from anypolicy.evidence.plots import Curve, learning_curves, over
+from anypolicy.evidence.report import Block, Figure, Table, Text, write_report
+from anypolicy.families.base import Family
 from anypolicy.families.language import suggestions
 from anypolicy.loops.reward_model import PreferenceLoop, PreferenceRecipe, calibrate, evaluate_pairs, fit_pairs
 from anypolicy.policies.language.causal_lm import CausalLM
@@ -24,7 +27,7 @@ from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder
 from anypolicy.runs.processor import choose_threads
-from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, settings_from, stated
+from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, stated
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.runs.trust import allow
 from anypolicy.stages.lengths import Long
@@ -38,6 +41,8 @@ MOST = 10**6
 @dataclass(frozen=True)
 class RewardSettings:
     """What training a reward model needs beside its method."""
+
+    family: ClassVar[str] = "reward-model"
 
     pairs: str
     """.jsonl file with prompt, chosen and rejected in every line (and margin, where the loss uses it)"""
@@ -162,46 +167,14 @@ def train_reward_model(
     method: str, *, pairs: str | Path, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any
 ) -> RewardRun:
     """Train a reward model on pairs and return the run; the further settings are the fields of `RewardSettings`."""
-    check_names(RewardSettings, settings, "it")
-    return start(plan(method, RewardSettings(str(pairs), **settings), knobs), quiet=quiet)
-
-
-def start(p: RewardPlan, *, quiet: bool = False) -> RewardRun:
-    """Run a plan from step 0 in a new directory."""
-    out = Path(p.settings.out or Path("runs") / f"{p.method}-{Path(p.settings.pairs).stem}-{p.settings.seed}")
-    RunDirectory.check_free(out)
-    p, loop = loop_of(p)
-    with RunDirectory.create(out, p.written()) as run:
-        return go(p, run, loop, quiet=quiet)
-
-
-@checked
-def is_reward_run(path: str | Path) -> bool:
-    """Whether a run directory is that of a reward model."""
-    with RunDirectory.open(path, lock=False) as run:
-        return "pairs" in run.recipe()
-
-
-def plan_from(written: dict[str, Any], *, trust: bool = False) -> RewardPlan:
-    """The plan that a recipe.yaml describes."""
-    method, knobs, settings = settings_from(RewardSettings, written, trust=trust)
-    return plan(method, settings, knobs)
-
-
-@checked
-def resume(path: str | Path, *, quiet: bool = False, trust: bool = False) -> RewardRun:
-    """Go on with a run as if it had never stopped; `trust` runs code that its recipe names and the user has not run
-    before (here, and where a run is evaluated)."""
-    with RunDirectory.open(path) as run:
-        p, loop = loop_of(plan_from(stated(run), trust=trust))
-        return go(p, run, loop, quiet=quiet)
+    return FAMILY.train(method, pairs=str(pairs), knobs=knobs, quiet=quiet, **settings)
 
 
 @checked
 def evaluate(path: str | Path, *, trust: bool = False) -> dict[str, float]:
     """Held-out accuracy of a finished run's model."""
     with RunDirectory.open(path, lock=False) as run:
-        p = plan_from(stated(run), trust=trust)
+        p = FAMILY.plan_from(stated(run), trust=trust)
         if not (run.path / FOLDER).is_dir():
             raise InputError("run", str(path), "it has no reward model yet: go on with `anypolicy resume`")
         model = RewardModel.load(run.path, dtype=p.settings.dtype or "float32")
@@ -233,3 +206,43 @@ def restore(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop) -> Position:
         with put_back(saved, loop.state()) as (state, tensors):
             loop.restore(state, tensors["optimiser"])
     return rewind(run, saved, p.written(), p.steps)
+
+
+def explain(p: RewardPlan) -> str:
+    """What a run would do, without starting it."""
+    s = p.settings
+    shown = [f"  {k:<14} {v}" for k, v in vars(p.recipe).items()]
+    return "\n".join([
+        f"{p.method} on {s.pairs}: {len(p.train)} pairs, {len(p.heldout)} held out", f"starts from {s.policy}", "",
+        *shown, "", f"  the run: {p.steps:,} steps ({s.epochs:g} passes), evaluated every {s.eval_every:,}",
+    ])  # fmt: skip
+
+
+def summary(run: RewardRun, where: Path) -> str:
+    """Before → after, and what to do with it."""
+    return f"{run}\nreport {where}   ({run.seconds:.0f} s)"
+
+
+def page(run: RewardRun) -> Path:
+    """report.html of a finished run: accuracy and loss."""
+    where, evaluations = run.path / "report.html", [r for r in run.rows if r.get("event") == "eval"]
+    rows = [r for r in run.rows if "event" not in r]
+    blocks: list[Block] = [Text(str(run).splitlines())]
+    for name, these in (("eval/accuracy", evaluations), ("loss", rows)):
+        known = [r for r in these if name in r]
+        if known:
+            curve = Curve(
+                "held out" if these is evaluations else "pairs", [r["step"] for r in known], [over(known, name)]
+            )
+            blocks.append(Figure(name, learning_curves([curve], y=name)))
+    with RunDirectory.open(run.path, lock=False) as folder:
+        blocks.append(Table("Recipe", ["setting", "value"], list(folder.recipe().items())))
+    return write_report(where, run.path.name, blocks)
+
+
+FAMILY = Family(
+    "reward-model", "reward-model", RewardSettings, plan,
+    lambda p: f"{p.method}-{Path(p.settings.pairs).stem}-{p.settings.seed}", loop_of, go, evaluate, explain, summary,
+    page,
+)  # fmt: skip
+start, resume, plan_from = FAMILY.start, checked(FAMILY.resume), FAMILY.plan_from

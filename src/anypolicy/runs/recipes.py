@@ -27,10 +27,11 @@ S = TypeVar("S")
 
 def recipe_of(method: str, knobs: dict[str, Any], settings: Any) -> dict[str, Any]:
     """A method, its settings and those of the run as the plain values of recipe.yaml, enough to run again: all but
-    `out`, paths as text; with the digests of the files that the data are in."""
+    `out`, paths as text; with its family, and the digests of the files that the data are in."""
     own = {k: plain(v) for k, v in asdict(settings).items() if k != "out"}
     digests = digests_of(own)
-    return {"method": method, "knobs": plain(knobs)} | own | ({"digests": digests} if digests else {})
+    head = {"family": type(settings).family, "method": method, "knobs": plain(knobs)}
+    return head | own | ({"digests": digests} if digests else {})
 
 
 def plain(value: Any) -> Any:
@@ -46,6 +47,8 @@ def settings_from(kind: type[S], written: dict[str, Any], *, trust: bool = False
     """The inverse of `recipe_of`. Code that the recipe names is refused where the user has not run it before, or
     allowed with `trust`. Raises InputError also where a data file is not what its digest says."""
     values = dict(written)
+    if (name := values.pop("family", None)) != kind.family:  # type: ignore[attr-defined]
+        raise InputError("recipe.yaml: family", name, f"this is no run of the {kind.family} family")  # type: ignore
     digests = values.pop("digests", {})
     values.pop("prompts_changed", None)
     plain = dict(values)

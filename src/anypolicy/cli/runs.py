@@ -1,0 +1,251 @@
+"""Commands about runs: train, resume, look, compare."""
+
+import webbrowser
+from collections.abc import Callable
+from os.path import isfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from anypolicy.cli.options import changed, settings_dict
+from anypolicy.errors import InputError
+from anypolicy.runs.strict_json import json_text
+
+
+def finish(family: Any, run: Any, quiet: bool) -> None:
+    """Report of a finished run, on the screen and as a page."""
+    where = family.page(run)
+    if not quiet:
+        print(family.summary(run, where))
+
+
+def train_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def train(
+        method: Positional[str],
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        quiet: bool = False,
+    ) -> None:
+        """Train a policy.
+
+        METHOD is a name or a composition: a+b takes what b changes, a+b.stage takes one stage.
+
+          anypolicy train grpo --task tabular-lock --steps 50
+          anypolicy train ngrpo+vade --task reasoning-gym/chain_sum --policy smollm2-135m
+          anypolicy train grpo+ngrpo.advantage --task tiny-add --ngrpo.virtual-reward 1.0 --lr 3e-4
+          anypolicy train grpo --task prompts.jsonl:verifier=numeric --policy path/to/model --dtype bfloat16
+          anypolicy train sac --task gym/Pendulum-v1 --steps 20000
+          anypolicy train seppo --task digits
+        """
+        from anypolicy.families.base import family_of
+
+        family = family_of(method)
+        p = family.plan(method, settings, family.own(method, changed(knobs)))
+        finish(family, family.start(p, quiet=quiet), quiet)
+
+    return train
+
+
+def train_apart_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def train_apart(
+        method: Positional[str],
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        iterations: int = 10_000,
+        send_every: int = 30,
+        publish_every: int = 30,
+        hertz: float | None = None,
+        quiet: bool = False,
+    ) -> None:
+        """Train a controller in two processes, one that acts and one that learns; neither waits for the other.
+
+          anypolicy train-apart serl --task wall --iterations 2000
+          anypolicy train-apart rlpd --task fetchreach-sparse --demos scripted:episodes=20 --hertz 10
+
+        Such a run depends on the machine's pace: it is not the same bits twice and cannot be resumed. It keeps its
+        policy for `anypolicy eval` and `record`.
+
+        Args:
+            method: an off-policy method
+            iterations: of the learner; the actor takes as many steps as it can meanwhile
+            send_every: actor steps between two sendings of transitions
+            publish_every: learner iterations between two publications of weights
+            hertz: steps a second of the actor; default as many as it can
+            quiet: no progress
+        """
+        from anypolicy.families.actor_and_learner import Pace, train_apart
+        from anypolicy.families.control import ControlSettings
+
+        if not isinstance(settings, ControlSettings):
+            raise InputError("method", method, "actor and learner stand apart for off-policy controllers")
+        given, own = settings_dict(settings), next(iter(changed(knobs).values()), {})
+        task = given.pop("task")
+        named = f"apart-{method}-{task}-{given['seed']}".replace("/", "-").replace(":", "-")
+        out = given.pop("out") or Path("runs") / named
+        pace = Pace(send_every, publish_every, hertz)
+        run = train_apart(method, task=task, iterations=iterations, knobs=own, pace=pace, quiet=quiet, out=out, **given)
+        print(
+            f"{run.steps:,} environment steps, return {run.evaluation['eval/return']:.1f}\nnext: anypolicy eval {out}"
+        )
+
+    return train_apart
+
+
+def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False, trust: bool = False) -> None:
+    """Go on with a run that stopped, to the same numbers as if it had not.
+
+      anypolicy resume runs/ngrpo-tiny-add-0
+      anypolicy resume runs/ngrpo-tiny-add-0 --steps 400
+
+    Args:
+        run: the run directory
+        steps: make the run this long in all
+        quiet: no progress
+        trust: run code that the run's recipe names, though you have not run it before
+    """
+    from anypolicy.families.base import family_of_run
+
+    family = family_of_run(run)
+    finish(family, family.resume(run, steps=steps, quiet=quiet, trust=trust), quiet)
+
+
+def evaluate(
+    run: Positional[Path], prompts: int | None = None, temperature: float = 0.0, episodes: int | None = None,
+    video: Path | None = None, samples: int | None = None, trust: bool = False,
+) -> None:  # fmt: skip
+    """Evaluate a run's newest checkpoint: on held-out prompts, in fresh episodes, or by samples.
+
+      anypolicy eval runs/ngrpo-tiny-add-0
+      anypolicy eval runs/ngrpo-tiny-add-0 --prompts 500 --temperature 1
+      anypolicy eval runs/sac-gym-Pendulum-v1-0 --episodes 20 --video pendulum.mp4
+
+    Args:
+        run: the run directory
+        prompts: how many held-out prompts
+        temperature: 0 is greedy
+        episodes: of a controller: how many episodes
+        video: of a controller: film the first episode into this .mp4 or .gif file
+        samples: of a diffusion model: how many
+        trust: run code that the run's recipe names, though you have not run it before
+    """
+    from anypolicy.families import base
+
+    options = {"prompts": prompts, "temperature": temperature or None, "episodes": episodes, "video": video,
+               "samples": samples}  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    print(json_text(base.evaluate(run, trust=trust, **given), indent=2))
+
+
+def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = False, trust: bool = False) -> None:
+    """Write what a trained controller does as demonstrations for other methods (--demos).
+
+      anypolicy record runs/sac-gym-Pendulum-v1-0 --episodes 40 --out pendulum.safetensors
+      anypolicy record runs/sac-gym-Pendulum-v1-0 --out minari:pendulum/sac-v0
+
+    Args:
+        run: the run directory
+        out: a .safetensors file, or minari:NAME for a Minari data set
+        episodes: how many
+        explore: act as while learning instead of as evaluated
+        trust: run code that the run's recipe names, though you have not run it before
+    """
+    from anypolicy.families import control
+
+    print(f"{control.record(run, episodes=episodes, out=out, explore=explore, trust=trust)} steps in {out}")
+
+
+def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def compare(
+        methods: Positional[tuple[str, ...]],
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        seeds: int = 5,
+        metric: str | None = None,
+        workers: int = 1,
+        equal_kl: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        """Train methods with the same seeds and judge the difference.
+
+          anypolicy compare grpo ngrpo --task tabular-lock --seeds 5
+          anypolicy compare grpo sapo gspo --task tiny-add --steps 200 --seeds 8 --workers 2 --metric eval/accuracy
+
+        Args:
+            methods: names or compositions
+            settings: of every run
+            knobs: of the methods
+            seeds: runs of each method, with the same seeds in all
+            metric: a name of the evaluation rows, e.g. eval/accuracy or probe/success
+            workers: processes; give each run --threads 1 when using several
+            equal_kl: judge runs at the largest divergence from the reference that all of them reached
+            quiet: no progress
+        """
+        from anypolicy.studies import compare as study_of
+
+        given = settings_dict(settings)
+        if given.pop("seed"):
+            raise InputError("seed", settings.seed, "compare uses seeds 0, 1, …: set --seeds N")  # type: ignore[attr-defined]
+        task = given.pop("task")
+        out = given.pop("out")
+        study = study_of.compare(
+            list(methods), task=task, seeds=seeds, out=out, metric=metric, knobs=changed(knobs), workers=workers,
+            quiet=quiet, equal_kl=equal_kl, **given,
+        )  # fmt: skip
+        print(study)
+
+    return compare
+
+
+def explain_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def explain(
+        method: Positional[str],
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+    ) -> None:
+        """Say what a run would do, stage by stage, without starting it.
+
+        anypolicy explain ngrpo+vade --task tiny-add
+        anypolicy explain sac --task gym/Hopper-v5
+        """
+        from anypolicy.families.base import family_of
+
+        family = family_of(method)
+        print(family.explain(family.plan(method, settings, family.own(method, changed(knobs)))))
+
+    return explain
+
+
+def open_page(path: Positional[Path]) -> None:
+    """Open the report of a run or comparison in the browser.
+
+      anypolicy open runs/ngrpo-tiny-add-0
+
+    Args:
+        path: run or comparison directory
+    """
+    page = path / "report.html"
+    if not isfile(page):
+        raise InputError("path", str(path), "it has no report.html: finish the run with `anypolicy resume`")
+    webbrowser.open(page.resolve().as_uri())
+    print(page)
+
+
+def reward_model_command(Knobs: type, Settings: type) -> Callable[..., None]:
+    def reward_model(
+        method: Positional[str],
+        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        quiet: bool = False,
+    ) -> None:
+        """Train a reward model on preference pairs.
+
+        anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
+        """
+        from anypolicy.families.reward_models import FAMILY
+
+        run = FAMILY.start(FAMILY.plan(method, settings, FAMILY.own(method, changed(knobs))), quiet=quiet)
+        finish(FAMILY, run, quiet)
+
+    return reward_model

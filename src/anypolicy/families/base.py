@@ -1,0 +1,214 @@
+"""A family: what is common to all methods that train one kind of thing, as one object.
+
+Its file says how a run is planned, prepared, run and judged; starting, resuming and finding the family of a run are
+here, once for all. `FAMILIES` names those of this package; others enter by `register`, from a method file or an
+`anypolicy.families` entry point.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from anypolicy import catalogue
+from anypolicy.errors import RAISED, InputError, check_names, checked
+from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.recipes import settings_from, stated
+
+
+class Plan(Protocol):
+    """A run, resolved and checked, not begun."""
+
+    @property
+    def settings(self) -> Any: ...
+
+    def written(self) -> dict[str, Any]:
+        """The recipe as plain values, enough to run again."""
+        ...
+
+
+class Ended(Protocol):
+    """A run that has ended: its directory, and the rows of its ledger."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    seconds: float
+
+
+P = TypeVar("P", bound=Plan)
+R = TypeVar("R", bound=Ended)
+
+
+@dataclass(frozen=True)
+class Family(Generic[P, R]):
+    """One kind of training."""
+
+    name: str
+    """as recipes have it"""
+    trains: str
+    """what its methods train, as the catalogue has it"""
+    settings: type
+    """the dataclass of a run's settings; its first field names the data"""
+    plan: Callable[[str, Any, dict[str, Any] | None], P]
+    """(method, settings, knobs): names and defaults resolved; every error that can be known now is raised now"""
+    folder: Callable[[P], str]
+    """name of a run's directory under runs/, where `out` is not given"""
+    begin: Callable[[P], tuple[P, Any]]
+    """what a run needs, made before its directory: the plan (which may know more then) and the loop's world"""
+    go: Callable[..., R]
+    """(plan, run directory, world, quiet): the run itself, from its newest checkpoint on"""
+    evaluate: Callable[..., dict[str, float]]
+    """(path, *, trust, …): of the newest checkpoint; its other keywords are what `anypolicy eval` may set"""
+    explain: Callable[[P], str]
+    """what a run would do, without starting it"""
+    summary: Callable[[R, Path], str]
+    """a finished run on the screen; the path is that of its page"""
+    page: Callable[[R], Path]
+    """writes report.html of a finished run"""
+    composes: bool = False
+    """methods compose (a+b.stage); the knobs of a plan are then by method"""
+
+    def train(self, method: str, *, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any) -> R:
+        """Train by a method and return the run; `settings` are the fields of the family's settings."""
+        return self.start(self.planned(method, settings, knobs), quiet=quiet)
+
+    def planned(self, method: str, settings: Mapping[str, Any], knobs: dict[str, Any] | None = None) -> P:
+        """The plan of a method with settings by name. `knobs` are the method's own, or by method."""
+        check_names(self.settings, settings, f"a run of the {self.name} family")
+        return self.plan(method, self.settings(**settings), self.own(method, knobs or {}))
+
+    def own(self, method: str, knobs: dict[str, Any]) -> dict[str, Any]:
+        """Knobs as `plan` takes them."""
+        by_method = all(isinstance(v, dict) for v in knobs.values())
+        if self.composes:
+            return knobs if by_method else {method: knobs}
+        return knobs[method] if by_method and set(knobs) == {method} else knobs
+
+    def start(self, p: P, *, quiet: bool = False) -> R:
+        """Run a plan from step 0 in a new directory."""
+        name = self.folder(p).replace("/", "-").replace(":", "-")
+        out = Path(p.settings.out or Path("runs") / name)
+        RunDirectory.check_free(out)
+        p, world = self.begin(p)
+        with RunDirectory.create(out, p.written()) as run:
+            return self.go(p, run, world, quiet=quiet)
+
+    def plan_from(self, written: dict[str, Any], *, trust: bool = False) -> P:
+        """The plan that a recipe.yaml describes."""
+        method, knobs, settings = settings_from(self.settings, written, trust=trust)
+        return self.plan(method, settings, knobs)
+
+    def resume(
+        self, path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False
+    ) -> R:  # fmt: skip
+        """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
+        and the user has not run before (here, and where a run is evaluated)."""
+        with RunDirectory.open(path) as run:
+            written = dict(stated(run))
+            if "apart" in written:
+                raise InputError("run", str(path), "actor and learner stood apart: such a run cannot be resumed")
+            if steps is not None and "steps" not in written:
+                raise InputError(
+                    "steps", steps, f"a run of the {self.name} family has no number of steps: leave it out"
+                )
+            p, world = self.begin(self.plan_from(written | ({} if steps is None else {"steps": steps}), trust=trust))
+            return self.go(p, run, world, quiet=quiet)
+
+
+FAMILIES = ("language", "control", "diffusion", "reward_models")
+"""Modules of this package, each with a `FAMILY`."""
+REGISTERED: dict[str, Family[Any, Any]] = {}
+
+
+def register(family: Family[Any, Any]) -> None:
+    """Enter a family; its name is its own."""
+    if (known := REGISTERED.get(family.name)) is not None and known != family:
+        raise InputError("family", family.name, "there is one of this name: choose another")
+    REGISTERED[family.name] = family
+
+
+def families() -> dict[str, Family[Any, Any]]:
+    """All families by name."""
+    own = [importlib.import_module(f"anypolicy.families.{name}").FAMILY for name in FAMILIES]
+    for entry in importlib.metadata.entry_points(group="anypolicy.families"):
+        try:
+            register(entry.load())
+        except RAISED as error:
+            told = f"{type(error).__name__}: {error}"
+            raise InputError("entry point", entry.value, f"it is no family ({told}): mend or remove it") from error
+    return {f.name: f for f in own} | REGISTERED
+
+
+def family_of(method: str) -> Family[Any, Any]:
+    """The family of a method, or of a composition."""
+    known = catalogue.methods(None).get(method)
+    trains = known.trains if known else "policy"
+    found = next((f for f in families().values() if f.trains == trains), None)
+    if found is None:
+        raise InputError("method", method, f"it trains no {trains} in runs: use `anypolicy solve {method}`")
+    return found
+
+
+@checked
+def family_of_run(path: str | Path) -> Family[Any, Any]:
+    """The family that a run's recipe names."""
+    with RunDirectory.open(path, lock=False) as run:
+        name = run.recipe().get("family")
+    known = families()
+    if not isinstance(name, str) or name not in known:
+        told = f"use one of {', '.join(known)} (a run of before families had names says none)"
+        raise InputError("recipe.yaml: family", name, told, choices=known)
+    return known[name]
+
+
+# --- the Python interface: one of each for all families --------------------------------------------------------------
+@checked
+def train(method: str, *, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any) -> Any:
+    """Train by a method, whatever it trains, and return the run.
+
+    `method` is a name, or of language models a composition ("grpo+ngrpo.advantage"); `knobs` are settings of the
+    methods themselves, by method where there are several; the rest are the fields of the family's settings, such as
+    `task`. Raises InputError before any work for what cannot be used.
+    """
+    family = family_of(method)
+    first = fields(family.settings)[0].name
+    if first not in settings:
+        raise InputError(first, None, f"say what {method} learns from")
+    return family.train(method, knobs=knobs, quiet=quiet, **settings)
+
+
+@checked
+def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> Any:
+    """Go on with a run of any family as if it had never stopped; `steps` makes it longer, `trust` runs code that its
+    recipe names and the user has not run before."""
+    return family_of_run(path).resume(path, steps=steps, quiet=quiet, trust=trust)
+
+
+@checked
+def evaluate(path: str | Path, *, trust: bool = False, **options: Any) -> dict[str, float]:
+    """Evaluate a run's newest checkpoint: on held-out prompts (`prompts`, `temperature`), in episodes (`episodes`,
+    `video`), by samples (`samples`), or on held-out pairs. Writes samples/eval.*."""
+    family = family_of_run(path)
+    known = evaluation_options(family)
+    for name, value in options.items():
+        if name not in known:
+            allowed = f"by {', '.join(known)}" if known else "by held-out pairs alone"
+            raise InputError(name, value, f"a run of the {family.name} family is evaluated {allowed}", choices=known)
+    return family.evaluate(path, trust=trust, **options)
+
+
+def evaluation_options(family: Family[Any, Any]) -> list[str]:
+    """What an evaluation of this family may be told."""
+    wrapped: Any = getattr(family.evaluate, "__wrapped__", family.evaluate)
+    return [name for name in wrapped.__kwdefaults__ or () if name != "trust"]
+
+
+@checked
+def explain(method: str, *, knobs: dict[str, Any] | None = None, **settings: Any) -> str:
+    """What a run would do, stage by stage, without starting it: whose each stage is, its numbers, and its cost."""
+    family = family_of(method)
+    return family.explain(family.planned(method, settings, knobs))

@@ -1,0 +1,36 @@
+"""The catalogue as people read it: a list of methods, and one method whole."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from anypolicy import catalogue
+from anypolicy.errors import checked
+from anypolicy.knobs import said
+
+
+def listing() -> list[dict[str, Any]]:
+    """The catalogue as plain values: one object a method."""
+    out = []
+    for slug, m in catalogue.methods(None).items():
+        card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal", "unbounded")}
+        conflicts = {f"{own} × {other}": why for (own, other), why in m.card.conflicts.items()}
+        knobs = {k: p.default for k, p in m.knobs.items()}
+        out.append({"slug": slug, "trains": m.trains, **card, "conflicts": conflicts, "settings": knobs})
+    return out
+
+
+@checked
+def show(slug: str) -> str:
+    """A method: its card, its settings and its whole file."""
+    m = catalogue.get(slug, None)
+    said_of = m.meanings
+    knobs = "\n".join(
+        f"  --{slug}.{k.replace('_', '-')}  {said(said_of.get(k), p.default)}" for k, p in m.knobs.items()
+    )
+    return (
+        f"{slug}: {m.card.title} ({m.card.paper}, {m.card.year})\n{m.card.idea}\n\n"
+        f"changes: {', '.join(m.card.changes) or 'nothing (it is the base)'}\ncomposes with: {m.card.composes_with}\n"
+        f"claim: {m.card.claim}\nsettings:\n{knobs}\n\n{m.source}"
+    )
