@@ -8,7 +8,7 @@ BIN := .venv/bin
 TRAIN := train ngrpo --policy smollm2-135m --lr 2e-5 --prompts 8 --minibatches 2 --steps 30 --eval-every 15 --checkpoint-every 15 \
   --task "reasoning-gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2,extract=last-number,max_tokens=12,instruction=Reply with the answer only."
 
-.PHONY: setup train test fuzz lint types contracts docs readme bench bench-compare measure check clean
+.PHONY: setup train test test-all fuzz lint types contracts docs readme bench bench-compare measure check clean
 
 setup: .venv/.ready
 
@@ -30,6 +30,10 @@ train: setup
 
 test: .venv/.ready-dev
 	@$(BIN)/python -m pytest -n auto
+
+# the tests, and every stage in every method
+test-all: .venv/.ready-dev
+	@EVERY_PAIR=1 $(BIN)/python -m pytest -n auto
 
 # new cases of everything that is read: CASES of them, shared out over all kinds
 CASES ?= 1000

@@ -1,8 +1,9 @@
-"""Every stage of every method in every other method, and every advantage with every loss, selection and sampler: it
-runs, or it is refused with a reason that a card or a stage declares."""
+"""Every stage of every method in one method of each kind, and every advantage with every loss, selection and sampler: it
+runs, or it is refused with a reason that a card or a stage declares. `make test-all` puts it into every other method."""
 
 import itertools
 import math
+import os
 import re
 
 import pytest
@@ -15,11 +16,31 @@ from anypolicy.stages.checks import check, stages
 from tests.helpers import lock_loop
 
 METHODS = sorted(catalogue.methods())
-PAIRS = [
-    (a, f"{b}.{stage}")
-    for a, b in itertools.permutations(METHODS, 2)
-    for stage in catalogue.get(b).card.changes
-]  # fmt: skip
+
+
+def kind(slug):
+    """What decides how a stage of another method fares in a method: whether it samples, and how many, what its rollout
+    gives, whether scores are recorded, whether it has a critic, and what its loss learns from."""
+    recipe = compose(slug).recipe
+    loss, gives = recipe.loss.needs, recipe.rollout.gives
+    return (min(recipe.rollout.group_size, 2), gives.targets, gives.kinds, gives.behaviour, recipe.reward.needs.recorded,
+            recipe.critic is None, loss.targets, loss.kinds, loss.pairs, loss.logits, loss.behaviour)  # fmt: skip
+
+
+REPRESENTATIVES = sorted({kind(slug): slug for slug in reversed(METHODS)}.values())
+"""The first method of each kind."""
+EVERYWHERE = bool(os.environ.get("EVERY_PAIR"))
+
+
+def partners(slug):
+    """In which methods the stages of one are tried: one of each kind, those that a card names with it, or all."""
+    own = catalogue.get(slug).card.conflicts
+    named = {other.partition(".")[0] for _, other in own}
+    named |= {m for m in METHODS for _, other in catalogue.get(m).card.conflicts if other.partition(".")[0] == slug}
+    return sorted({*(METHODS if EVERYWHERE else (*REPRESENTATIVES, *named))} & {*METHODS} - {slug})
+
+
+PAIRS = [(a, f"{b}.{stage}") for b in METHODS for stage in catalogue.get(b).card.changes for a in partners(b)]
 COMPARED = ("advantage", "loss", "selection", "sampler")
 
 

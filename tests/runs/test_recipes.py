@@ -49,7 +49,7 @@ def save(run: RunDirectory, step: int, written: dict) -> None:
 
 def test_what_is_written_gives_the_settings_again():
     written = recipe_of("grpo", {"group_size": 4}, GIVEN)
-    assert written == {"method": "grpo", "knobs": {"group_size": 4}, "task": "lock", "lr": 0.1, "steps": 10,
+    assert written == {"family": "lock", "method": "grpo", "knobs": {"group_size": 4}, "task": "lock", "lr": 0.1, "steps": 10,
                        "trackers": ["tensorboard"], "method_file": ["mine.py"]}  # fmt: skip
     assert settings_from(Settings, written) == (
         "grpo",
