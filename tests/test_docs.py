@@ -19,8 +19,77 @@ from tests.helpers import lock_loop
 ROOT = Path(__file__).parents[1]
 
 
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+BEFORE = '''"""An example."""
+import math
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+
+from anypolicy import knobs
+from anypolicy.catalogue import Card, method
+from anypolicy.data.batch import Batch
+from anypolicy.data.transitions import Transitions
+from anypolicy.knobs import Knob
+from anypolicy.learners.base import Acted, Needs
+from anypolicy.learners.recipe import OffPolicyRecipe, OnPolicyRecipe, fed
+from anypolicy.methods.preference.dpo import recorded_pairs
+from anypolicy.methods.supervised.sft import sft
+from anypolicy.optimisers.step import adam, apply
+from anypolicy.parts.choices import epsilon_greedy, taken
+from anypolicy.parts.reports import Report, Solution
+from anypolicy.parts.td import generalised_advantage
+from anypolicy.policies.control.actors import actor_for
+from anypolicy.policies.control.mlp import MLP
+from anypolicy.policies.language.base import Scores
+from anypolicy.stages.pairs import Pair, PairLoss
+from anypolicy.stages.recipe import GroupRecipe, LossTerms
+from anypolicy.stages.targets import reduce_targets, target_of
+from anypolicy.tasks.control.environments import Space
+
+'''
+STAGES = "from anypolicy.stages.needs import Needs\n"
+PAIRS = '{"prompt": "1+1=", "chosen": "2", "rejected": "3"}\n{"prompt": "2+2=", "chosen": "4", "rejected": "5"}\n'
+POLICY = ["--policy", "transformer:layers=1,width=8,heads=2", "--steps", "2", "--prompts", "1", "--eval-every", "0"]
+CARTPOLE = ["--task", "gym/CartPole-v1", "--steps", "200", "--eval-episodes", "1"]
+RUNS = (
+    ("preference", STAGES, ["train", "exponential-pairs", "--task", "pairs.jsonl:heldout=0", *POLICY]),
+    ("supervised", STAGES, ["train", "focal", "--task", "chosen.jsonl:heldout=0", *POLICY]),
+    ("control", "", ["train", "expected-sarsa", *CARTPOLE, "--expected-sarsa.warmup", "50"]),
+    ("control", "", ["train", "reward-to-go", *CARTPOLE]),
+    ("exact", "", ["solve", "birthday"]),
+)
+
+
+@pytest.mark.parametrize("number", range(len(RUNS)))
+def test_the_examples_of_other_families(number, tmp_path, monkeypatch, capsys):
+    family, needs, arguments = RUNS[number]
+    assert len(EXAMPLES) == len(RUNS) + 1
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text(PAIRS)
+    (tmp_path / "chosen.jsonl").write_text(
+        PAIRS.replace('"chosen"', '"response"').replace(', "rejected": "3"', "").replace(', "rejected": "5"', "")
+    )
+    path = tmp_path / "mine.py"
+    card = f'CARD = Card("t", "p", 2026, "{family}", "i", (), "c", "none")\n'
+    path.write_text(BEFORE + needs + card + EXAMPLES[number + 1])
+    known = catalogue.methods(None)
+    try:
+        if arguments[0] == "solve":
+            catalogue.load_file(path, trust=True)
+            assert main(arguments) == 0 and "0.5073" in capsys.readouterr().out
+            return
+        more = ["--quiet", "--trackers", "--method-file", str(path), "--out", "run"]
+        assert main([*arguments, *more]) == 0
+        assert (tmp_path / "run" / "report.html").exists()
+    finally:
+        catalogue.REGISTERED.clear()
+        catalogue.REGISTERED.update(known)
+
+
 def test_the_example_method(tmp_path, monkeypatch):
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    code = EXAMPLES[0]
     path = tmp_path / "median.py"
     path.write_text(code)
     known = catalogue.methods(None)

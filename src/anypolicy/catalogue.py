@@ -92,16 +92,21 @@ REGISTERED: dict[str, Method] = {}
 Built = TypeVar("Built", bound=Callable[..., Any])
 
 
-def method(card: Card, slug: str | None = None, *, trains: Trains = "policy") -> Callable[[Built], Built]:
+TRAINS = {"control": "controller", "diffusion": "diffusion-model", "exact": "problem"}
+"""What methods of a card's family train, where that is no language policy."""
+
+
+def method(card: Card, slug: str | None = None, *, trains: Trains | None = None) -> Callable[[Built], Built]:
     """Enter a method: a function that returns its recipe, or the frozen dataclass of a learner's settings. Its slug is
-    the function's name with dashes; its parameters, or fields, are its settings."""
+    the function's name with dashes; its parameters, or fields, are its settings. It trains what its card's family does
+    unless `trains` says otherwise."""
 
     def register(build: Built) -> Built:
         name = slug or build.__name__.replace("_", "-")
         known = REGISTERED.get(name)
         if known is not None and known.build.__module__ != build.__module__:
             raise InputError("method", name, f"{known.build.__module__} has this name already: choose another")
-        REGISTERED[name] = Method(name, card, build, trains)
+        REGISTERED[name] = Method(name, card, build, trains or TRAINS.get(card.family, "policy"))
         return build
 
     return register

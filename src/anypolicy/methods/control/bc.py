@@ -53,7 +53,6 @@ from anypolicy.tasks.control.environments import Space
         regions={"return": 91.8, "coverage": 52.5, "narrow": 40.4, "all": 42.2},
     ),
     slug="bc",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class Cloning:

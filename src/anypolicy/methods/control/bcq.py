@@ -62,7 +62,6 @@ def cloning_loss(logits: Float[Tensor, "batch choices"], action: Float[Tensor, "
         regions={"return": 90.1, "coverage": 90.0, "narrow": 56.3, "all": 78.2},
     ),
     slug="bcq",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class ConstrainedQ(OfChoices):

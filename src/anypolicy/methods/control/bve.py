@@ -46,7 +46,6 @@ def with_next_action(episode: Transitions) -> Transitions:
         regions={"return": 50.0, "coverage": 75.1, "narrow": 35.9, "all": 64.9},
     ),
     slug="bve",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class BehaviourValue(OfChoices):

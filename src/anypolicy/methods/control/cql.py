@@ -50,7 +50,6 @@ def conservative(q: Float[Tensor, "batch choices"], action: Float[Tensor, "batch
         regions={"return": 88.7, "coverage": 84.9, "narrow": 55.4, "all": 76.8},
     ),
     slug="cql",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class ConservativeQ(OfChoices):

@@ -70,7 +70,6 @@ def regression(logp: Float[Tensor, " batch"], weights: Float[Tensor, " batch"]) 
         regions={"return": 91.1, "coverage": 95.8, "narrow": 56.4, "all": 79.4},
     ),
     slug="crr",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class CriticRegularised(OfChoices):

@@ -44,7 +44,6 @@ from anypolicy.tasks.control.environments import Space
         regions={"return": 48.6, "coverage": 86.1, "narrow": 30.4, "all": 67.2},
     ),
     slug="dqn",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class DoubleQ:

@@ -70,7 +70,6 @@ def distillation_loss(noise: Float[Tensor, "ensemble batch"], action: Float[Tens
         metrics={"loss/distillation": "error of the critics of noise against those of actions"},
     ),
     slug="dsrl",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class NoiseAliased(OnBase):

@@ -46,7 +46,6 @@ from anypolicy.tasks.control.environments import Space
         claim="see DSRL: steering alone lifts a mediocre base, with more samples than noise aliasing needs",
     ),
     slug="dsrl-sac",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class NoiseSpace(OnBase):

@@ -76,7 +76,6 @@ def entropy_target(actions: int, beta: float, feasible: bool) -> float:
         metrics={"edited": "share of the actions in TD targets that are edits of the base's"},
     ),
     slug="expo-expressive",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class OnTheFly(OnBase):

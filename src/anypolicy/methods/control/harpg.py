@@ -75,7 +75,6 @@ class HessianAided:
         },
     ),
     slug="harpg",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class RecursiveGradient:

@@ -86,7 +86,6 @@ def hybrid_table(
         },
     ),
     slug="hnpg",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class HybridNaturalGradient:

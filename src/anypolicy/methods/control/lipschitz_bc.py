@@ -45,7 +45,6 @@ from anypolicy.tasks.control.environments import Space
         },
     ),
     slug="lipschitz-bc",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class LipschitzCloning:

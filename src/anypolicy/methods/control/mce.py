@@ -55,7 +55,6 @@ def with_return(episode: Transitions) -> Transitions:
         regions={"return": 49.4, "coverage": 77.3, "narrow": 30.4, "all": 62.4},
     ),
     slug="mce",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class ReturnRegression(OfChoices):

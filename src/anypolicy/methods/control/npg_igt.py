@@ -74,7 +74,6 @@ class GradientTransport:
         },
     ),
     slug="npg-igt",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class NormalisedGradient:

@@ -61,7 +61,6 @@ from anypolicy.tasks.control.environments import Space
         claim="one set of settings learns continuous control as fast as methods that need a trust region",
     ),
     slug="ppo-control",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class ProximalPolicy:

@@ -89,7 +89,6 @@ def fitted_error(
         },
     ),
     slug="props",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class RobustSampling:

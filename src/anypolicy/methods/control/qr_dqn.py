@@ -55,7 +55,6 @@ def quantile_loss(theta: Float[Tensor, "batch quantiles"], y: Float[Tensor, "bat
         regions={"return": 42.5, "coverage": 85.3, "narrow": 29.8, "all": 67.6},
     ),
     slug="qr-dqn",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class QuantileQ(OfChoices):

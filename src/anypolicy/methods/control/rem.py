@@ -56,7 +56,6 @@ def mixed(outputs: Float[Tensor, "batch outputs"], alpha: Float[Tensor, " heads"
         regions={"return": 40.2, "coverage": 83.2, "narrow": 26.6, "all": 66.6},
     ),
     slug="rem",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class EnsembleMixture(OfChoices):

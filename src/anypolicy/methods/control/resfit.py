@@ -78,7 +78,6 @@ def regression(q: Float[Tensor, "ensemble batch"], y: Float[Tensor, " batch"], f
         metrics={"residual/size": "mean absolute correction by the actor, in units of normalised actions"},
     ),
     slug="resfit",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class ResidualActorCritic(OnBase):

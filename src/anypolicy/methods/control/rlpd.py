@@ -78,7 +78,6 @@ def actor_loss(q: Tensor, logp: Tensor, alpha: Tensor | float) -> Tensor:
         claim="twenty demonstrations and sparse rewards are enough where cloning and learning without them fail",
     ),
     slug="rlpd",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class PriorDataActorCritic:

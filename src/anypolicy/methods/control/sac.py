@@ -50,7 +50,6 @@ from anypolicy.tasks.control.environments import Space
         claim="a learned temperature does away with tuning it for every scale of the reward",
     ),
     slug="sac",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class SoftActorCritic:

@@ -70,7 +70,6 @@ def temperature_loss(raw: Tensor, entropy: Tensor, target: float) -> Tensor:
         claim="it learns without resets, and a limited error of the controller bounds forces whatever the policy asks",
     ),
     slug="serl",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class Agent:

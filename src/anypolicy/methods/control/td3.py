@@ -51,7 +51,6 @@ def smoothed(
         claim="baseline of the claims of other methods",
     ),
     slug="td3",
-    trains="controller",
 )
 @dataclass(frozen=True)
 class TwinDelayed:

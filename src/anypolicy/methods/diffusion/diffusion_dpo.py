@@ -82,7 +82,6 @@ class PairPreferenceLearner:
         "any diffusion model and pairs of samples of one condition",
         "pairs of images make a diffusion model better than fine-tuning on their winners does",
     ),
-    trains="diffusion-model",
 )
 def diffusion_dpo(
     beta: knobs.Beta = 5000.0,

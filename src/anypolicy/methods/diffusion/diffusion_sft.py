@@ -65,7 +65,6 @@ class ImitationLearner:
         "any diffusion model and any samples with labels or prompts",
         "none of its own: the base beside which preference methods stand",
     ),
-    trains="diffusion-model",
 )
 def diffusion_sft(
     batch: Annotated[int, Knob("samples, or pairs, in a step", least=1)] = 2048,

@@ -35,7 +35,6 @@ from anypolicy.methods.diffusion.seppo import seppo
             "reference": "0: one checkpoint is kept",
         },
     ),
-    trains="diffusion-model",
 )
 def diffusion_spin(
     beta: knobs.Beta = 5000.0,

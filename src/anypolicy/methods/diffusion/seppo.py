@@ -133,7 +133,6 @@ class SemiPolicyLearner:
             "reference": "index of the checkpoint drawn as reference, mean over updates (0 is the oldest kept)",
         },
     ),
-    trains="diffusion-model",
 )
 def seppo(
     beta: knobs.Beta = 5000.0,

@@ -124,7 +124,6 @@ class ContextSemiBanditFTPL:
         composes_with="a finite class or linear rules, any stream of cases, any panel",
         claim="a penalty on reported pairs cuts the rounds in which the panel objects to a quarter or less",
     ),
-    trains="problem",
 )
 def context_semi_bandit_ftpl(
     data: Annotated[str, Knob("name of the problem, or a file")] = "halfspaces",

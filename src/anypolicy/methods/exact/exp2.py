@@ -92,7 +92,6 @@ class Exp2:
         composes_with="any finite class of rules, any stream of cases, any panel",
         claim="few errors above the best rule without a penalty; with one, few rounds in which the panel objects",
     ),
-    trains="problem",
 )
 def exp2(
     data: Annotated[str, Knob("name of the problem, or a file")] = "halfspaces",

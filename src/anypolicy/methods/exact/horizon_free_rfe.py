@@ -188,7 +188,6 @@ def beta_theory(
         composes_with="any planner over the learnt dynamics",
         claim="its certificate is as small at horizon 32 as at 8, where unweighted regression's grows",
     ),
-    trains="problem",
 )
 def horizon_free_rfe(
     instance: Annotated[Literal["corridor", "random", "hard"] | None, Knob("a problem that is made here")] = None,

@@ -165,7 +165,6 @@ def charts(s: Study, runs: list[Trajectory], x: Tensor, u: Tensor, w: Tensor) ->
         composes_with="any linear plant with a linear expert, its samples or recorded episodes",
         claim="under worst-case errors of measurement the cost is least near the expert's own Lipschitz constant",
     ),
-    trains="problem",
 )
 def lipschitz_imitation(
     plant: Annotated[str, Knob("name of a plant, or a file")] = "double-integrator",

@@ -141,7 +141,6 @@ def reports(
         composes_with="policies of lipschitz-bc in any environment with a box of actions",
         claim="no adversary moves an action by more than its Lipschitz constant times the error of measurement",
     ),
-    trains="problem",
 )
 def lipschitz_certificate(
     policy: Annotated[str | None, Knob("policy/ folder to certify; none: the extension of the data")] = None,

@@ -89,7 +89,6 @@ def reports(found: Found) -> list[Report]:
         composes_with="any score, any set of pairs",
         claim="pairs of the live policy win more, at equal divergence and at the peak, than the pairs it began with",
     ),
-    trains="problem",
 )
 def online_offline(
     seed: knobs.Seed = 0,

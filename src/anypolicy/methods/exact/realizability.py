@@ -173,7 +173,6 @@ def off_policy_report(
         composes_with="any critic: its last layer's features, any log",
         claim="LSTD's error falls like n^-1/2 without a floor, amplified by at most 1/(1 − β)",
     ),
-    trains="problem",
 )
 def realizability(
     instance: Annotated[
