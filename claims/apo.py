@@ -26,7 +26,7 @@ CLAIM = (
     "STCR shortens the more, the larger its base, without loss of success; DADS lifts the hardest third by more than 0.01 at "
     "equal KL weight, more than the easiest, which it leaves as it is (arXiv 2506.21655)"
 )
-SEEDS = 5
+SEEDS = 10
 CURVE = "success on the hardest third"
 PROMPTS, LENGTH, VOCABULARY, STEPS = 128, 3, 16, 300
 # arm: base of STCR (0: off), weight of the KL term, DADS
@@ -135,4 +135,5 @@ AMENDMENTS = (
               "2026-12-01", "after a look", "it is the rule by which the claim is refuted, and no check had it"),
     Amendment("the sentence names the gain against that of the easiest third", "2026-12-01", "after a look",
               "the sentence and the decisive checks now say the same"),
+    Amendment("ten seeds instead of five", "2026-12-01", "after a look", "shares of success need ten"),
 )  # fmt: skip

@@ -21,7 +21,7 @@ CLAIM = (
     "after 100 steps ExP-GRPO is at least 20 points above GRPO on prompts the policy is sure to get wrong, and above imitating "
     "right answers of a foreign style (arXiv 2507.02834)"
 )
-SEEDS = 5
+SEEDS = 10
 CURVE = "accuracy on hard prompts"
 ARMS = ("grpo", "expo", "expert", "expo-0.5")
 STEPS = 200
@@ -86,4 +86,5 @@ AMENDMENTS = (
               "a t interval of few shares decides too often"),
     Amendment("less than 20 points above GRPO refutes", "2026-12-01", "after a look",
               "it is the rule by which the claim is refuted; without it nothing would"),
+    Amendment("ten seeds instead of five", "2026-12-01", "after a look", "shares of success need ten"),
 )  # fmt: skip

@@ -16,7 +16,7 @@ CLAIM = (
     "on CartPole the mean return over training is higher than that of the usual policy gradient, each with the best of its three "
     "rates (arXiv 2302.01734)"
 )
-SEEDS = 5
+SEEDS = 10
 CURVE = "mean return by environment step"
 RATES = {"igt": (0.1, 0.3, 1.0), "usual": (0.001, 0.01, 0.1)}
 ARMS = tuple(f"{name}@{rate}" for name, rates in RATES.items() for rate in rates)
@@ -58,4 +58,5 @@ AMENDMENTS = (
               "2026-12-01", "after a look", "the check compares these"),
     Amendment("returns are judged as shares, which need ten seeds",
               "2026-12-01", "after a look", "one seed can fail as a whole, which a t interval of five does not show"),
+    Amendment("ten seeds instead of five", "2026-12-01", "after a look", "shares of success need ten"),
 )  # fmt: skip

@@ -26,7 +26,7 @@ from anypolicy.stages.recipe import Optimiser
 from anypolicy.studies.filtration import Scored, filtration_table
 
 CLAIM = "with a learned reward model best-worst ends above all rows by 0.02 and best-of-n below (arXiv 2409.06957)"
-SEEDS = 5
+SEEDS = 10
 CURVE = "probability of a right response"
 ARMS = CURVE_ARMS = ("none", "best-of-n", "best-random", "best-worst")
 PAIRS, WRONG, PASSES = 20, 0.2, 15
@@ -114,4 +114,5 @@ AMENDMENTS = (
               "a t interval of few shares decides too often"),
     Amendment("best-worst not above all rows refutes", "2026-12-01", "after a look",
               "it is the other claim's rule, and no check had it"),
+    Amendment("ten seeds instead of five", "2026-12-01", "after a look", "shares of success need ten"),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from anypolicy.evidence.checks import Amendment, Check
 from anypolicy.families import control
 
 CLAIM = "on CartPole, with small batches, the area under PPO's learning curve is at least 5 % larger (arXiv 2311.08290)"
-SEEDS = 5
+SEEDS = 10
 CURVE = "mean return by environment step"
 ARMS = ("on-policy", "props")
 STEPS, EVERY = 30_000, 2_000
@@ -50,4 +50,5 @@ AMENDMENTS = (
     Amendment("returns are judged as shares, which need ten seeds",
               "2026-12-01", "after a look", "one seed can fail as a whole, which a t interval of five does not show"),
     Amendment("the reported sampling error is judged as a ratio", "2026-12-01", "after a look", "what the number is"),
+    Amendment("ten seeds instead of five", "2026-12-01", "after a look", "shares of success need ten"),
 )  # fmt: skip

@@ -17,7 +17,7 @@ CLAIM = (
     "after 3,000 steps the residual has lifted the success of a base cloned from half-bad demonstrations by at least .3 "
     "and keeps it inside the radius for longer, and on the way it is ahead of RLPD (arXiv 2509.19301)"
 )
-SEEDS = 5
+SEEDS = 10
 CURVE = "success at the last step, reacher-sparse"
 CURVE_ARMS = ("resfit", "rlpd")
 ARMS = ("base", "resfit", "rlpd")
@@ -80,4 +80,5 @@ AMENDMENTS = (
               "2026-12-01", "after a look", "they decided without being in it"),
     Amendment("outcomes are judged as shares, which need ten seeds",
               "2026-12-01", "after a look", "one seed can fail as a whole, which a t interval of five does not show"),
+    Amendment("ten seeds instead of five", "2026-12-01", "after a look", "shares of success need ten"),
 )  # fmt: skip

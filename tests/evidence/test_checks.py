@@ -133,3 +133,14 @@ def test_the_documentation_says_how_many_seeds_decide():
     text = DOCS.read_text()
     for kind, n in SEEDS.items():
         assert re.search(rf"\| `{kind}` \|[^\n]*\| {n} \|", text), kind
+
+
+def test_what_may_be_nothing_at_all_is_not_short():
+    """A gain of 0 ± 4 where 5 is asked: the size is not there, but neither is the direction."""
+    around_nothing = [-4.0, 3.0, -2.0, 4.0, -1.0, 2.0, -3.0, 1.0, 0.5, -0.5]
+    for kind in ("mean", "share"):
+        check = Check("gain", "> 5", lambda r: 0.0, above=5.0, kind=kind)
+        assert check.judge(around_nothing)[1] == "undecided"
+        assert check.judge([x / 10 + 2 for x in around_nothing])[1] == "short of the expected effect"
+    level = Check("error", "< 0.1", lambda r: 0.0, below=0.1, kind="mean")
+    assert level.judge([0.3, 0.31, 0.32, 0.29, 0.3])[1] == "short of the expected effect"

@@ -13,7 +13,8 @@ Its verdict is one of four:
 
     confirmed                      the 95 % interval lies on the expected side of the bound
     refuted                        the interval lies on the wrong side of `refuted`, where the effect is absent
-    short of the expected effect   the direction holds (beyond `refuted`), but the interval falls short of the bound
+    short of the expected effect   the direction holds (beyond `refuted`, or beyond no effect where nothing else is said),
+                                   but the interval falls short of the bound
     undecided                      otherwise; with fewer seeds than the kind needs; where no two seeds differ
 
 What speaks against a claim is corrected for the number of its core checks m: those intervals have the level
@@ -95,7 +96,9 @@ class Check:
             return measured, "confirmed"
         if self.absent is not None and self.beyond(strict, self.absent)[1] < 0:
             return measured, "refuted"
-        direction = self.absent is None or self.beyond(measured, self.absent)[0] > 0
+        none = 1.0 if self.kind == "ratio" else 0.0
+        start = none if self.absent is None and (self.bound - none) * self.sign > 0 else self.absent
+        direction = start is None or self.beyond(measured, start)[0] > 0
         short = direction and self.beyond(strict, self.bound)[1] < 0
         return measured, "short of the expected effect" if short else "undecided"
 
