@@ -13,7 +13,7 @@ Its verdict is one of four:
 
     confirmed                      the 95 % interval lies on the expected side of the bound
     refuted                        the interval lies on the wrong side of `refuted`, where the effect is absent
-    short of the expected effect   the direction holds (beyond `refuted`, or beyond no effect where nothing else is said),
+    short of the expected effect   the direction holds (beyond `refuted`, or beyond no effect where none is said),
                                    but the interval falls short of the bound
     undecided                      otherwise; with fewer seeds than the kind needs; where no two seeds differ
 
