@@ -28,7 +28,7 @@ def page(slug: str, m: catalogue.Method) -> str:
         card.idea[0].upper() + card.idea[1:] + ".",
         "",
     ]
-    lines += [f"- changes: {', '.join(card.changes) or 'nothing, it is the base of the family'}"]
+    lines += [f"- changes: {', '.join(card.changes) or 'no stage of another method: it stands alone'}"]
     lines += [f"- composes with: {card.composes_with}", f"- claim: {card.claim}"]
     lines += [f"- `{own}` does not go with `{other}`: {why}" for (own, other), why in card.conflicts.items()]
     lines += ["", "```text", m.header, "```", "", "## Settings", ""]

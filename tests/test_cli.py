@@ -150,6 +150,16 @@ def test_methods_as_json(capsys):
         assert {"slug", "paper", "year", "family", "changes", "composes_with", "claim"} <= e.keys()
 
 
+def test_what_a_run_on_recorded_data_would_do(here, capsys):
+    (here / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 2)
+    small = ["--policy", "transformer:layers=1,width=8,heads=2"]
+    assert main(["explain", "dpo", "--task", "pairs.jsonl:heldout=0", *small]) == 0
+    out = capsys.readouterr().out
+    assert "the recorded responses of 16 prompts, nothing sampled" in out and "tokens generated" not in out
+    assert main(["explain", "mcts-dpo", "--task", "tiny-add"]) == 0
+    assert "tokens generated" in capsys.readouterr().out
+
+
 def test_show_and_explain(capsys):
     assert main(["show", "sapo"]) == 0
     assert "def soft_gate" in capsys.readouterr().out

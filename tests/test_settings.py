@@ -47,9 +47,7 @@ def test_no_knob_takes_what_is_no_finite_number(slug):
             continue
         default = m.knobs[name].default
         for bad in (math.nan, -math.inf, math.inf):
-            open_above = bad == math.inf and (
-                name in m.card.unbounded or name.endswith(("clip", "clip_low", "clip_high"))
-            )
+            open_above = bad == math.inf and m.meanings[name].infinite
             if name in numbers({name: kind}) and not open_above:
                 with pytest.raises(InputError, match=f"{name}: .*finite"):
                     build(m, {name: bad})
@@ -110,3 +108,23 @@ def test_every_default_is_of_its_kind():
         assert all(f.type for f in fields(settings))
     for m in catalogue.methods(None).values():
         check_values(typing.get_type_hints(m.build), {k: p.default for k, p in m.knobs.items()})
+
+
+@pytest.mark.parametrize("slug", sorted(catalogue.methods(None)))
+def test_every_knob_says_what_it_means_and_its_default_is_in_its_range(slug):
+    m = catalogue.get(slug, None)
+    assert m.meanings.keys() == m.knobs.keys()
+    for name, knob in m.meanings.items():
+        assert knob.meaning and knob.allows(m.knobs[name].default), name
+        bounds = (
+            knob.least is not None and knob.least - 1,
+            knob.most is not None and knob.most + 1,
+            knob.above,
+            knob.below,
+        )
+        for outside in (x for x in bounds if x is not None and x is not False):
+            kind = typing.get_type_hints(m.build)[name]
+            whole = kind is int or int in typing.get_args(kind)
+            if name in numbers({name: kind}) or (whole and not outside % 1):
+                with pytest.raises(InputError, match=name):
+                    build(m, {name: int(outside) if whole else float(outside)})

@@ -32,8 +32,7 @@ class Card:
     """The facts of a method. `changes` names the stages it gives to a composition; `conflicts` maps
     "own stage × other.stage" pairs that contradict each other to the reason; `no_signal` lists the constant rewards
     from which the method must learn nothing; `metrics` documents log names of its own; `regions`, of a method that
-    learns from data sets, is its mean performance (%) there, by regions of the plane that `inspection` draws;
-    `unbounded` names the settings for which infinity means something."""
+    learns from data sets, is its mean performance (%) there, by regions of the plane that `inspection` draws."""
 
     title: str
     paper: str
@@ -47,7 +46,6 @@ class Card:
     no_signal: tuple[float, ...] = (0.0, 1.0)
     metrics: Mapping[str, str] = field(default_factory=dict[str, str])
     regions: Mapping[str, float] = field(default_factory=dict[str, float])
-    unbounded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

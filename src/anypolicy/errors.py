@@ -112,14 +112,13 @@ def settled(settings: S) -> S:
 def check_values(
     kinds: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "", unbounded: Iterable[str] = ()
 ) -> None:
-    """Refuse values that are not of the annotated kinds, and numbers that are not finite. What clips (its name ends
-    with "clip", "clip_low" or "clip_high") may be infinite, which is no clip; so may those named `unbounded`."""
+    """Refuse values that are not of the annotated kinds, and numbers that are not finite; those named
+    `unbounded` may be +∞."""
     for name, value in given.items():
         kind = kinds.get(name, Any)
         if not fits(kind, value):
             raise InputError(f"{prefix}{name}", value, f"use {described(kind)}", choices=choices_of(kind))
-        open_above = name in unbounded or name.endswith(("clip", "clip_low", "clip_high"))
-        if not finite(value) and not (open_above and value == math.inf):
+        if not finite(value) and not (name in unbounded and value == math.inf):
             raise InputError(f"{prefix}{name}", value, "use a finite number")
 
 

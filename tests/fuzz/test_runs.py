@@ -20,7 +20,7 @@ from anypolicy.data.readers import yaml_value
 from anypolicy.evidence.claims import run_claim
 from anypolicy.families import control, diffusion, reward_models
 from anypolicy.families import language as training
-from anypolicy.families.base import evaluate
+from anypolicy.families.base import evaluate, family_of_run
 from anypolicy.families.language_pages import page as run_page
 from anypolicy.runs.checkpoint import Position, load_checkpoint
 from anypolicy.runs.directory import RunDirectory
@@ -251,8 +251,7 @@ def test_recipes(place, data):
     }
 
     def read() -> None:
-        for family in (control.is_control_run, diffusion.is_diffusion_run, reward_models.is_reward_run):
-            family(folder)
+        family_of_run(folder)
         with RunDirectory.open(folder, lock=False) as run:
             plans[kind](run.recipe())
 
@@ -467,8 +466,6 @@ def test_replays_to_inspect(place, data):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/", "nothing", "\0", "a" * 5000, "/dev/null", "/proc/self/mem"])
-@pytest.mark.parametrize(
-    "call", [*RESUME.values(), *EVALUATE.values(), control.is_control_run, diffusion.is_diffusion_run]
-)
+@pytest.mark.parametrize("call", [*RESUME.values(), *EVALUATE.values(), family_of_run])
 def test_places_where_no_run_is(name, call):
     allowed(call, name)

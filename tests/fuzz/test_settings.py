@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import anypolicy as ap
-from anypolicy import catalogue, cli
+from anypolicy import catalogue
+from anypolicy.cli import app as cli
 from anypolicy.compose import compose
 from anypolicy.errors import finite, fits
 from anypolicy.families import actor_and_learner as apart
@@ -56,7 +57,7 @@ def some(kinds: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 def fields_of(kind: type) -> dict[str, Any]:
     """What can be set, but for what says where to write or which code to run."""
-    return {k: v for k, v in typing.get_type_hints(kind).items() if k not in ("out", "method_file", "reward")}
+    return {k: v for k, v in typing.get_type_hints(kind).items() if k not in ("out", "method_file", "reward", "family")}
 
 
 FAMILIES: dict[str, tuple[Any, str, dict[str, Any], Any]] = {

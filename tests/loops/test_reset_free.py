@@ -12,7 +12,7 @@ from anypolicy.data.replay import Replay
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError
 from anypolicy.families.control import load_controller, resume, train_controller
-from anypolicy.learners.base import Acted, tensors_of
+from anypolicy.learners.base import Acted, Needs, tensors_of
 from anypolicy.learners.recipe import OffPolicyRecipe
 from anypolicy.loops.reset_free import Agents, ResetFreeLoop
 from anypolicy.runs import drive
@@ -82,6 +82,8 @@ def test_safety_resets_and_judges():
 
 class Recorder:
     """A learner that goes where its goal is and remembers what it was given."""
+
+    needs = Needs()
 
     def __init__(self, t):
         self.t, self.batches = t, []

@@ -7,7 +7,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from anypolicy.engines.environments import Environments
-from anypolicy.learners.base import Acted
+from anypolicy.learners.base import Acted, Needs
 from anypolicy.learners.recipe import OnPolicyRecipe
 from anypolicy.loops.control import OnPolicyLoop
 from anypolicy.tasks.control.environments import Space, load_environment
@@ -17,7 +17,7 @@ from tests.engines.test_environments import vector
 class Watcher:
     """Acts with nothing and keeps what it is shown."""
 
-    modules, optimisers = {}, {}
+    modules, optimisers, needs = {}, {}, Needs()
 
     def __init__(self):
         self.seen = []

@@ -477,7 +477,10 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(slug, tmp_path, monkeypatch
 
 def test_show_and_explain(capsys):
     assert main(["show", "bgpo"]) == 0
-    assert "--bgpo.samples  16" in capsys.readouterr().out
+    assert (
+        "--bgpo.samples  masks of a response whose terms make up its bound (at least 1; default 16)"
+        in capsys.readouterr().out
+    )
     assert main(["explain", "bgpo+dr-grpo.advantage", "--task", TINY]) == 0
     assert "BoundLoss(samples=16" in capsys.readouterr().out.replace("\n", " ")
 

@@ -99,7 +99,8 @@ class Family(Generic[P, R]):
 
     def plan_from(self, written: dict[str, Any], *, trust: bool = False) -> P:
         """The plan that a recipe.yaml describes."""
-        method, knobs, settings = settings_from(self.settings, written, trust=trust)
+        alone = {k: v for k, v in written.items() if k != "apart"}
+        method, knobs, settings = settings_from(self.settings, alone, trust=trust)
         return self.plan(method, settings, knobs)
 
     def resume(

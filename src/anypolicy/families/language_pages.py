@@ -10,6 +10,7 @@ from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Text, write_report
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.notes import notes
+from anypolicy.stages.recorded import RecordedRollout
 
 if TYPE_CHECKING:
     from anypolicy.families.language import Plan, Run
@@ -24,16 +25,18 @@ def explain(p: Plan) -> str:
         lines.append(f"  {f.name:<10} {p.composition.origin[f.name]:<13} {stage if stage is not None else '—'}")
     rows = (s.prompts or 0) * r.rollout.group_size
     updates = r.optimiser.epochs * r.optimiser.minibatches
+    if not rows:
+        step, sampled = f"the reference responses of {s.prompts} prompts, nothing sampled", "nothing generated"
+    elif isinstance(r.rollout, RecordedRollout):
+        step, sampled = f"the recorded responses of {s.prompts} prompts, nothing sampled", "nothing generated"
+    else:
+        step = f"{s.prompts} prompts × {r.rollout.group_size} responses = {rows} rows of {s.max_tokens} tokens"
+        sampled = (f"up to {rows * s.steps * (s.max_tokens or 0):,} tokens generated "
+                   f"(times up to {r.selection.max_rounds} where the selection refills)")  # fmt: skip
     lines += [
-        "",
-        f"  a step: {s.prompts} prompts × {r.rollout.group_size} responses = {rows} rows of {s.max_tokens} tokens,"
-        f" {updates} optimiser step(s)"
-        if rows
-        else f"  a step: the reference responses of {s.prompts} prompts, nothing sampled, {updates} optimiser step(s)",
-        f"  the run: {s.steps} steps, up to {rows * s.steps * (s.max_tokens or 0):,} tokens generated "
-        f"(times up to {r.selection.max_rounds} where the selection refills)",
+        "", f"  a step: {step}, {updates} optimiser step(s)", f"  the run: {s.steps} steps, {sampled}",
         f"  data: {len(p.task.train)} training prompts, {len(p.task.heldout)} held out",
-    ]
+    ]  # fmt: skip
     lines += [f"  {k} = {v}: suggested by the task or policy, not the paper's" for k, v in p.suggested.items()]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ def listing() -> list[dict[str, Any]]:
     """The catalogue as plain values: one object a method."""
     out = []
     for slug, m in catalogue.methods(None).items():
-        card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal", "unbounded")}
+        card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal")}
         conflicts = {f"{own} × {other}": why for (own, other), why in m.card.conflicts.items()}
         knobs = {k: p.default for k, p in m.knobs.items()}
         out.append({"slug": slug, "trains": m.trains, **card, "conflicts": conflicts, "settings": knobs})
@@ -29,8 +29,9 @@ def show(slug: str) -> str:
     knobs = "\n".join(
         f"  --{slug}.{k.replace('_', '-')}  {said(said_of.get(k), p.default)}" for k, p in m.knobs.items()
     )
+    changes = ", ".join(m.card.changes) or "no stage of another: it stands alone"
     return (
         f"{slug}: {m.card.title} ({m.card.paper}, {m.card.year})\n{m.card.idea}\n\n"
-        f"changes: {', '.join(m.card.changes) or 'nothing (it is the base)'}\ncomposes with: {m.card.composes_with}\n"
+        f"changes: {changes}\ncomposes with: {m.card.composes_with}\n"
         f"claim: {m.card.claim}\nsettings:\n{knobs}\n\n{m.source}"
     )

@@ -142,7 +142,6 @@ def loss_of(name: LossName, gamma: float) -> Objective:
         composes_with="samplers, rewards, other losses of pairs; with a reference that moves it goes in rounds",
         claim="pairs by rejection sampling end above pairs of plain samples, those above pairs of unknown origin",
         conflicts=CONFLICTS,
-        unbounded=("beta",),
         metrics={
             "rso/rate": "mean over groups of exp((r − max r)/β), the share of candidates that a first round accepts",
             "rso/accepted": "mean number of responses that are accepted in a group",
