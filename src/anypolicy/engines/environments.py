@@ -21,7 +21,7 @@ from anypolicy.engines.snapshots import put_back, snapshot
 from anypolicy.errors import RAISED, InputError
 
 TOOK, PAID = "anypolicy: steps of the chunk", "anypolicy: rewards of the chunk, not discounted"
-"""What `tasks.chunks` says in `info`, in words that no environment uses."""
+"""What `tasks.control.chunks` says in `info`, in words that no environment uses."""
 
 
 @dataclass(frozen=True)

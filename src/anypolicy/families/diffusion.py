@@ -303,7 +303,7 @@ def page(run: DiffusionRun) -> Path:
 
 
 def load_diffusion(folder: str | Path) -> DiffusionModel:
-    """The model of a run's policy/ folder, or a pipeline, ready to sample (`policies.denoisers.samples_of`)."""
+    """The model of a run's policy/ folder, or a pipeline, ready to sample (`samples_of`)."""
     return load_model(folder)
 
 

@@ -234,7 +234,7 @@ def plugin(package: str) -> None:
 
 
 def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """The environment behind a guard, its observations as one vector (`tasks.observations`). Choices count from 0;
+    """The environment behind a guard, its observations as one vector (`observations.py`). Choices count from 0;
     actions of a box of whole numbers are any numbers, and the nearest whole ones are done."""
     env = guarded(env)
     acts = env.action_space
