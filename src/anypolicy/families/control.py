@@ -25,6 +25,7 @@ from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Text, write_report
 from anypolicy.families.base import Family
+from anypolicy.knobs import knobs_of
 from anypolicy.learners.base import Learner, load_modules, observing, prepare, tell_budget, weights_of
 from anypolicy.learners.recipe import (
     OfflineRecipe,
@@ -394,11 +395,13 @@ def explain(p: ControlPlan) -> str:
     """What a run would do, without starting it."""
     s, r, space = p.settings, p.recipe, p.task.space
     acts = f"{space.actions} choices" if space.discrete else f"{space.actions} actions in [−1, 1]"
-    shown = [f"  {k:<16} {v}" for k, v in vars(r).items() if k not in ("learner", "alone", "episode")]
+    made, meanings = vars(r.learner), knobs_of(type(r.learner))
+    own = [f"  {k:<22} {v!s:<16} {meanings[k].meaning}" for k, v in made.items() if k in meanings]
+    fed = [f"  {k:<22} {v}" for k, v in vars(r).items() if k not in ("learner", "alone", "episode", *made)]
     unit = "updates on demonstrations" if isinstance(r, OfflineRecipe) else "environment steps"
     return "\n".join([
         f"{p.method} in {s.task}: {space.observations} numbers seen, {acts}, episodes of "
-        f"{p.task.horizon or 'unlimited'} steps", *p.notes(), "", f"  {'learner':<16} {r.learner}", *shown, "",
+        f"{p.task.horizon or 'unlimited'} steps", *p.notes(), "", f"  {type(r.learner).__name__}", *own, "", *fed, "",
         f"  the run: {p.steps:,} {unit} on {s.threads} thread(s), evaluated every {s.eval_every:,}",
     ])  # fmt: skip
 
