@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import InputError
 from anypolicy.learners.base import Acted, Needs
 from anypolicy.parts.direction import Estimator, Step, Trail, begin
 from anypolicy.parts.score import LogProbabilities, hessian_product, positions, score_gradient
@@ -219,10 +218,3 @@ def log_probabilities(
         return functional_call(actor, values, (observation,)).logp(action)
 
     return at
-
-
-def checked(**numbers: float) -> None:
-    """Numbers that must be positive."""
-    for name, value in numbers.items():
-        if not value > 0:
-            raise InputError(name, value, "use a number above 0")

@@ -105,8 +105,8 @@ class OnTheFly(OnBase):
 
     @property
     def source(self) -> str | Cloned:
-        cloned = Cloned(self.base_policy, self.base_hidden, self.base_updates, self.base_lr, self.denoising_steps)
-        return self.base or replace(cloned, batch=self.batch)
+        source = super().source
+        return replace(source, batch=self.batch) if isinstance(source, Cloned) else source
 
     def __call__(self, space: Space, seed: int) -> "OnTheFlyLearner":
         return OnTheFlyLearner(self, space, seed)
@@ -128,9 +128,7 @@ class OnTheFlyLearner:
     needs = Needs(prepare=True)
 
     def __init__(self, settings: OnTheFly, space: Space, seed: int):
-        if space.discrete:
-            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
-        s, rng, sizes = settings, torch.Generator().manual_seed(seed), (space.observations, space.actions)
+        s, rng, sizes = settings, torch.Generator().manual_seed(seed), (space.observations, space.box())
         self.settings, self.actions = s, space.actions
         self.base = base_policy(s.source, space, rng)
         self.edit = SquashedGaussian(sum(sizes), space.actions, s.hidden, rng)

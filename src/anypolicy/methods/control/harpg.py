@@ -99,8 +99,8 @@ class RecursiveGradient:
     def __call__(self, space: Space, seed: int) -> ByTrajectoriesLearner:
         step = Step(self.gamma0, 1.0 if self.normalised else 1 / 2, self.normalised)
         return ByTrajectories(
-            HessianAided(self.eta0), step, self.hidden, self.discount, self.baseline, self.memory,
-            curvature_only=self.hvp == "curvature_only",
+            HessianAided(self.eta0), step, hidden=self.hidden, discount=self.discount, baseline=self.baseline,
+            memory=self.memory, curvature_only=self.hvp == "curvature_only",
         )(space, seed)  # fmt: skip
 
     def recipe(self) -> OnPolicyRecipe:

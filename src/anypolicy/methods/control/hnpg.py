@@ -96,7 +96,7 @@ class HybridNaturalGradient:
     weight: Annotated[
         float, Knob("weight λ of on-policy errors beside the demonstrations' in the critic's loss", least=0)
     ] = 1.0  # fmt: skip
-    lam: Annotated[float, Knob("λ of generalised advantage estimation", least=0, most=1)] = 0.97
+    lam: knobs.GAELambda = 0.97
     max_kl: Annotated[float, Knob("trust region, nats", above=0)] = 1e-2
     damping: Annotated[float, Knob("multiple of the identity in the Fisher matrix", least=0)] = 0.1
     hidden: knobs.Hidden = (16, 16)
@@ -122,15 +122,14 @@ class HybridNaturalGradientLearner:
     needs = Needs(offline=True)
 
     def __init__(self, settings: HybridNaturalGradient, space: Space, seed: int):
-        if space.discrete:
-            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
+        sizes = (space.observations - 1, space.box())
         if space.steps is None:
             why = "networks for each step need it, and a longest episode: gym/ID:time=true"
             raise InputError("task", "observations without the step", why)
-        s, rng, n = settings, torch.Generator().manual_seed(seed), space.observations - 1
+        s, rng = settings, torch.Generator().manual_seed(seed)
         self.settings, self.space, self.horizon = s, space, space.steps
-        self.actors = GaussianPerStep(self.horizon, n, space.actions, s.hidden, rng)
-        self.critics = CriticPerStep(self.horizon, n, space.actions, s.critic_hidden, rng)
+        self.actors = GaussianPerStep(self.horizon, *sizes, s.hidden, rng)
+        self.critics = CriticPerStep(self.horizon, *sizes, s.critic_hidden, rng)
         self.modules = {"actors": self.actors, "critics": self.critics}
         self.optimisers: dict[str, Optimizer] = {}
         self.offline = Replay(1, space.observations, space.actions)

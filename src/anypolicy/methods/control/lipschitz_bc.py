@@ -20,7 +20,6 @@ from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import InputError
 from anypolicy.knobs import Knob
 from anypolicy.learners.base import Acted, Needs
 from anypolicy.learners.recipe import OfflineRecipe, fed
@@ -56,8 +55,6 @@ class LipschitzCloning:
     batch: knobs.BatchSize = 256
 
     def __call__(self, space: Space, seed: int) -> "LipschitzLearner":
-        if space.discrete:
-            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         return LipschitzLearner(self, space, torch.Generator().manual_seed(seed))
 
     def recipe(self) -> OfflineRecipe:
@@ -71,7 +68,7 @@ class LipschitzLearner:
     needs = Needs(prepare=True)
 
     def __init__(self, s: LipschitzCloning, space: Space, rng: torch.Generator):
-        self.policy = LipschitzMLP(space.observations, space.actions, s.hidden, s.alpha, rng)
+        self.policy = LipschitzMLP(space.observations, space.box(), s.hidden, s.alpha, rng)
         self.modules: dict[str, nn.Module] = {"policy": self.policy}
         self.optimiser = adam(self.policy.parameters(), s.lr)
         self.optimisers: dict[str, Optimizer] = {"policy_optimiser": self.optimiser}

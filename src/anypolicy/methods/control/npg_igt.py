@@ -95,15 +95,14 @@ class NormalisedGradient:
     ] = None  # fmt: skip
 
     def __call__(self, space: Space, seed: int) -> ByTrajectoriesLearner:
-        eta0 = self.eta0
         estimators: dict[str, Estimator] = {
-            "igt": GradientTransport(eta0),
-            "momentum": Momentum(eta0),
-            "plain": Plain(),
-        }
+            "igt": GradientTransport(self.eta0), "momentum": Momentum(self.eta0), "plain": Plain(),
+        }  # fmt: skip
         step = Step(self.gamma0, 1.0 if self.normalised else 2 / 3, self.normalised)
-        made = ByTrajectories(estimators[self.direction], step, self.hidden, self.discount, self.baseline, self.memory)
-        return made(space, seed)
+        return ByTrajectories(
+            estimators[self.direction], step, hidden=self.hidden, discount=self.discount, baseline=self.baseline,
+            memory=self.memory,
+        )(space, seed)  # fmt: skip
 
     def recipe(self) -> OnPolicyRecipe:
         return fed(OnPolicyRecipe, self, episodes=self.batch)

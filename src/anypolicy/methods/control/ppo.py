@@ -34,7 +34,6 @@ from torch.optim import Adam, Optimizer
 from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import InputError
 from anypolicy.knobs import Knob
 from anypolicy.learners.base import Acted, Needs
 from anypolicy.learners.recipe import OnPolicyRecipe, fed
@@ -199,10 +198,3 @@ def fit(
     if spread > 0:
         out["value/explained"] = 1 - float(data.advantage.var(correction=0) / spread)
     return out
-
-
-def at_least(least: int, **settings: int) -> None:
-    """Refuse smaller settings."""
-    for name, value in settings.items():
-        if value < least:
-            raise InputError(name, value, f"use at least {least}")

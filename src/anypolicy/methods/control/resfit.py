@@ -127,9 +127,7 @@ class ResidualLearner:
     needs = Needs(observe=True, prepare=True, warm=True)
 
     def __init__(self, settings: ResidualActorCritic, space: Space, seed: int):
-        s, rng, sizes = settings, torch.Generator().manual_seed(seed), (space.observations, space.actions)
-        if space.discrete:
-            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
+        s, rng, sizes = settings, torch.Generator().manual_seed(seed), (space.observations, space.box())
         self.settings, self.sizes, self.scales = s, sizes, Scales(*sizes)
         self.base = Frozen(base_policy(s.source, space, rng))
         widths = (sum(sizes), *s.hidden, sizes[1])

@@ -121,13 +121,11 @@ class PriorDataLearner:
 
     def __init__(self, settings: PriorDataActorCritic, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
-        if space.discrete:
-            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         if not 1 <= s.subset <= s.ensemble:
             raise InputError("subset", s.subset, f"use 1 to {s.ensemble}, the number of critics")
         self.settings = s
         self.entropy = -space.actions / 2 if s.target_entropy is None else s.target_entropy
-        sizes = (space.observations, space.actions, s.hidden, rng)
+        sizes = (space.observations, space.box(), s.hidden, rng)
         self.actor = SquashedGaussian(*sizes, activation=s.activation, layer_norm=s.actor_layer_norm, init="xavier")
         self.critics = critics(
             *sizes, ensemble=s.ensemble, layer_norm=s.layer_norm, activation=s.activation, init="xavier"

@@ -27,7 +27,6 @@ from torch.optim import Optimizer
 from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import InputError
 from anypolicy.knobs import Knob
 from anypolicy.learners.base import Acted, Needs
 from anypolicy.learners.recipe import OffPolicyRecipe, fed
@@ -87,20 +86,15 @@ class SoftActorCriticLearner:
     """Actor, critics with their targets, ln α."""
 
     needs = Needs(together=True)
-
     together = SideBySide
 
     def __init__(self, settings: SoftActorCritic, space: Space, seed: int):
-        if settings.ensemble < 1:
-            raise InputError("ensemble", settings.ensemble, "use at least 1")
-        if space.discrete:
-            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         s, rng = settings, torch.Generator().manual_seed(seed)
         self.settings = s
         self.entropy = -float(space.actions) if s.target_entropy is None else s.target_entropy
-        self.actor = SquashedGaussian(space.observations, space.actions, s.hidden, rng)
-        sizes = (space.observations, space.actions, s.hidden)
-        self.critics = critics(*sizes, rng, ensemble=s.ensemble, layer_norm=s.layer_norm)
+        sizes = (space.observations, space.box(), s.hidden, rng)
+        self.actor = SquashedGaussian(*sizes)
+        self.critics = critics(*sizes, ensemble=s.ensemble, layer_norm=s.layer_norm)
         self.targets = deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(s.alpha).log())
         self.modules = {"actor": self.actor, "critics": self.critics, "targets": self.targets,

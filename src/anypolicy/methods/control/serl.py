@@ -29,7 +29,6 @@ from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import InputError, check_numbers
 from anypolicy.knobs import Knob
 from anypolicy.learners.base import Acted, Needs
 from anypolicy.learners.recipe import OffPolicyRecipe, fed
@@ -88,7 +87,7 @@ class Agent:
     lr: knobs.LearningRate = 3e-4
     discount: knobs.Discount = 0.96
     tau: knobs.Polyak = 0.005
-    alpha: knobs.InitialTemperature = 0.01
+    alpha: Annotated[float, Knob("temperature α of the entropy at the beginning", above=0, most=700)] = 0.01
     backup_entropy: knobs.BackupEntropy = False
     batch: knobs.BatchSize = 256
     offline_share: knobs.OfflineShare = 0.5
@@ -110,14 +109,9 @@ class AgentLearner:
     needs = Needs(prepare=True)
 
     def __init__(self, settings: Agent, space: Space, seed: int):
-        if space.discrete:
-            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         s, rng = settings, torch.Generator().manual_seed(seed)
-        check_numbers(s, positive=("alpha", "subset"))
-        if s.alpha > 700:
-            raise InputError("alpha", s.alpha, "use at most 700")
         self.settings, self.entropy = s, -space.actions / 2
-        sizes, rest = (space.observations, space.images), (space.actions, s.hidden, rng)
+        sizes, rest = (space.observations, space.images), (space.box(), s.hidden, rng)
         self.online, self.targets = (
             SeeingCritics(Perception(*sizes, rng, channels=s.channels), *rest, ensemble=s.ensemble, layer_norm=True)
             for _ in range(2)

@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.transitions import Transitions
-from anypolicy.errors import InputError
 from anypolicy.knobs import Knob
 from anypolicy.learners.base import Acted, Needs
 from anypolicy.learners.recipe import OffPolicyRecipe, fed
@@ -82,12 +81,10 @@ class TwinDelayedLearner:
     needs = Needs()
 
     def __init__(self, settings: TwinDelayed, space: Space, seed: int):
-        if space.discrete:
-            raise InputError("task", f"{space.actions} discrete actions", "this method needs a box of actions")
         s, rng = settings, torch.Generator().manual_seed(seed)
         self.settings, self.counter = s, Counter()
-        self.actor = MLP((space.observations, *s.hidden, space.actions), rng)
-        self.critics = critics(space.observations, space.actions, s.hidden, rng, ensemble=2)
+        self.actor = MLP((space.observations, *s.hidden, space.box()), rng)
+        self.critics = critics(space.observations, space.box(), s.hidden, rng, ensemble=2)
         self.target_actor, self.targets = (deepcopy(x).requires_grad_(False) for x in (self.actor, self.critics))
         self.modules: dict[str, nn.Module] = {
             "actor": self.actor, "critics": self.critics, "target_actor": self.target_actor, "targets": self.targets,

@@ -59,8 +59,10 @@ class OnBase:
     @property
     def source(self) -> str | Cloned:
         """Where the base comes from."""
-        cloned = Cloned(self.base_policy, self.base_hidden, self.base_updates, self.base_lr, self.denoising_steps)
-        return self.base or cloned
+        return self.base or Cloned(
+            kind=self.base_policy, hidden=self.base_hidden, updates=self.base_updates, lr=self.base_lr,
+            denoising_steps=self.denoising_steps,
+        )  # fmt: skip
 
     def fit(self, policy: Generative, data: Replay, generator: torch.Generator) -> None:
         """Clone the base, unless it came from a folder."""

@@ -77,6 +77,12 @@ class Space:
             raise InputError("task", f"a box of {self.actions} actions", "this method needs choices (discrete actions)")
         return self.actions
 
+    def box(self) -> int:
+        """How many numbers an action in a box has; discrete actions are refused."""
+        if self.discrete:
+            raise InputError("task", f"{self.actions} discrete actions", "this method needs a box of actions")
+        return self.actions
+
     def native(self, unit: Tensor) -> Tensor:
         """Actions in the environment's units, of [−1, 1] and beyond."""
         low, high = unit.new_tensor(self.low), unit.new_tensor(self.high)
