@@ -1,7 +1,10 @@
 """One suite for every controller of the catalogue. A new method file is tested by being there."""
 
+import ast
 import dataclasses
+import inspect
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families import control
 from anypolicy.learners.base import observing, tensors_of
-from anypolicy.learners.recipe import OffPolicyRecipe, OnPolicyRecipe, uses_offline
+from anypolicy.learners.recipe import OffPolicyRecipe, OnPolicyRecipe, fed, uses_offline
 from anypolicy.runs import drive
 from anypolicy.runs.checkpoint import latest_checkpoint, load_checkpoint
 from anypolicy.runs.metrics import documented
@@ -105,6 +108,38 @@ def test_card_and_header_are_complete(slug):
     for word in ("Paper:", "Idea:", "Changes:", "Silent:", "Differs:"):
         assert word in m.header
     assert (m.build.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_it_stands_in_the_table_of_controllers(slug):
+    rows = (Path(__file__).parents[2] / "docs" / "control.md").read_text().splitlines()
+    assert any(f"`{slug}`" in row.split("|")[1] for row in rows if row.startswith("| "))
+
+
+def unread(m):
+    """Settings that no recipe takes and no code reads, of the method's file or of those that it inherits from."""
+    files = {inspect.getsourcefile(kind) for kind in m.build.__mro__ if kind is not object}
+    nodes = [node for path in files for node in ast.walk(ast.parse(Path(path).read_text()))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return [name for name in m.knobs if name not in read | vars(m.recipe()).keys()]
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_every_setting_is_read(slug):
+    assert unread(catalogue.get(slug, "controller")) == []
+
+
+def test_a_misspelt_setting_is_seen():
+    """Planted: the recipe has its own size of batches, whatever this one is."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Misspelt:
+        bacth: int = 8
+
+        def recipe(self):
+            return fed(OffPolicyRecipe, self)
+
+    assert unread(dataclasses.replace(catalogue.get("sac", "controller"), build=Misspelt)) == ["bacth"]
 
 
 @pytest.mark.parametrize("slug", METHODS)

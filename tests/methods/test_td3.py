@@ -1,6 +1,9 @@
 """TD3 against a formula of its own: plain NumPy-like tensors, Adam written out."""
 
 import dataclasses
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -51,10 +54,11 @@ def test_smoothing():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_target_is_the_smaller_critic_at_a_smoothed_action(seed):
-    learner, b = double(SMALL(SPACE, seed)), batch(seed)
+    """With so much noise that its clip is felt."""
+    learner, b = double(dataclasses.replace(SMALL, target_noise=0.8)(SPACE, seed)), batch(seed)
     rng = torch.Generator().manual_seed(7)
     actor, twins = layers(learner.target_actor), [layers(learner.targets, i) for i in (0, 1)]
-    noise = 0.2 * torch.randn(b.action.shape, generator=torch.Generator().manual_seed(7))
+    noise = 0.8 * torch.randn(b.action.shape, generator=torch.Generator().manual_seed(7))
     action = (through(actor, b.next_observation).tanh() + noise.clamp(-0.5, 0.5)).clamp(-1, 1)
     after = torch.cat([b.next_observation, action], 1)
     y = b.reward + 0.99 * (1 - b.terminated) * torch.minimum(*(through(q, after)[:, 0] for q in twins))
@@ -110,9 +114,10 @@ def test_noise_explores_and_is_left_out_where_it_is_evaluated():
 def test_the_defaults_are_the_papers():
     """Section 6.1."""
     defaults = {k: p.default for k, p in catalogue.get("td3", "controller").knobs.items()}
-    want = {"hidden": (400, 300), "lr": 1e-3, "batch": 100, "tau": 0.005, "discount": 0.99, "delay": 2,
-            "target_noise": 0.2, "noise_clip": 0.5, "noise": 0.1}  # fmt: skip
-    assert defaults | want == defaults
+    assert defaults == {
+        "hidden": (400, 300), "lr": 1e-3, "batch": 100, "tau": 0.005, "discount": 0.99, "delay": 2, "updates": 1,
+        "target_noise": 0.2, "noise_clip": 0.5, "noise": 0.1, "warmup": 1000, "capacity": 1_000_000,
+    }  # fmt: skip
 
 
 def test_what_cannot_be_used():
@@ -131,8 +136,54 @@ def test_what_is_declared_wrongly_is_refused():
     learner.observe = lambda x: x
     with pytest.raises(InputError, match="has `observe`: declare it"):
         check_learner(learner)
+
+
+def plant(monkeypatch, old, new):
+    """From here on the tests of this file are of the method's file with `new` in place of `old`."""
+    text = Path(sys.modules[TwinDelayed.__module__].__file__).read_text()
+    assert text.count(old) == 1
+    module = ModuleType("planted")
+    monkeypatch.setitem(sys.modules, "planted", module)
+    monkeypatch.setattr(catalogue, "REGISTERED", {})
+    exec(text.replace(old, new), vars(module))
+    monkeypatch.setitem(globals(), "SMALL", module.TwinDelayed(hidden=(8, 8), lr=0.01))
+    monkeypatch.setitem(globals(), "smoothed", module.smoothed)
+
+
+def of_the_target():
+    test_the_target_is_the_smaller_critic_at_a_smoothed_action(0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "notices"),
+    [
+        ("loss = -q_values(", "loss = q_values(", test_the_actor_climbs_the_first_critic_alone),
+        ("[0].mean()", "[1].mean()", test_the_actor_climbs_the_first_critic_alone),
+        ("(action + noise.clamp(-clip, clip))", "(action - noise.clamp(-clip, clip))", test_smoothing),
+        ("(action + noise.clamp(-clip, clip))", "(action + noise)", of_the_target),
+        ("(q - y)", "(q + y)", of_the_target),
+        ("action = (action + noise).clamp", "action = (action + 2 * noise).clamp",
+         test_noise_explores_and_is_left_out_where_it_is_evaluated),
+        ("self.counter.steps += 1", "self.counter.steps += 2",
+         test_actor_and_targets_move_at_every_second_update_of_the_critics),
+        ("self.actor.parameters(), self.settings.tau", "self.actor.parameters(), 0.0",
+         test_actor_and_targets_move_at_every_second_update_of_the_critics),
+        ("self.critics.parameters(), self.settings.tau", "self.critics.parameters(), -self.settings.tau",
+         test_targets_follow_by_tau),
+    ],
+    ids=["descends", "other critic", "noise", "no clip", "error", "exploration", "counter", "still", "away"],
+)  # fmt: skip
+def test_a_planted_fault_is_noticed(old, new, notices, monkeypatch):
+    plant(monkeypatch, old, old)
+    notices()
+    plant(monkeypatch, old, new)
+    with pytest.raises(AssertionError):
+        notices()
+
+
+def test_a_planted_need_is_an_error_where_it_is_read(monkeypatch):
     with pytest.raises(TypeError, match="observes"):
-        Needs(observes=True)
+        plant(monkeypatch, "needs = Needs()", "needs = Needs(observes=True)")
 
 
 def test_critics_are_two():
