@@ -91,9 +91,9 @@ def test_recorded_episodes_are_demonstrations_again(run, tmp_path, monkeypatch, 
         (["train", "sac", "--task", "tiny-add"], "a controller learns in"),
         (["train", "sac", "--task", "gym/Pendulum-v1", "--demos", "x"], "uses no demonstrations"),
         (["train", "sac", "--task", "gym/Pendulum-v1", "--steps", "0"], "above 0"),
-        (["train", "grpo+sac", "--task", "gym/Pendulum-v1"], "it trains a controller"),
-        (["reward-model", "sac", "--pairs", "x"], "it trains a controller"),
-        (["compare", "sac", "grpo", "--task", "gym/Pendulum-v1"], "it trains a policy"),
+        (["train", "grpo+sac", "--task", "gym/Pendulum-v1"], "it is of the control family: use `anypolicy train sac` alone"),
+        (["scores", "sac", "--task", "x"], "it is of the control family: use `anypolicy train sac` alone"),
+        (["compare", "sac", "grpo", "--task", "gym/Pendulum-v1"], "it is of the language family: use `anypolicy train grpo` alone"),
         (["train", "grpo", "--task", "gym/Pendulum-v1"], "task"),
         (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.batch", "0"], "sac.batch: got 0; use a number of at least 1"),
         (["train", "sac", "--task", "gym/Pendulum-v1", "--sac.discount", "1.5"], "sac.discount: got 1.5; use a number from 0 to 1"),
@@ -274,7 +274,7 @@ from anypolicy.catalogue import Card, method
 from anypolicy.methods.control.sac import SoftActorCritic
 
 @method(Card(title="t", paper="p", year=2024, family="control", idea="i", changes=(), composes_with="c", claim="c"),
-        slug="other-sac", trains="controller")
+        slug="other-sac")
 def other(lr: float = 1e-4, hidden: tuple[int, ...] = (16, 16), warmup: int = 20, batch: int = 8):
     """A copy."""
     return SoftActorCritic(lr=lr, hidden=hidden, warmup=warmup, batch=batch).recipe()

@@ -74,7 +74,7 @@ def test_compare(tmp_path):
         (["train", "seppo", "--task", "digit"], "did you mean 'digits'"),
         (["train", "seppo", "--task", "tiny-add"], "a diffusion model learns from"),
         (["train", "sac", "--task", "digits"], "a controller learns in"),
-        (["train", "grpo+seppo", "--task", "digits"], "it trains a diffusion model"),
+        (["train", "grpo+seppo", "--task", "digits"], "it is of the diffusion family"),
         (["train", "seppo", "--task", "ring8", "--steps", "0"], "above 0"),
         (["train", "seppo", "--task", "ring8", "--seppo.beta", "-1"], "above 0"),
         (["train", "seppo", "--task", "ring8", "--seppo.stage", "0"], "of at least 1"),

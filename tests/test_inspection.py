@@ -183,7 +183,7 @@ def test_recommendations_follow_the_cards():
     assert set(at(0.9, 0.9)) == {"crr", "bcq", "cql"}
     assert regions_of(report_at(0.9, 0.9)) == ["return", "coverage"] and regions_of(report_at(0.8, 0.6)) == ["all"]
     assert "92 % where TQ > 0.8" in dict(recommend(report_at(0.9, 0.3)))["bc"]
-    for m in catalogue.methods("controller").values():
+    for m in catalogue.methods("control").values():
         assert not m.card.regions or set(m.card.regions) == set(inspection.REGIONS)
 
 

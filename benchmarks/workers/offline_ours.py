@@ -25,7 +25,7 @@ rows = Transitions(data["observation"], data["action"], data["reward"], data["ne
                    torch.zeros(n), torch.full((n,), 0.99))  # fmt: skip
 replay = Replay(n, rows.observation.shape[1], 1)
 replay.add(rows)
-make = catalogue.get(given["work"], "controller").recipe(discount=0.99).learner
+make = catalogue.get(given["work"], "control").recipe(discount=0.99).learner
 space = Space(rows.observation.shape[1], 4, True)
 learner = make(space, 0)
 

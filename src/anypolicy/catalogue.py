@@ -22,14 +22,15 @@ from anypolicy.errors import RAISED, InputError, check_values, checked, converte
 from anypolicy.knobs import Knob, check_knobs, knobs_of
 from anypolicy.runs.trust import allow, load_module
 
-Trains = str
-"""What a method trains: the word of its family (policy, reward-model, controller, diffusion-model, or one that was
-registered), or "problem" for what is solved exactly."""
+PARTS_OF = {"preference": "language", "supervised": "language"}
+"""Words of cards that are parts of a family."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """The facts of a method. `changes` names the stages it gives to a composition; `conflicts` maps
+    """The facts of a method. `family` says what learns: language (or its parts preference and supervised), control,
+    diffusion, reward-model, the name of a family that was registered, or exact for a problem that is solved.
+    `changes` names the stages it gives to a composition; `conflicts` maps
     "own stage × other.stage" pairs that contradict each other to the reason; `no_signal` lists the constant rewards
     from which the method must learn nothing; `metrics` documents log names of its own; `regions`, of a method that
     learns from data sets, is its mean performance (%) there, by regions of the plane that `inspection` draws."""
@@ -51,14 +52,17 @@ class Card:
 @dataclass(frozen=True)
 class Method:
     """A catalogued method: `recipe(**knobs)` gives its recipe, with the paper's defaults. `build` is a function that
-    returns it, or the dataclass of a learner's settings, whose `recipe()` does. `trains` says what learns: a policy by
-    the stages of a group recipe, a reward model from pairs, a controller in an environment, a diffusion model from
-    samples that were preferred; a "problem" is solved exactly, and its recipe is its Solution."""
+    returns it, or the dataclass of a learner's settings, whose `recipe()` does. Of the exact family it is its
+    Solution."""
 
     slug: str
     card: Card
     build: Callable[..., Any]
-    trains: Trains = "policy"
+
+    @property
+    def family(self) -> str:
+        """Name of the family that trains it."""
+        return PARTS_OF.get(self.card.family, self.card.family)
 
     @property
     def knobs(self) -> dict[str, inspect.Parameter]:
@@ -90,21 +94,16 @@ REGISTERED: dict[str, Method] = {}
 Built = TypeVar("Built", bound=Callable[..., Any])
 
 
-TRAINS = {"control": "controller", "diffusion": "diffusion-model", "exact": "problem"}
-"""What methods of a card's family train, where that is no language policy."""
-
-
-def method(card: Card, slug: str | None = None, *, trains: Trains | None = None) -> Callable[[Built], Built]:
+def method(card: Card, slug: str | None = None) -> Callable[[Built], Built]:
     """Enter a method: a function that returns its recipe, or the frozen dataclass of a learner's settings. Its slug is
-    the function's name with dashes; its parameters, or fields, are its settings. It trains what its card's family does
-    unless `trains` says otherwise."""
+    the function's name with dashes; its parameters, or fields, are its settings."""
 
     def register(build: Built) -> Built:
         name = slug or build.__name__.replace("_", "-")
         known = REGISTERED.get(name)
         if known is not None and known.build.__module__ != build.__module__:
             raise InputError("method", name, f"{known.build.__module__} has this name already: choose another")
-        REGISTERED[name] = Method(name, card, build, trains or TRAINS.get(card.family, "policy"))
+        REGISTERED[name] = Method(name, card, build)
         return build
 
     return register
@@ -145,21 +144,20 @@ def load_files(paths: Iterable[str | Path]) -> None:
         load_file(path, trust=True)
 
 
-def methods(trains: Trains | None = "policy") -> dict[str, Method]:
-    """All methods by slug: those that train a policy, a reward model or a controller, or (None) all."""
+def methods(family: str | None = "language") -> dict[str, Method]:
+    """The methods of a family by slug, or (None) all."""
     load_all()
-    return {slug: m for slug, m in sorted(REGISTERED.items()) if trains in (None, m.trains)}
+    return {slug: m for slug, m in sorted(REGISTERED.items()) if family in (None, m.family)}
 
 
 @checked
-def get(slug: str, trains: Trains | None = "policy") -> Method:
+def get(slug: str, family: str | None = "language") -> Method:
     """One method; an unknown name is an error that says the nearest."""
-    known = methods(trains)
+    known = methods(family)
     if slug not in known and slug in REGISTERED:
-        other = REGISTERED[slug].trains
-        command = {"reward-model": "reward-model", "problem": "solve"}.get(other, "train")
-        does = "solves a problem" if other == "problem" else f"trains a {other.replace('-', ' ')}"
-        raise InputError("method", slug, f"it {does}: use `anypolicy {command} {slug}` alone")
+        other = REGISTERED[slug].family
+        command = "solve" if other == "exact" else "train"
+        raise InputError("method", slug, f"it is of the {other} family: use `anypolicy {command} {slug}` alone")
     if slug not in known:
         all_names = sorted(REGISTERED)
         raise InputError("method", slug, f"use one of {', '.join(all_names)}", choices=all_names)
@@ -202,4 +200,4 @@ def saved_controller(folder: str | Path, field: str) -> Saved:
     method, knobs, task = (config[name] for name in kinds)
     if not isinstance(method, str) or not isinstance(knobs, dict) or not isinstance(task, str):
         raise InputError(field, str(folder), "its config.json must name a method, its knobs and a task")
-    return Saved(method, knobs, build(get(method, "controller"), knobs), task, read_tensors(path / files[0], field))
+    return Saved(method, knobs, build(get(method, "control"), knobs), task, read_tensors(path / files[0], field))

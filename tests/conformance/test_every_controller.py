@@ -24,7 +24,7 @@ from anypolicy.runs.stop import Stopped
 from anypolicy.tasks.control.environments import load_environment
 from tests.helpers import StopAt
 
-METHODS = sorted(slug for slug, m in catalogue.methods(None).items() if m.trains == "controller")
+METHODS = sorted(slug for slug, m in catalogue.methods(None).items() if m.family == "control")
 SMALL = {"hidden": (16, 16), "warmup": 20, "batch": 8, "updates": 2, "horizon": 32, "capacity": 1000, "epochs": 2,
          "collect": 16, "anneal": False, "ensemble": 2, "minibatches": 2, "base_hidden": (16, 16), "base_updates": 10,
          "denoising_steps": 2, "samples": 2, "edits": 2, "critic_warmup": 10, "distillations": 2,
@@ -61,7 +61,7 @@ def demonstrations(tmp_path_factory):
 
 def settings_of(slug, demonstrations):
     """Knobs and settings of a small run."""
-    m = catalogue.get(slug, "controller")
+    m = catalogue.get(slug, "control")
     knobs = {k: v for k, v in SMALL.items() if k in m.knobs} | dict(SMALL_KNOBS.get(slug, {}))
     recipe = m.recipe(**knobs)
     needs = uses_offline(recipe)
@@ -101,7 +101,7 @@ def content(run):
 
 @pytest.mark.parametrize("slug", METHODS)
 def test_card_and_header_are_complete(slug):
-    m = catalogue.get(slug, "controller")
+    m = catalogue.get(slug, "control")
     for name in ("title", "paper", "idea", "composes_with", "claim"):
         assert getattr(m.card, name)
     assert m.card.family == "control"
@@ -145,7 +145,7 @@ def test_a_misspelt_setting_is_seen():
 @pytest.mark.parametrize("slug", METHODS)
 def test_a_run_logs_documented_finite_numbers_and_learns_something(slug, tmp_path, demonstrations):
     run = trained(slug, tmp_path / "run", 96, demonstrations)
-    more = catalogue.get(slug, "controller").card.metrics
+    more = catalogue.get(slug, "control").card.metrics
     for row in run.rows:
         numbers = {k: v for k, v in row.items() if k != "event"}
         assert [name for name in numbers if not documented(name, more)] == []
@@ -166,7 +166,7 @@ behind it then: no period divides both, so that a counter is missed if it is los
 @pytest.mark.parametrize("slug", METHODS)
 def test_a_run_that_is_stopped_and_made_longer_is_the_whole_run(slug, cut, tmp_path, demonstrations, monkeypatch):
     """It is stopped in the middle of a row of the ledger."""
-    m, (steps, rollouts) = catalogue.get(slug, "controller"), cut
+    m, (steps, rollouts) = catalogue.get(slug, "control"), cut
     if "updates" in m.knobs:
         monkeypatch.setitem(SMALL, "updates", 1)
     whole = trained(slug, tmp_path / "whole", 128, demonstrations, eval_every=64, checkpoint_every=64)

@@ -15,12 +15,12 @@ from anypolicy.runs.metrics import documented
 from anypolicy.runs.stop import Stopped
 from tests.helpers import StopAt
 
-METHODS = sorted(slug for slug, m in catalogue.methods(None).items() if m.trains == "diffusion-model")
+METHODS = sorted(slug for slug, m in catalogue.methods(None).items() if m.family == "diffusion")
 SMALL = {"batch": 8, "stage": 2}
 
 
 def trained(slug, out, steps, **more):
-    m = catalogue.get(slug, "diffusion-model")
+    m = catalogue.get(slug, "diffusion")
     knobs = {k: v for k, v in SMALL.items() if k in m.knobs}
     settings = {"task": "ring8:winners=20", "policy": "fresh", "trackers": (), "eval_samples": 20, "threads": 1}
     return diffusion.train_diffusion(slug, knobs=knobs, steps=steps, out=out, quiet=True, **(settings | more))
@@ -35,7 +35,7 @@ def content(run):
 
 @pytest.mark.parametrize("slug", METHODS)
 def test_card_and_header_are_complete(slug):
-    m = catalogue.get(slug, "diffusion-model")
+    m = catalogue.get(slug, "diffusion")
     for name in ("title", "paper", "idea", "composes_with", "claim"):
         assert getattr(m.card, name)
     assert m.card.family == "diffusion"
@@ -56,7 +56,7 @@ def test_a_run_that_is_stopped_and_made_longer_is_the_whole_run(slug, tmp_path, 
     diffusion.resume(tmp_path / "part", quiet=True)
     part = diffusion.resume(tmp_path / "part", steps=6, quiet=True)
     assert content(whole) == content(part)
-    more = catalogue.get(slug, "diffusion-model").card.metrics
+    more = catalogue.get(slug, "diffusion").card.metrics
     for row in whole.rows:
         numbers = {k: v for k, v in row.items() if k != "event"}
         assert [name for name in numbers if not documented(name, more)] == []

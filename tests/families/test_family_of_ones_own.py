@@ -105,10 +105,11 @@ def evaluate(path: str | Path, *, digits: int = 6, trust: bool = False) -> dict[
 
 
 NUMBER = base.Family(
-    "number", "number", FitSettings, plan, lambda p: f"{p.method}-{p.settings.seed}", lambda p: (p, Fit(p)), go,
-    evaluate, lambda p: f"{p.method} goes to {p.target} in {p.settings.steps} steps",
-    lambda run, where: f"ended at {run.number:.3f}; report {where}",
-    lambda run: write_report(run.path / "report.html", "a number", [Text([f"{run.number}"])]),
+    settings=FitSettings, plan=plan, folder=lambda p: f"{p.method}-{p.settings.seed}", begin=lambda p: (p, Fit(p)),
+    go=go, evaluate=evaluate, explain=lambda p: f"{p.method} goes to {p.target} in {p.settings.steps} steps",
+    summary=lambda run, where: f"ended at {run.number:.3f}; report {where}",
+    page=lambda run: write_report(run.path / "report.html", "a number", [Text([f"{run.number}"])]),
+    metrics=("eval/score",),
 )  # fmt: skip
 FILE = '''
 """Descent: a method of a family from outside."""
@@ -117,12 +118,12 @@ from anypolicy.catalogue import Card, method
 def card(title):
     return Card(title=title, paper="p", year=2026, family="number", idea="i", changes=(), composes_with="c", claim="c")
 
-@method(card("descent"), trains="number")
+@method(card("descent"))
 def descent(lr: float = 0.1):
     """Plain."""
     return lr
 
-@method(card("slow"), trains="number")
+@method(card("slow"))
 def slow(lr: float = 0.01):
     """Slower."""
     return lr
@@ -148,14 +149,14 @@ def test_from_python(number, tmp_path):
     assert whole.number == longer.number and whole.number == pytest.approx(3, abs=0.1)
     assert ap.evaluate(tmp_path / "whole", digits=2)["eval/score"] == round(-abs(whole.number - 3), 2)
     assert "goes to 3.0 in 20 steps" in ap.explain("descent", task="target:at=3")
-    study = ap.compare(
-        ["descent", "slow"], task="target:at=3", seeds=3, metric="eval/score", out=tmp_path / "study", quiet=True
-    )
-    assert "descent" in str(study)
-    with pytest.raises(InputError, match="evaluated by digits"):
+    study = ap.compare(["descent", "slow"], task="target:at=3", seeds=3, out=tmp_path / "study", quiet=True)
+    assert study.metric == "eval/score" and "descent" in str(study) and "20 steps" in str(study)
+    with pytest.raises(InputError, match="an evaluation of the number family takes digits"):
         ap.evaluate(tmp_path / "whole", episodes=2)
     with pytest.raises(InputError, match="task: got None; say what descent learns from"):
         ap.train("descent")
+    with pytest.raises(InputError, match="task: got None; say what descent learns from"):
+        ap.explain("descent")
     with pytest.raises(InputError, match="stps"):
         ap.train("descent", task="target:at=3", stps=3)
 
@@ -169,7 +170,31 @@ def test_from_the_command_line(number, tmp_path, capsys):
     assert main(["explain", "descent", "--task", "target:at=2"]) == 0
     assert "goes to 2.0" in capsys.readouterr().out
     assert main(["eval", "run", "--episodes", "3"]) == 2
-    assert "a run of the number family is evaluated by digits" in capsys.readouterr().err
+    assert "an evaluation of the number family takes digits" in capsys.readouterr().err
+    assert main(["eval", "run", "--digits", "0"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"eval/score": 0}
+    assert main(["compare", "descent", "slow", "--task", "target:at=2", "--seeds", "2", "--out", "study"]) == 0
+    assert "eval/score on target:at=2, 2 seeds" in capsys.readouterr().out
+    assert main(["eval", "--help"]) == 0
+    assert "--digits" in capsys.readouterr().out
+
+
+def test_what_can_be_compared_is_of_one_family(number, tmp_path):
+    with pytest.raises(InputError, match="descent is of number, grpo is of language"):
+        ap.compare(["descent", "grpo"], task="target:at=2", seeds=2)
+    with pytest.raises(InputError, match="task: got None; say what descent learns from"):
+        ap.compare(["descent", "slow"], seeds=2)
+
+
+def test_a_method_of_no_family_is_refused(number, tmp_path):
+    (tmp_path / "other.py").write_text(FILE.replace("number", "langauge").replace("descent", "ascent").replace(
+        "slow", "slower"))  # fmt: skip
+    try:
+        with pytest.raises(InputError, match=r"family: got 'langauge'; .*did you mean 'language'"):
+            ap.train("ascent", task="tiny-add", method_file=("other.py",))
+    finally:
+        for slug in ("ascent", "slower"):
+            del catalogue.REGISTERED[slug]
 
 
 def test_a_name_is_given_once(number):

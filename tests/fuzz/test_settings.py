@@ -111,13 +111,13 @@ def test_settings_of_a_method(data):
     m = METHODS[slug]
 
     def resolve() -> None:
-        if m.trains == "policy":
+        if m.family == "language":
             compose(slug, {slug: knobs})
-        elif m.trains == "controller" and cheap(data):
+        elif m.family == "control" and cheap(data):
             for task in ("gym/CartPole-v1", "gym/Pendulum-v1"):
                 p = control.plan(slug, control.ControlSettings(task, steps=10, demos="x", trackers=()), knobs)
                 control.learner_for(p)
-        elif m.trains != "problem":
+        elif m.family != "exact":
             catalogue.build(m, knobs)
 
     allowed(resolve)
@@ -362,7 +362,6 @@ COMMANDS = (
     "compare",
     "explain",
     "scores",
-    "reward-model",
     "solve",
     "train-apart",
     "make-datasets",
@@ -398,4 +397,4 @@ def test_commands(command, arguments):
 def test_every_field_is_drawn():
     """Settings that are new are drawn, too."""
     assert all(dataclasses.is_dataclass(kind) for kind, *_ in FAMILIES.values())
-    assert set(QUICK) >= {slug for slug, m in METHODS.items() if m.trains == "problem"}
+    assert set(QUICK) >= {slug for slug, m in METHODS.items() if m.family == "exact"}

@@ -154,7 +154,7 @@ def test_command_line_from_pairs_to_a_policy(pairs, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "task.jsonl", [{"prompt": f"q{i}", "answer": "a"} for i in range(12)])
     policy = ["--policy", SMALL["policy"], "--threads", "1", "--trackers"]
-    train = ["reward-model", "bradley-terry", "--pairs", "pairs.jsonl", "--bradley-terry.pairs", "20", "--out", "rm"]
+    train = ["train", "bradley-terry", "--pairs", "pairs.jsonl", "--bradley-terry.pairs", "20", "--out", "rm"]
     assert main([*train, *policy]) == 0
     assert "--reward-model rm" in capsys.readouterr().out.replace(str(tmp_path) + "/", "")
     assert main(["eval", "rm"]) == 0

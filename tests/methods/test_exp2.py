@@ -380,7 +380,7 @@ def test_command_line(tmp_path, capsys):
     assert main(["solve", "exp2", "--exp2.gamma", "2"]) == 2
     assert capsys.readouterr().err.startswith("error: exp2.gamma: got 2.0")
     assert main(["show", "exp2"]) == 0 and "w_h ∝ exp(−η L̂_h)" in capsys.readouterr().out
-    assert catalogue.get("exp2", "problem").trains == "problem"
+    assert catalogue.get("exp2", "exact").family == "exact"
 
 
 def test_the_example_of_the_page(tmp_path, capsys):

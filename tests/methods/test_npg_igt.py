@@ -271,4 +271,4 @@ def test_it_learns_from_the_catalogue():
     for _ in range(12):
         log = world.loop.run(500)
     assert world.evaluate(1)[0]["eval/return"] > first + 20
-    assert {"direction/norm", "sampler/distance"} <= set(catalogue.get("npg-igt", "controller").card.metrics) & set(log)
+    assert {"direction/norm", "sampler/distance"} <= set(catalogue.get("npg-igt", "control").card.metrics) & set(log)

@@ -187,7 +187,7 @@ def test_a_saved_loop_goes_on_to_the_same_bits_with_what_it_keeps():
     assert log == again and "sampling_error" in log
     for name, value in one.tensors()["learner"].items():
         assert torch.equal(value, two.tensors()["learner"][name]), name
-    assert [n for n in log if not documented(n, catalogue.get("props", "controller").card.metrics)] == []
+    assert [n for n in log if not documented(n, catalogue.get("props", "control").card.metrics)] == []
 
 
 def test_a_fitted_last_layer_measures_what_counts_measure():

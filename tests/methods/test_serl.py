@@ -137,7 +137,7 @@ def test_entropy_in_the_target_is_a_switch():
 
 
 def test_half_of_every_batch_are_demonstrations_which_stay():
-    recipe = catalogue.get("serl", "controller").recipe()
+    recipe = catalogue.get("serl", "control").recipe()
     assert (recipe.offline_share, recipe.batch, recipe.updates, recipe.warmup) == (0.5, 256, 4, 300)
     online, demos, rng = Replay(20, 4, 2), Replay(10, 4, 2), torch.Generator().manual_seed(0)
     demos.add(drawn(10, BOX, reward=torch.full((10,), 7.0)))

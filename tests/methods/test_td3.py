@@ -113,7 +113,7 @@ def test_noise_explores_and_is_left_out_where_it_is_evaluated():
 
 def test_the_defaults_are_the_papers():
     """Section 6.1."""
-    defaults = {k: p.default for k, p in catalogue.get("td3", "controller").knobs.items()}
+    defaults = {k: p.default for k, p in catalogue.get("td3", "control").knobs.items()}
     assert defaults == {
         "hidden": (400, 300), "lr": 1e-3, "batch": 100, "tau": 0.005, "discount": 0.99, "delay": 2, "updates": 1,
         "target_noise": 0.2, "noise_clip": 0.5, "noise": 0.1, "warmup": 1000, "capacity": 1_000_000,

@@ -7,15 +7,14 @@ from typing import Any
 
 import tyro
 
-from anypolicy.cli.options import NoKnobs, knobs_type, settings_type, trained_by
+from anypolicy.cli.options import NoKnobs, evaluation_type, family_named, knobs_type, settings_type
 from anypolicy.cli.runs import (
     compare_command,
-    evaluate,
+    evaluate_command,
     explain_command,
     open_page,
     record,
     resume,
-    reward_model_command,
     train_apart_command,
     train_command,
 )
@@ -46,7 +45,7 @@ EXAMPLES = """Any policy learns by any published method.
   anypolicy train seppo --task digits
   anypolicy solve horizon-free-rfe --out solved/rfe
   anypolicy make-datasets dqn --task gym/CartPole-v1 --out cartpole | inspect cartpole
-  anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
+  anypolicy train bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
   anypolicy train pf-ppo --task my_prompts.jsonl --reward-model rm --reward-scale unit
   anypolicy scores pf-ppo --task my_prompts.jsonl --reward-model rm | filtration scores.jsonl
   anypolicy revise --task slots --out revisions.jsonl
@@ -79,13 +78,13 @@ def outlived(command: Callable[..., Any]) -> Callable[..., Any]:
 def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     """The commands; those that train get the settings of the methods that the arguments name."""
     plain: dict[str, Callable[..., Any]] = {
-        "resume": resume, "eval": evaluate, "reproduce": reproduce, "methods": methods, "show": show, "open": open_page,
+        "resume": resume, "reproduce": reproduce, "methods": methods, "show": show, "open": open_page,
         "filtration": filtration, "record": record, "inspect": inspect,
         "revise": revise,
     }  # fmt: skip
     Knobs: type = NoKnobs
     Settings: type = NoKnobs
-    own = ("train", "compare", "explain", "scores", "reward-model", "solve", "train-apart", "make-datasets")
+    own = ("train", "compare", "explain", "scores", "solve", "train-apart", "make-datasets")
     if args and args[0] in own:
         specs: list[str] = []
         for word in args[1:]:
@@ -100,14 +99,15 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
                 " ".join(args[1:3]),
                 f"name the method first: anypolicy {args[0]} METHOD" + ("" if args[0] == "solve" else " --task …"),
             )
-        trains = trained_by(specs, files, args[0])
-        Knobs, Settings = knobs_type(specs, trains), settings_type("data" if args[0] == "make-datasets" else trains)
+        family = family_named(specs, files, args[0])
+        Knobs, Settings = knobs_type(specs, family), settings_type(family, args[0])
+    Options = evaluation_type() if args[:1] == ["eval"] else NoKnobs
     return {
         "train": train_command(Knobs, Settings),
         "compare": compare_command(Knobs, Settings),
+        "eval": evaluate_command(Options),
         "explain": explain_command(Knobs, Settings),
         "scores": scores_command(Knobs, Settings),
-        "reward-model": reward_model_command(Knobs, Settings),
         "solve": solve_command(Knobs),
         "train-apart": train_apart_command(Knobs, Settings),
         "make-datasets": make_datasets_command(Knobs, Settings),

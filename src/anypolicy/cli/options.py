@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from anypolicy.knobs import Knob
+from anypolicy.knobs import Knob, knobs_of
 
 
 @dataclass(frozen=True)
@@ -15,28 +15,30 @@ class NoKnobs:
     """No method, no settings of methods."""
 
 
-def trained_by(specs: list[str], files: list[str], command: str) -> str:
-    """What the named methods train, as the catalogue has it."""
+ONLY = {"scores": "language", "solve": "exact", "make-datasets": "control", "train-apart": "control"}
+"""Commands for one family."""
+
+
+def family_named(specs: list[str], files: list[str], command: str) -> str:
+    """Name of the family whose methods are named."""
     from anypolicy import catalogue
-    from anypolicy.families.base import families
+    from anypolicy.families.base import family_of
 
     catalogue.load_files(files)
-    own = {"reward-model": "reward-model", "solve": "problem", "make-datasets": "controller"}
-    if command in own:
-        return own[command]
-    alone = {m.trains for spec in specs if (m := catalogue.methods(None).get(spec)) is not None}
-    single = (f.trains for f in families().values() if not f.composes)
-    return next((kind for kind in single if kind in alone), "policy")
+    if command in ONLY or not specs:
+        return ONLY.get(command, "language")
+    found = [family_of(spec) for spec in specs]
+    return next((f.name for f in found if not f.composes), found[0].name)
 
 
-def knobs_type(specs: list[str], trains: Any) -> type:
+def knobs_type(specs: list[str], family: str) -> type:
     """A dataclass with one field a method: its function's parameters."""
     from anypolicy import catalogue
     from anypolicy.compose import parse
 
     parts: dict[str, Any] = {}
     for spec in specs:
-        for m in [m for m, _ in parse(spec)] if trains == "policy" else [catalogue.get(spec, trains)]:
+        for m in [m for m, _ in parse(spec)] if family == "language" else [catalogue.get(spec, family)]:
             hints = typing.get_type_hints(m.build)
             inner = [(k, helped(hints[k], m.meanings.get(k)), dataclasses.field(default=p.default))
                      for k, p in m.knobs.items()]  # fmt: skip
@@ -56,23 +58,39 @@ def helped(kind: Any, knob: Knob | None) -> Any:
     return Annotated[kind, tyro.conf.arg(help=knob.meaning + (f" ({knob.limits})" if knob.range else ""))]
 
 
-def settings_type(trains: str) -> type:
-    """The settings of a run that trains this, or of making data sets."""
+def settings_type(family: str, command: str) -> type:
+    """The settings of a family's run, or of making data sets."""
     from anypolicy.families.base import families
     from anypolicy.studies.datasets import DatasetSettings
 
-    own = {f.trains: f.settings for f in families().values()}
-    return DatasetSettings if trains == "data" else own.get(trains, own["policy"])
+    if command == "make-datasets":
+        return DatasetSettings
+    return NoKnobs if family == "exact" else families()[family].settings
+
+
+def evaluation_type() -> type:
+    """A dataclass of what evaluations may be told, of all families."""
+    from anypolicy.families.base import evaluation_options, families
+
+    found: dict[str, tuple[str, Any, Any]] = {}
+    for family in families().values():
+        kinds, meanings = typing.get_type_hints(family.evaluate), knobs_of(family.evaluate)
+        for name, default in evaluation_options(family).items():
+            found.setdefault(name, (name, helped(kinds[name], meanings.get(name)), dataclasses.field(default=default)))
+    return dataclasses.make_dataclass("Options", found.values(), frozen=True)
+
+
+def given(options: Any) -> dict[str, Any]:
+    """The fields that are not their defaults, by name."""
+    return {f.name: x for f in dataclasses.fields(options) if (x := getattr(options, f.name)) != f.default}
 
 
 def changed(knobs: Any) -> dict[str, dict[str, Any]]:
     """Only the settings that differ from the methods' defaults, by slug."""
     out: dict[str, dict[str, Any]] = {}
     for f in dataclasses.fields(knobs):
-        own = getattr(knobs, f.name)
-        given = {k.name: getattr(own, k.name) for k in dataclasses.fields(own) if getattr(own, k.name) != k.default}
-        if given:
-            out[f.name.replace("_", "-")] = given
+        if own := given(getattr(knobs, f.name)):
+            out[f.name.replace("_", "-")] = own
     return out
 
 

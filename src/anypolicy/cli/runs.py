@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from anypolicy.cli.options import changed, settings_dict
+from anypolicy.cli.options import changed, given, settings_dict
 from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
 
@@ -28,7 +28,7 @@ def train_command(Knobs: type, Settings: type) -> Callable[..., None]:
         knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
         quiet: bool = False,
     ) -> None:
-        """Train a policy.
+        """Train a policy, a controller, a diffusion model or a reward model: what the method is for.
 
         METHOD is a name or a composition: a+b takes what b changes, a+b.stage takes one stage.
 
@@ -38,6 +38,7 @@ def train_command(Knobs: type, Settings: type) -> Callable[..., None]:
           anypolicy train grpo --task prompts.jsonl:verifier=numeric --policy path/to/model --dtype bfloat16
           anypolicy train sac --task gym/Pendulum-v1 --steps 20000
           anypolicy train seppo --task digits
+          anypolicy train bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
         """
         from anypolicy.families.base import family_of
 
@@ -76,16 +77,15 @@ def train_apart_command(Knobs: type, Settings: type) -> Callable[..., None]:
             quiet: no progress
         """
         from anypolicy.families.actor_and_learner import Pace, train_apart
-        from anypolicy.families.control import ControlSettings
 
-        if not isinstance(settings, ControlSettings):
-            raise InputError("method", method, "actor and learner stand apart for off-policy controllers")
-        given, own = settings_dict(settings), next(iter(changed(knobs).values()), {})
-        task = given.pop("task")
-        named = f"apart-{method}-{task}-{given['seed']}".replace("/", "-").replace(":", "-")
-        out = given.pop("out") or Path("runs") / named
+        of_run, own = settings_dict(settings), next(iter(changed(knobs).values()), {})
+        task = of_run.pop("task")
+        named = f"apart-{method}-{task}-{of_run['seed']}".replace("/", "-").replace(":", "-")
+        out = of_run.pop("out") or Path("runs") / named
         pace = Pace(send_every, publish_every, hertz)
-        run = train_apart(method, task=task, iterations=iterations, knobs=own, pace=pace, quiet=quiet, out=out, **given)
+        run = train_apart(
+            method, task=task, iterations=iterations, knobs=own, pace=pace, quiet=quiet, out=out, **of_run
+        )  # fmt: skip
         print(
             f"{run.steps:,} environment steps, return {run.evaluation['eval/return']:.1f}\nnext: anypolicy eval {out}"
         )
@@ -111,31 +111,28 @@ def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False,
     finish(family, family.resume(run, steps=steps, quiet=quiet, trust=trust), quiet)
 
 
-def evaluate(
-    run: Positional[Path], prompts: int | None = None, temperature: float = 0.0, episodes: int | None = None,
-    video: Path | None = None, samples: int | None = None, trust: bool = False,
-) -> None:  # fmt: skip
-    """Evaluate a run's newest checkpoint: on held-out prompts, in fresh episodes, or by samples.
+def evaluate_command(Options: type) -> Callable[..., None]:
+    def evaluate(
+        run: Positional[Path],
+        options: Annotated[Options, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        trust: bool = False,
+    ) -> None:
+        """Evaluate a run's newest checkpoint: on held-out prompts or pairs, in fresh episodes, or by samples.
 
-      anypolicy eval runs/ngrpo-tiny-add-0
-      anypolicy eval runs/ngrpo-tiny-add-0 --prompts 500 --temperature 1
-      anypolicy eval runs/sac-gym-Pendulum-v1-0 --episodes 20 --video pendulum.mp4
+          anypolicy eval runs/ngrpo-tiny-add-0
+          anypolicy eval runs/ngrpo-tiny-add-0 --prompts 500 --temperature 1
+          anypolicy eval runs/sac-gym-Pendulum-v1-0 --episodes 20 --video pendulum.mp4
 
-    Args:
-        run: the run directory
-        prompts: how many held-out prompts
-        temperature: 0 is greedy
-        episodes: of a controller: how many episodes
-        video: of a controller: film the first episode into this .mp4 or .gif file
-        samples: of a diffusion model: how many
-        trust: run code that the run's recipe names, though you have not run it before
-    """
-    from anypolicy.families import base
+        Args:
+            run: the run directory
+            options: of the run's family
+            trust: run code that the run's recipe names, though you have not run it before
+        """
+        from anypolicy.families import base
 
-    options = {"prompts": prompts, "temperature": temperature or None, "episodes": episodes, "video": video,
-               "samples": samples}  # fmt: skip
-    given = {name: value for name, value in options.items() if value is not None}
-    print(json_text(base.evaluate(run, trust=trust, **given), indent=2))
+        print(json_text(base.evaluate(run, trust=trust, **given(options)), indent=2))
+
+    return evaluate
 
 
 def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = False, trust: bool = False) -> None:
@@ -184,14 +181,12 @@ def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
         """
         from anypolicy.studies import compare as study_of
 
-        given = settings_dict(settings)
-        if given.pop("seed"):
-            raise InputError("seed", settings.seed, "compare uses seeds 0, 1, …: set --seeds N")  # type: ignore[attr-defined]
-        task = given.pop("task")
-        out = given.pop("out")
+        own = settings_dict(settings)
+        if seed := own.pop("seed"):
+            raise InputError("seed", seed, "compare uses seeds 0, 1, …: set --seeds N")
         study = study_of.compare(
-            list(methods), task=task, seeds=seeds, out=out, metric=metric, knobs=changed(knobs), workers=workers,
-            quiet=quiet, equal_kl=equal_kl, **given,
+            list(methods), seeds=seeds, metric=metric, knobs=changed(knobs), workers=workers, quiet=quiet,
+            equal_kl=equal_kl, **own,
         )  # fmt: skip
         print(study)
 
@@ -230,22 +225,3 @@ def open_page(path: Positional[Path]) -> None:
         raise InputError("path", str(path), "it has no report.html: finish the run with `anypolicy resume`")
     webbrowser.open(page.resolve().as_uri())
     print(page)
-
-
-def reward_model_command(Knobs: type, Settings: type) -> Callable[..., None]:
-    def reward_model(
-        method: Positional[str],
-        settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
-        knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
-        quiet: bool = False,
-    ) -> None:
-        """Train a reward model on preference pairs.
-
-        anypolicy reward-model bradley-terry --pairs preferences.jsonl --policy smollm2-135m --out rm
-        """
-        from anypolicy.families.reward_models import FAMILY
-
-        run = FAMILY.start(FAMILY.plan(method, settings, FAMILY.own(method, changed(knobs))), quiet=quiet)
-        finish(FAMILY, run, quiet)
-
-    return reward_model

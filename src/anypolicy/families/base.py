@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from anypolicy import catalogue
-from anypolicy.errors import RAISED, InputError, check_names, checked
+from anypolicy.errors import RAISED, InputError, check_names, check_values, checked
+from anypolicy.knobs import check_knobs, knobs_of
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import settings_from, stated
 
@@ -43,16 +45,13 @@ P = TypeVar("P", bound=Plan)
 R = TypeVar("R", bound=Ended)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family(Generic[P, R]):
     """One kind of training."""
 
-    name: str
-    """as recipes have it"""
-    trains: str
-    """what its methods train, as the catalogue has it"""
     settings: type
-    """the dataclass of a run's settings; its first field names the data"""
+    """the dataclass of a run's settings: `family` is the name, as recipes and cards have it, the first field says what
+    is learnt from, and `seed` and `out` are among them"""
     plan: Callable[[str, Any, dict[str, Any] | None], P]
     """(method, settings, knobs): names and defaults resolved; every error that can be known now is raised now"""
     folder: Callable[[P], str]
@@ -62,15 +61,29 @@ class Family(Generic[P, R]):
     go: Callable[..., R]
     """(plan, run directory, world, quiet): the run itself, from its newest checkpoint on"""
     evaluate: Callable[..., dict[str, float]]
-    """(path, *, trust, …): of the newest checkpoint; its other keywords are what `anypolicy eval` may set"""
+    """(path, *, trust, …): of the newest checkpoint; its other keywords are options of `anypolicy eval`"""
     explain: Callable[[P], str]
     """what a run would do, without starting it"""
     summary: Callable[[R, Path], str]
     """a finished run on the screen; the path is that of its page"""
     page: Callable[[R], Path]
     """writes report.html of a finished run"""
+    metrics: tuple[str, ...]
+    """names of the evaluation rows, larger is better: runs are compared by the first that they have"""
+    cost: str = ""
+    """log name whose sum is what a run has cost, where that is not its steps"""
     composes: bool = False
     """methods compose (a+b.stage); the knobs of a plan are then by method"""
+
+    @property
+    def name(self) -> str:
+        """As recipes and cards have it."""
+        return self.settings.family  # type: ignore[attr-defined]
+
+    @property
+    def data(self) -> str:
+        """The setting that says what is learnt from."""
+        return fields(self.settings)[0].name
 
     def train(self, method: str, *, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any) -> R:
         """Train by a method and return the run; `settings` are the fields of the family's settings."""
@@ -78,6 +91,8 @@ class Family(Generic[P, R]):
 
     def planned(self, method: str, settings: Mapping[str, Any], knobs: dict[str, Any] | None = None) -> P:
         """The plan of a method with settings by name. `knobs` are the method's own, or by method."""
+        if self.data not in settings:
+            raise InputError(self.data, None, f"say what {method} learns from")
         check_names(self.settings, settings, f"a run of the {self.name} family")
         return self.plan(method, self.settings(**settings), self.own(method, knobs or {}))
 
@@ -144,14 +159,17 @@ def families() -> dict[str, Family[Any, Any]]:
     return {f.name: f for f in own} | REGISTERED
 
 
-def family_of(method: str) -> Family[Any, Any]:
-    """The family of a method, or of a composition."""
-    known = catalogue.methods(None).get(method)
-    trains = known.trains if known else "policy"
-    found = next((f for f in families().values() if f.trains == trains), None)
-    if found is None:
-        raise InputError("method", method, f"it trains no {trains} in runs: use `anypolicy solve {method}`")
-    return found
+def family_of(method: str, method_file: Any = ()) -> Family[Any, Any]:
+    """The family of a method, or of a composition, which may stand in a method file of the user's."""
+    check_values({"method_file": tuple[Path, ...]}, {"method_file": method_file})
+    catalogue.load_files(method_file)
+    m, known = catalogue.methods(None).get(method), families()
+    name = "language" if m is None else m.family
+    if name == "exact":
+        raise InputError("method", method, f"it is of the exact family: use `anypolicy solve {method}` alone")
+    if name not in known:
+        raise InputError("family", name, f"{method} is of none of {', '.join(known)}: register it", choices=known)
+    return known[name]
 
 
 @checked
@@ -175,10 +193,7 @@ def train(method: str, *, knobs: dict[str, Any] | None = None, quiet: bool = Fal
     methods themselves, by method where there are several; the rest are the fields of the family's settings, such as
     `task`. Raises InputError before any work for what cannot be used.
     """
-    family = family_of(method)
-    first = fields(family.settings)[0].name
-    if first not in settings:
-        raise InputError(first, None, f"say what {method} learns from")
+    family = family_of(method, settings.get("method_file", ()))
     return family.train(method, knobs=knobs, quiet=quiet, **settings)
 
 
@@ -197,19 +212,20 @@ def evaluate(path: str | Path, *, trust: bool = False, **options: Any) -> dict[s
     known = evaluation_options(family)
     for name, value in options.items():
         if name not in known:
-            allowed = f"by {', '.join(known)}" if known else "by held-out pairs alone"
-            raise InputError(name, value, f"a run of the {family.name} family is evaluated {allowed}", choices=known)
+            allowed = f"takes {', '.join(known)}" if known else "takes no options"
+            raise InputError(name, value, f"an evaluation of the {family.name} family {allowed}", choices=known)
+    check_knobs(knobs_of(family.evaluate), options)
     return family.evaluate(path, trust=trust, **options)
 
 
-def evaluation_options(family: Family[Any, Any]) -> list[str]:
-    """What an evaluation of this family may be told."""
-    wrapped: Any = getattr(family.evaluate, "__wrapped__", family.evaluate)
-    return [name for name in wrapped.__kwdefaults__ or () if name != "trust"]
+def evaluation_options(family: Family[Any, Any]) -> dict[str, Any]:
+    """What an evaluation of this family may be told: names and defaults."""
+    own = inspect.signature(family.evaluate).parameters.values()
+    return {p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY and p.name != "trust"}
 
 
 @checked
 def explain(method: str, *, knobs: dict[str, Any] | None = None, **settings: Any) -> str:
     """What a run would do, stage by stage, without starting it: whose each stage is, its numbers, and its cost."""
-    family = family_of(method)
+    family = family_of(method, settings.get("method_file", ()))
     return family.explain(family.planned(method, settings, knobs))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -25,7 +25,7 @@ from anypolicy.evidence.film import film
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Text, write_report
 from anypolicy.families.base import Family
-from anypolicy.knobs import knobs_of
+from anypolicy.knobs import Knob, knobs_of
 from anypolicy.learners.base import Learner, load_modules, observing, prepare, tell_budget, weights_of
 from anypolicy.learners.recipe import (
     OfflineRecipe,
@@ -170,7 +170,7 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
     check_numbers(settings, positive=("steps", "envs", "eval_episodes", "threads"),
                   natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes"))  # fmt: skip
     check_trackers(settings.trackers)
-    recipe: Recipe = build(catalogue.get(method, "controller"), given)
+    recipe: Recipe = build(catalogue.get(method, "control"), given)
     task = task_of(recipe, settings.task)
     if settings.demos is not None and isinstance(recipe, OffPolicyRecipe):
         recipe = recipe.alone or recipe
@@ -335,12 +335,12 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> Position:
 
 @checked
 def evaluate_run(
-    path: str | Path, *, episodes: int | None = None, video: Path | None = None, trust: bool = False
+    path: str | Path, *, episodes: Annotated[int | None, Knob("how many fresh episodes", least=1)] = None,
+    video: Annotated[Path | None, Knob("film the first episode into this .mp4 or .gif file")] = None,
+    trust: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Mean return of a run's newest checkpoint over fresh episodes. Writes samples/eval.jsonl, and the first episode
     as a film if asked for."""
-    if episodes is not None and episodes < 1:
-        raise InputError("episodes", episodes, "use at least 1")
     with RunDirectory.open(path, lock=False) as run:
         p, learner = trained(run, trust=trust)
         if video is not None:
@@ -465,8 +465,9 @@ def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
 
 
 FAMILY = Family(
-    "control", "controller", ControlSettings, plan, lambda p: f"{p.method}-{p.settings.task}-{p.settings.seed}",
-    lambda p: (p, World(p)), go, evaluate_run, explain, summary, page,
+    settings=ControlSettings, plan=plan, folder=lambda p: f"{p.method}-{p.settings.task}-{p.settings.seed}",
+    begin=lambda p: (p, World(p)), go=go, evaluate=evaluate_run, explain=explain, summary=summary, page=page,
+    metrics=("eval/success", "eval/return"),
 )  # fmt: skip
 train_controller, start, resume, plan_from = (
     checked(FAMILY.train),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from anypolicy.evidence.pictures import grid, scatter
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Picture, Table, Text, write_report
 from anypolicy.families.base import Family
+from anypolicy.knobs import Knob
 from anypolicy.learners.base import load_modules
 from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
 from anypolicy.policies.diffusion.denoisers import DiffusionModel
@@ -126,7 +127,7 @@ def plan(method: str, settings: DiffusionSettings, knobs: dict[str, Any] | None 
     if settings.eval_samples < 2:
         raise InputError("eval_samples", settings.eval_samples, "use at least 2")
     check_trackers(settings.trackers)
-    m, task = catalogue.get(method, "diffusion-model"), load_pictures(settings.task)
+    m, task = catalogue.get(method, "diffusion"), load_pictures(settings.task)
     given = {k: v for k, v in task.suggested.items() if k in m.knobs} | dict(knobs or {})
     recipe: DiffusionRecipe = build(m, given)
     numbers = {**vars(recipe.learner), "batch": recipe.batch}
@@ -224,10 +225,11 @@ def restore(p: DiffusionPlan, run: RunDirectory, loop: DiffusionLoop) -> Positio
 
 
 @checked
-def evaluate_run(path: str | Path, *, samples: int | None = None, trust: bool = False) -> dict[str, float]:
+def evaluate_run(
+    path: str | Path, *, samples: Annotated[int | None, Knob("how many samples to make", least=2)] = None,
+    trust: bool = False,
+) -> dict[str, float]:  # fmt: skip
     """Evaluate a run's newest checkpoint. Writes samples/eval.png."""
-    if samples is not None and samples < 2:
-        raise InputError("samples", samples, "use at least 2")
     with RunDirectory.open(path, lock=False) as run:
         p = plan_from(stated(run), trust=trust)
         saved, model = made_checkpoint(run, p.written()), model_of(p)
@@ -308,9 +310,10 @@ def load_diffusion(folder: str | Path) -> DiffusionModel:
 
 
 FAMILY = Family(
-    "diffusion", "diffusion-model", DiffusionSettings, plan,
-    lambda p: f"{p.method}-{Path(p.settings.task).name}-{p.settings.seed}", lambda p: (p, model_of(p)), go,
-    evaluate_run, explain, summary, page,
+    settings=DiffusionSettings, plan=plan,
+    folder=lambda p: f"{p.method}-{Path(p.settings.task).name}-{p.settings.seed}",
+    begin=lambda p: (p, model_of(p)), go=go, evaluate=evaluate_run, explain=explain, summary=summary, page=page,
+    metrics=("eval/preferred",),
 )  # fmt: skip
 train_diffusion, start, resume, plan_from = (
     checked(FAMILY.train),

@@ -23,7 +23,7 @@ COLUMNS = ("quantity", "value", "kind", "interval", "assumptions", "source")
 @checked
 def solve(method: str, *, out: Path | None = None, **settings: Any) -> Solution:
     """Solve a problem by a catalogued method and, with `out`, write solution.json and report.html there."""
-    m = catalogue.get(method, "problem")
+    m = catalogue.get(method, "exact")
     if out is not None:
         check_unused(out, folder=True)
     found: Solution = build(m, settings)

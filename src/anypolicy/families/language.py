@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import isfile
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from anypolicy.evaluation.language import evaluate
 from anypolicy.evaluation.reference import beside_reference
 from anypolicy.families.base import Family
 from anypolicy.families.language_pages import explain, page, summary
+from anypolicy.knobs import Knob
 from anypolicy.loops.describe import outlined
 from anypolicy.loops.group import GroupLoop
 from anypolicy.policies.language.base import Denoises, Policy
@@ -369,8 +370,9 @@ def fit(
 
 @checked
 def evaluate_run(
-    path: str | Path, *, prompts: int | None = None, temperature: float = 0.0, trust: bool = False
-) -> dict[str, float]:
+    path: str | Path, *, prompts: Annotated[int | None, Knob("how many held-out prompts", least=1)] = None,
+    temperature: Annotated[float, Knob("of sampling; 0 is greedy", least=0)] = 0.0, trust: bool = False,
+) -> dict[str, float]:  # fmt: skip
     """Held-out accuracy of a run's newest checkpoint, with its interval; `trust` runs code that its recipe names and
     the user has not run before. Writes samples/eval.jsonl."""
     with RunDirectory.open(path, lock=False) as run:
@@ -392,7 +394,9 @@ def prepared(p: Plan) -> tuple[Plan, GroupLoop]:
 
 
 FAMILY = Family(
-    "language", "policy", Settings, plan, lambda p: f"{p.composition.spec}-{p.settings.task}-{p.settings.seed}",
-    prepared, go, evaluate_run, explain, summary, page, composes=True,
+    settings=Settings, plan=plan, folder=lambda p: f"{p.composition.spec}-{p.settings.task}-{p.settings.seed}",
+    begin=prepared, go=go, evaluate=evaluate_run, explain=explain, summary=summary, page=page,
+    metrics=("eval/accuracy", "eval/pair_accuracy", "eval/logp", "probe/success"), cost="tokens/generated",
+    composes=True,
 )  # fmt: skip
 train, start, resume, plan_from = checked(FAMILY.train), FAMILY.start, checked(FAMILY.resume), FAMILY.plan_from

@@ -10,7 +10,7 @@ from anypolicy.errors import InputError, checked
 from anypolicy.evidence.compare import Comparison, compare_runs
 from anypolicy.evidence.equal_kl import at_equal_divergence
 from anypolicy.evidence.plots import Curve, over, save_curves
-from anypolicy.families.base import family_of
+from anypolicy.families.base import Family, family_of
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.files import check_places
 from anypolicy.runs.progress import counting
@@ -28,10 +28,11 @@ def knobs_of(arm: str, knobs: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
 
 
 def one_run(
-    arm: str, seed: int, out: Path, task: str, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]
+    arm: str, seed: int, out: Path, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]
 ) -> tuple[str, int, list[dict[str, Any]]]:
     """Train, resume or reuse one run of a comparison; its ledger."""
-    p = planned(arm, task, knobs, settings | {"seed": seed, "out": out})
+    family = family_of(arm, settings.get("method_file", ()))
+    p = family.planned(arm, settings | {"seed": seed, "out": out}, knobs_of(arm, knobs))
     if isfile(out / "recipe.yaml"):
         with RunDirectory.open(out, lock=False) as known:
             mine, theirs = comparable(p.written(), FREE), known.recipe()
@@ -40,43 +41,48 @@ def one_run(
             raise InputError(
                 "out", str(out), f"a run with other settings is there ({', '.join(changed)}): choose another"
             )
-        rows = family_of(arm).resume(out, steps=p.settings.steps, quiet=True, trust=True).rows  # the user's settings
+        steps = getattr(p.settings, "steps", None)
+        rows = family.resume(out, steps=steps, quiet=True, trust=True).rows  # the user's settings
     else:
-        rows = family_of(arm).start(p, quiet=True).rows
+        rows = family.start(p, quiet=True).rows
     return arm, seed, rows
 
 
-def planned(arm: str, task: str, knobs: dict[str, dict[str, Any]], settings: dict[str, Any]) -> Any:
-    """The plan of an arm, whatever it trains."""
-    family = family_of(arm)
-    return family.planned(arm, {"task": task} | settings, knobs_of(arm, knobs))
+def common_family(arms: list[str], method_file: Any) -> Family[Any, Any]:
+    """The family that all arms are of."""
+    found = {arm: family_of(arm, method_file) for arm in arms}
+    if len({f.name for f in found.values()}) > 1:
+        told = ", ".join(f"{arm} is of {f.name}" for arm, f in found.items())
+        raise InputError("methods", arms, f"methods of one family can be compared ({told})")
+    return found[arms[0]]
 
 
 @checked
 def compare(
-    methods: list[str], *, task: str, seeds: int = 5, out: str | Path | None = None, metric: str | None = None,
+    methods: list[str], *, seeds: int = 5, out: str | Path | None = None, metric: str | None = None,
     knobs: dict[str, dict[str, Any]] | None = None, workers: int = 1, quiet: bool = False, equal_kl: bool = False,
     **settings: Any,
 ) -> Comparison:  # fmt: skip
     """Train every method with the same seeds and say which is better, by how much, how surely and at what cost.
 
-    Runs are kept under `out`; a comparison that was killed goes on where it was. `metric` is a name of the evaluation
-    rows, larger is better; by default held-out accuracy, without a verifier the mean log-probability of the held-out
-    reference responses, or the task's own probe where there is no held-out split; of controllers the share of
-    successful episodes, or the mean return; of diffusion models the share of preferred samples. With `equal_kl` runs
-    are judged at the largest divergence from the reference that all of them reached, not at their last step.
+    `settings` are the fields of the family's settings, such as `task`. Runs are kept under `out`; a comparison that was
+    killed goes on where it was. `metric` is a name of the evaluation rows, larger is better; by default held-out
+    accuracy, without a verifier the mean log-probability of the held-out reference responses, or the task's own probe
+    where there is no held-out split; of controllers the share of successful episodes, or the mean return; of diffusion
+    models the share of preferred samples. With `equal_kl` runs are judged at the largest divergence from the reference
+    that all of them reached, not at their last step.
     """
     if len(methods) < 2 or len(set(methods)) < len(methods):
         raise InputError("methods", methods, "name at least two different methods")
     if seeds < 2:
         raise InputError("seeds", seeds, "a comparison needs at least 2 seeds")
+    family = common_family(methods, settings.get("method_file", ()))
     for arm in methods:
-        planned(arm, task, knobs or {}, settings)
-    folder = Path(out or Path("runs") / f"compare-{'-'.join(methods)}-{task}"[:150].replace("/", "-").replace(":", "-"))
+        family.planned(arm, settings, knobs_of(arm, knobs or {}))
+    data = str(settings[family.data])
+    folder = Path(out or Path("runs") / f"compare-{'-'.join(methods)}-{data}"[:150].replace("/", "-").replace(":", "-"))
     jobs = [
-        (arm, seed, folder / arm / f"seed-{seed}", task, knobs or {}, settings)
-        for seed in range(seeds)
-        for arm in methods
+        (arm, seed, folder / arm / f"seed-{seed}", knobs or {}, settings) for seed in range(seeds) for arm in methods
     ]
     check_places(folder, ("report.html", "curves.svg"), methods)
     for _, _, place, *_ in jobs:
@@ -86,24 +92,18 @@ def compare(
         for arm, seed, rows in in_workers(one_run, jobs, workers):
             ledgers[arm][seed] = rows
             tick(f"{arm} seed {seed}")
-    return summarise(ledgers, metric, folder, task, equal_kl=equal_kl)
+    return summarise(ledgers, metric, folder, data, family, equal_kl=equal_kl)
 
 
 def summarise(
-    ledgers: dict[str, dict[int, list[dict[str, Any]]]],
-    metric: str | None,
-    folder: Path,
-    task: str,
-    *,
-    equal_kl: bool = False,
-) -> Comparison:
+    ledgers: dict[str, dict[int, list[dict[str, Any]]]], metric: str | None, folder: Path, data: str,
+    family: Family[Any, Any], *, equal_kl: bool = False,
+) -> Comparison:  # fmt: skip
     """Final values, curves and cost of every arm, judged, and the report written."""
     ends = [[rows[-1] for rows in runs.values()] for runs in ledgers.values()]
     names = [k for k in dict.fromkeys(k for row in ends[0] for k in row) if k.startswith(("eval/", "probe/"))]
     names = [k for k in names if k != "eval/perplexity" and all(any(k in row for row in own) for own in ends)]
-    unit = "steps" if {"eval/return", "eval/error"} & set(names) else "tokens"
-    known = ("eval/accuracy", "eval/pair_accuracy", "eval/logp", "eval/success", "eval/return", "eval/preferred")
-    metric = metric or next((k for k in known if k in names), "probe/success")
+    metric = metric or next((k for k in family.metrics if k in names), None)
     if metric not in names:
         raise InputError("metric", metric, f"the evaluations have {', '.join(names)}", choices=names)
     final: dict[str, dict[int, float]] = {}
@@ -115,7 +115,7 @@ def summarise(
         final[arm] = {seed: rows[-1][metric] for seed, rows in evaluations.items() if metric in rows[-1]}
         lost[arm] = sorted(evaluations.keys() - final[arm].keys())
         cost[arm] = {
-            seed: rows[-1]["step"] if unit == "steps" else sum(r.get("tokens/generated", 0) for r in rows)
+            seed: sum(r.get(family.cost, 0) for r in rows) if family.cost else rows[-1]["step"]
             for seed, rows in runs.items()
         }
         [steps, *others] = [[r["step"] for r in rows] for rows in evaluations.values()]
@@ -133,11 +133,9 @@ def summarise(
                       if s not in lost[arm]} for arm, runs in ledgers.items()}  # fmt: skip
         target, final, over_kl = at_equal_divergence(both, metric)
         label = f"{metric} at {target:.3g} nats from the reference"
-    comparison = compare_runs(final, curves=curves, costs=cost, metric=label, task=task, unit=unit, over_kl=over_kl,
+    unit = family.cost.partition("/")[0] or "steps"
+    comparison = compare_runs(final, curves=curves, costs=cost, metric=label, task=data, unit=unit, over_kl=over_kl,
                               left_out=left_out)  # fmt: skip
     comparison.report(folder / "report.html")
-    save_curves(folder / "curves.svg", curves, y=metric, title=f"{task}, {len(next(iter(final.values())))} seeds")
+    save_curves(folder / "curves.svg", curves, y=metric, title=f"{data}, {len(next(iter(final.values())))} seeds")
     return comparison
-
-
-# --- reproduce -------------------------------------------------------------------------------------------------------

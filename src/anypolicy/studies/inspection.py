@@ -136,7 +136,7 @@ def recommend(report: DatasetReport) -> list[tuple[str, str]]:
     """Methods whose cards have the best numbers where the data set lies (the mean over regions, if there are two), best
     first, each with the reason."""
     where = regions_of(report)
-    cards = {slug: m.card.regions for slug, m in catalogue.methods("controller").items() if m.card.regions}
+    cards = {slug: m.card.regions for slug, m in catalogue.methods("control").items() if m.card.regions}
     scores = {slug: float(np.mean([found[r] for r in where])) for slug, found in cards.items()}
     top = max(scores.values())
     good = sorted((slug for slug in scores if scores[slug] >= top - NEAR), key=lambda slug: -scores[slug])

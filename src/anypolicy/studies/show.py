@@ -17,7 +17,7 @@ def listing() -> list[dict[str, Any]]:
         card = {k: v for k, v in asdict(m.card).items() if k not in ("conflicts", "no_signal")}
         conflicts = {f"{own} × {other}": why for (own, other), why in m.card.conflicts.items()}
         knobs = {k: p.default for k, p in m.knobs.items()}
-        out.append({"slug": slug, "trains": m.trains, **card, "conflicts": conflicts, "settings": knobs})
+        out.append({"slug": slug, **card, "conflicts": conflicts, "settings": knobs})
     return out
 
 

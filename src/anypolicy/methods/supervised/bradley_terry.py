@@ -53,14 +53,13 @@ class BradleyTerry:
         title="Bradley–Terry reward model",
         paper="arXiv 2203.02155",
         year=2022,
-        family="supervised",
+        family="reward-model",
         idea="learn a score whose differences explain which of two responses was preferred",
         changes=(),
         composes_with="gives rewards to every method of the language family (--reward-model)",
         claim="part of the claims of methods that learn from a learned reward",
         no_signal=(),
     ),
-    trains="reward-model",
 )
 def bradley_terry(
     pairs: Annotated[int, Knob("pairs in a step", least=1)] = 64,
