@@ -21,6 +21,7 @@ from anypolicy.families import control, diffusion, exact, reward_models
 from anypolicy.families import language as training
 from anypolicy.studies import datasets, inspection, revisions
 from anypolicy.studies.filtration import Scored, collect_scores, filtration_table
+from anypolicy.studies.record import record
 from tests.fuzz.harness import HUGE, allowed, cases, found, odd
 from tests.fuzz.test_numbers import recorded
 from tests.fuzz.test_runs import put
@@ -214,7 +215,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "filtration_table": (filtration_table, {"scored": [Scored("a", 0.5, 1.0), Scored("a", 0.1, 0.0), Scored("b", 0.3, 1.0)], "bins": 2, "by": "sample", "seed": 0, "with_replacement": False, "n_keep": 1}),
     "train_reward_model": (ap.train_reward_model, {"method": "bradley-terry", "pairs": "pairs.jsonl", "policy": "transformer:layers=1,width=8,heads=2,context=64", "knobs": None, "trackers": (), "epochs": 0.2, "quiet": True}),
     "inspect": (inspection.inspect, {"data": ["nothing"], "task": "gym/CartPole-v1", "reference": "nothing", "g_min": 0.0, "g_max": 1.0, "gamma": 1.0, "bins": 5, "seed": 0, "figure": Path("p.svg"), "quiet": True}),
-    "record": (control.record, {"path": "nothing", "episodes": 1, "out": "x.safetensors", "explore": False}),
+    "record": (record, {"path": "nothing", "episodes": 1, "out": "x.safetensors", "explore": False}),
 }  # fmt: skip
 
 
@@ -280,7 +281,7 @@ def logged() -> str:
 WRITES = {
     **{name: called(name) for name in ("train", "compare", "train_reward_model")},
     "inspect": lambda out: inspection.inspect([logged()], task="gym/CartPole-v1", reference=logged(), g_min=0.0, g_max=9.0, figure=out, quiet=True),
-    "record": lambda out: control.record(put(Path("acts"), "controller", {}), episodes=1, out=out),
+    "record": lambda out: record(put(Path("acts"), "controller", {}), episodes=1, out=out),
     "solve": lambda out: exact.solve("exp2", out=out, rounds=4, cases=4),
     "make_datasets": lambda out: datasets.make_datasets("dqn", datasets.DatasetSettings("gym/CartPole-v1", out, 0), quiet=True),
     "revise": lambda out: revisions.world_of(revisions.Settings("slots", out=out, policy="transformer:layers=1,width=8,heads=2")),

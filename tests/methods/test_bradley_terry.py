@@ -150,6 +150,19 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(pairs, tmp_path, monkeypatc
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_reward_models_are_compared(pairs, tmp_path):
+    known = catalogue.get("bradley-terry", "reward-model")
+    catalogue.method(known.card, "bradley-terry-too")(known.build)
+    try:
+        study = ap.compare(["bradley-terry", "bradley-terry-too"], pairs=str(pairs), seeds=2, out=tmp_path / "study",
+                           quiet=True, **SMALL)  # fmt: skip
+        assert (study.metric, study.unit) == ("eval/accuracy", "steps")
+        [found] = study.differences
+        assert found.difference.low == found.difference.high == 0
+    finally:
+        del catalogue.REGISTERED["bradley-terry-too"]
+
+
 def test_command_line_from_pairs_to_a_policy(pairs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "task.jsonl", [{"prompt": f"q{i}", "answer": "a"} for i in range(12)])

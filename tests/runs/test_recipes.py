@@ -18,6 +18,7 @@ from anypolicy.runs.checkpoint import Position, load_checkpoint, save_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import (
     checkpoint_of,
+    comparable,
     differences,
     keep,
     made_checkpoint,
@@ -65,6 +66,12 @@ def test_what_describes_no_run_is_refused(wrong):
         del written["method"]
     with pytest.raises(InputError, match=r"recipe\.yaml"):
         settings_from(Settings, written)
+
+
+def test_settings_of_evaluations_are_free_except_where_runs_are_compared():
+    written = {"task": "t", "steps": 3, "eval_of_any_family": 4, "digests": {}}
+    assert comparable(written) == {"task": "t"}
+    assert comparable(written, evaluation=True) == {"task": "t", "eval_of_any_family": 4}
 
 
 def test_differences_name_the_fields():

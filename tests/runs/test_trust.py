@@ -24,6 +24,7 @@ from anypolicy.runs import trust
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import MAY_CHANGE, recipe_of
 from anypolicy.studies import datasets, inspection, revisions
+from anypolicy.studies.record import record
 from anypolicy.studies.reproduce import CHECKOUT, reproduce
 from anypolicy.tasks.control.demonstrations import load_demonstrations
 from anypolicy.tasks.control.environments import load_environment
@@ -141,7 +142,7 @@ def in_python(kind: str, run: Path) -> list[typing.Callable[..., object]]:
         "policy": [lambda: training.resume(run, quiet=True), lambda: evaluate(run)],
         "controller": [
             lambda: control.resume(run, quiet=True), lambda: control.evaluate_run(run),
-            lambda: control.record(run, episodes=1, out="x.safetensors"),
+            lambda: record(run, episodes=1, out="x.safetensors"),
             lambda: inspection.inspect([str(run)], reference=str(run), g_max=1.0, quiet=True),
         ],
         "diffusion": [lambda: diffusion.resume(run, quiet=True), lambda: diffusion.evaluate_run(run)],

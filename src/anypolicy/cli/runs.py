@@ -148,9 +148,9 @@ def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = 
         explore: act as while learning instead of as evaluated
         trust: run code that the run's recipe names, though you have not run it before
     """
-    from anypolicy.families import control
+    from anypolicy.studies import record as acts
 
-    print(f"{control.record(run, episodes=episodes, out=out, explore=explore, trust=trust)} steps in {out}")
+    print(f"{acts.record(run, episodes=episodes, out=out, explore=explore, trust=trust)} steps in {out}")
 
 
 def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:

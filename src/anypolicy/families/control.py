@@ -15,17 +15,16 @@ from torch import Tensor
 
 from anypolicy import catalogue
 from anypolicy.compose import build
-from anypolicy.data.demonstrations import Episode, save_episodes
+from anypolicy.data.demonstrations import Episode
 from anypolicy.data.readers import read_tensors
 from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError, check_numbers, checked, settled
 from anypolicy.evidence.film import film
-from anypolicy.evidence.plots import Curve, learning_curves, over
-from anypolicy.evidence.report import Block, Figure, Text, write_report
 from anypolicy.families.base import Family
-from anypolicy.knobs import Knob, knobs_of
+from anypolicy.families.control_pages import explain, page, summary
+from anypolicy.knobs import Knob
 from anypolicy.learners.base import Learner, load_modules, observing, prepare, tell_budget, weights_of
 from anypolicy.learners.recipe import (
     OfflineRecipe,
@@ -39,13 +38,10 @@ from anypolicy.learners.recipe import (
 )
 from anypolicy.loops.choose import give, learner_of, loop_of
 from anypolicy.loops.control import OffPolicyLoop, OnPolicyLoop, evaluate
-from anypolicy.loops.episodes import recorded
 from anypolicy.loops.several import SeedsLoop
 from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
-from anypolicy.runs.files import disk_errors, make_place
-from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import Products, choose_products, use_products
 from anypolicy.runs.recipes import (
     checkpoint_of,
@@ -62,7 +58,7 @@ from anypolicy.runs.strict_json import json_text
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.runs.trust import allow
 from anypolicy.tasks.control.chunks import in_chunks
-from anypolicy.tasks.control.demonstrations import export_minari, load_demonstrations
+from anypolicy.tasks.control.demonstrations import load_demonstrations
 from anypolicy.tasks.control.environments import EnvironmentTask, load_environment
 
 STRIDE = 1000
@@ -350,31 +346,6 @@ def evaluate_run(
         return log
 
 
-@checked
-def record(path: str | Path, *, episodes: int, out: str, explore: bool = False, trust: bool = False) -> int:
-    """Act in `episodes` fresh episodes and write them as demonstrations: to a .safetensors file, or as a Minari data
-    set if `out` is minari:NAME. The number of steps."""
-    if episodes < 1:
-        raise InputError("episodes", episodes, "use at least 1")
-    if not out.startswith("minari:") and not out.endswith(".safetensors"):
-        raise InputError("out", out, "name a .safetensors file, or minari:NAME")
-    if out.endswith(".safetensors"):
-        make_place(Path(out))
-    with RunDirectory.open(path, lock=False) as run:
-        p, learner = trained(run, trust=trust)
-        task, seed = p.task.one_by_one(), p.settings.seed
-        environments = Environments(task.vector(1), number(seed, "recording") % 2**31)
-        rngs = [generator(seed, "recording", i) for i in range(episodes)]
-        made = [recorded(learner, task, environments, rng, explore) for rng in rngs]
-        environments.close()
-    if out.startswith("minari:"):
-        export_minari(out.removeprefix("minari:"), made, task)
-    else:
-        with disk_errors(Path(out)):
-            save_episodes(out, made)
-    return sum(len(e.reward) for e in made)
-
-
 def trained(run: RunDirectory, *, trust: bool = False) -> tuple[ControlPlan, Learner]:
     """The plan of a run, and its learner at the newest checkpoint, or as it was last saved where there are none."""
     p = plan_from(stated(run), trust=trust)
@@ -389,60 +360,6 @@ def trained(run: RunDirectory, *, trust: bool = False) -> tuple[ControlPlan, Lea
     with put_back(found or made_checkpoint(run, p.written())) as (_, tensors):
         load_modules(learner, tensors["learner"])
     return p, learner
-
-
-def explain(p: ControlPlan) -> str:
-    """What a run would do, without starting it."""
-    s, r, space = p.settings, p.recipe, p.task.space
-    acts = f"{space.actions} choices" if space.discrete else f"{space.actions} actions in [−1, 1]"
-    made, meanings = vars(r.learner), knobs_of(type(r.learner))
-    own = [f"  {k:<22} {v!s:<16} {meanings[k].meaning}" for k, v in made.items() if k in meanings]
-    fed = [f"  {k:<22} {v}" for k, v in vars(r).items() if k not in ("learner", "alone", "episode", *made)]
-    unit = "updates on demonstrations" if isinstance(r, OfflineRecipe) else "environment steps"
-    return "\n".join([
-        f"{p.method} in {s.task}: {space.observations} numbers seen, {acts}, episodes of "
-        f"{p.task.horizon or 'unlimited'} steps", *p.notes(), "", f"  {type(r.learner).__name__}", *own, "", *fed, "",
-        f"  the run: {p.steps:,} {unit} on {s.threads} thread(s), evaluated every {s.eval_every:,}",
-    ])  # fmt: skip
-
-
-def summary(run: ControlRun, where: Path) -> str:
-    """Before → after, and what to try next."""
-    first, last = run.evaluations()[0], run.evaluations()[-1]
-    lines = ["", *notes(run.rows), f"mean return  {told(first)}  →  {told(last)}   ({last['eval/n']:.0f} episodes)"]
-    if "eval/success" in last and "eval/success" in first:
-        lines.append(f"success      {first['eval/success']:.2f}  →  {last['eval/success']:.2f}")
-    lines += [
-        f"report {where}   ({run.seconds:.0f} s)",
-        f"next: anypolicy eval {run.path} --video {run.path.name}.mp4   # or: anypolicy resume {run.path} --steps "
-        f"{2 * last['step']}",
-    ]
-    return "\n".join(lines)
-
-
-def told(row: dict[str, Any]) -> str:
-    if "eval/return" not in row:
-        return "not finite"
-    return f"{row['eval/return']:.1f}" + (f" ± {row['eval/return_se']:.1f}" if "eval/return_se" in row else "")
-
-
-def page(run: ControlRun) -> Path:
-    """report.html of a finished run: returns before and after, learning curves."""
-    rows, evaluations = [r for r in run.rows if "event" not in r], run.evaluations()
-    where = run.path / "report.html"
-    steps = [r["step"] for r in evaluations]
-    blocks: list[Block] = [Text(summary(run, where).strip().splitlines()[: 2 + len(notes(run.rows))])]
-    names = [n for n in ("eval/return", "eval/success") if n in evaluations[-1]]
-    for name in names:
-        blocks.append(Figure(name, learning_curves([Curve("run", steps, [over(evaluations, name)])], y=name)))
-    losses = sorted(k for row in rows[-1:] for k in row if k.startswith("loss/"))
-    for name in ("episode/return", *losses, "alpha", "entropy"):
-        have = [r for r in rows if name in r]
-        if have:
-            curve = Curve("run", [r["step"] for r in have], [[r[name] for r in have]])
-            blocks.append(Figure(name, learning_curves([curve], y=name)))
-    write_report(where, run.path.name, blocks)
-    return where
 
 
 def save_controller(folder: Path, p: ControlPlan, learner: Learner) -> None:

@@ -30,12 +30,11 @@ from anypolicy.runs.files import disk_errors, write_bytes
 from anypolicy.runs.notes import notes
 from anypolicy.runs.processor import choose_threads
 from anypolicy.runs.recipes import (
-    checkpoint_of,
     keep,
     made_checkpoint,
     put_back,
     recipe_of,
-    rewind,
+    restored,
     stated,
 )
 from anypolicy.runs.trackers import check_trackers
@@ -196,7 +195,7 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
     """The run itself."""
     s, began = p.settings, time.monotonic()
     loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, s.seed)
-    first = restore(p, run, loop)
+    first = restored(run, p.written(), s.steps, loop.state(), loop.restore)
 
     def save(at: Position) -> None:
         keep(run, at, loop.tensors(), loop.state(), p.written())
@@ -214,14 +213,6 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
     )  # fmt: skip
     run.save_policy(model.save)
     return DiffusionRun(run.path, run.read(), model, p.task, time.monotonic() - began)
-
-
-def restore(p: DiffusionPlan, run: RunDirectory, loop: DiffusionLoop) -> Position:
-    """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
-    if saved := checkpoint_of(run, p.written()):
-        with put_back(saved, loop.state()) as (state, tensors):
-            loop.restore(state, tensors)
-    return rewind(run, saved, p.written(), p.settings.steps)
 
 
 @checked

@@ -36,12 +36,11 @@ from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, choose_threads, use_products
 from anypolicy.runs.recipes import (
-    checkpoint_of,
     keep,
     made_checkpoint,
     put_back,
     recipe_of,
-    rewind,
+    restored,
     stated,
 )
 from anypolicy.runs.stop import Pause
@@ -305,7 +304,7 @@ def group_loop(p: Plan, world: World) -> GroupLoop:
 def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
     """The run itself, and the policy it ends with."""
     s, began = p.settings, time.monotonic()
-    first = restore(p, run, loop)
+    first = restored(run, p.written(), s.steps, loop.state(), lambda state, t: loop.restore(state, t["optimiser"]))
 
     def save(at: Position) -> None:
         keep(run, at, {"optimiser": loop.tensors()}, loop.state(), p.written())
@@ -342,14 +341,6 @@ def held_out(
     if loop.reference is not None:
         log |= beside_reference(loop.world, loop.reference.start, chosen)
     return log, samples
-
-
-def restore(p: Plan, run: RunDirectory, loop: GroupLoop) -> Position:
-    """Load the newest checkpoint into the loop, if there is one, and cut the ledger to it; where to begin."""
-    if saved := checkpoint_of(run, p.written()):
-        with put_back(saved, loop.state()) as (state, tensors):
-            loop.restore(state, tensors["optimiser"])
-    return rewind(run, saved, p.written(), p.settings.steps)
 
 
 def fit(

@@ -27,7 +27,7 @@ from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder
 from anypolicy.runs.processor import choose_threads
-from anypolicy.runs.recipes import checkpoint_of, keep, put_back, recipe_of, rewind, stated
+from anypolicy.runs.recipes import keep, recipe_of, restored, stated
 from anypolicy.runs.trackers import check_trackers
 from anypolicy.runs.trust import allow
 from anypolicy.stages.lengths import Long
@@ -183,7 +183,8 @@ def evaluate(path: str | Path, *, trust: bool = False) -> dict[str, float]:
 
 def go(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop, *, quiet: bool) -> RewardRun:
     """The run itself; then calibrate and save."""
-    s, began, first = p.settings, time.monotonic(), restore(p, run, loop)
+    s, began = p.settings, time.monotonic()
+    first = restored(run, p.written(), p.steps, loop.state(), lambda state, t: loop.restore(state, t["optimiser"]))
 
     def save(at: Position) -> None:
         keep(run, at, {"optimiser": loop.updater.tensors()}, loop.state(), p.written())
@@ -198,14 +199,6 @@ def go(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop, *, quiet: bool) -
     with new_folder(run.path / FOLDER) as work:
         loop.model.save(work)
     return RewardRun(run.path, run.read(), loop.model, time.monotonic() - began)
-
-
-def restore(p: RewardPlan, run: RunDirectory, loop: PreferenceLoop) -> Position:
-    """Load the newest checkpoint, if there is one, and cut the ledger to it; where to begin."""
-    if saved := checkpoint_of(run, p.written()):
-        with put_back(saved, loop.state()) as (state, tensors):
-            loop.restore(state, tensors["optimiser"])
-    return rewind(run, saved, p.written(), p.steps)
 
 
 def explain(p: RewardPlan) -> str:

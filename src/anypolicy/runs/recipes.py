@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +19,10 @@ from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, check
 
-EVALUATION = ("eval_every", "eval_prompts", "eval_episodes", "eval_samples")
-MAY_CHANGE = ("steps", "trackers", "checkpoint_every", "checkpoint_minutes", *EVALUATION)
-"""Settings that may be others when a run goes on; those of evaluations not where runs are compared."""
+EVALUATION = "eval_"
+"""How settings of evaluations begin."""
+MAY_CHANGE = ("steps", "trackers", "checkpoint_every", "checkpoint_minutes")
+"""Settings that may be others when a run goes on, as those of evaluations may."""
 S = TypeVar("S")
 
 
@@ -68,9 +69,12 @@ def settings_from(kind: type[S], written: dict[str, Any], *, trust: bool = False
     return method, knobs, read
 
 
-def comparable(written: dict[str, Any], may_change: Sequence[str] = MAY_CHANGE) -> dict[str, Any]:
-    """The part of a recipe that must not change between stop and resume; digests are compared when it is read."""
-    return json_value(json_text({k: v for k, v in written.items() if k not in (*may_change, "digests")}, exact=True))
+def comparable(written: dict[str, Any], *, evaluation: bool = False) -> dict[str, Any]:
+    """The part of a recipe that must not change between stop and resume, or (with `evaluation`) between runs that are
+    compared; digests are compared when it is read."""
+    free = (*MAY_CHANGE, "digests")
+    kept = {k: v for k, v in written.items() if k not in free and (evaluation or not k.startswith(EVALUATION))}
+    return json_value(json_text(kept, exact=True))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -113,7 +117,7 @@ def check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise InputError(
             "recipe.yaml", ", ".join(changed), f"the checkpoint of step {int(folder.name)} was made with other "
             "settings (left of the arrows): put them back, or start a new run; only "
-            f"{', '.join(MAY_CHANGE)} may change",
+            f"{', '.join(MAY_CHANGE)} and {EVALUATION}… may change",
         )  # fmt: skip
 
 
@@ -175,6 +179,18 @@ def alike(fresh: Any, saved: Any) -> bool:
     if isinstance(fresh, float):
         return type(saved) in (int, float)
     return type(saved) is type(fresh) and (type(saved) is not int or abs(saved) < 2**63)
+
+
+def restored(
+    run: RunDirectory, written: dict[str, Any], steps: int, fresh: dict[str, Any],
+    restore: Callable[[dict[str, Any], dict[str, dict[str, Tensor]]], object],
+) -> Position:  # fmt: skip
+    """Give the newest checkpoint, if there is one, to `restore` (state, tensors), and cut the ledger to it; where to
+    begin. `fresh` is the loop's state as it is."""
+    if saved := checkpoint_of(run, written):
+        with put_back(saved, fresh) as (state, tensors):
+            restore(state, tensors)
+    return rewind(run, saved, written, steps)
 
 
 def rewind(run: RunDirectory, saved: Checkpoint | None, written: dict[str, Any], steps: int) -> Position:

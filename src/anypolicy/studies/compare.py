@@ -14,11 +14,8 @@ from anypolicy.families.base import Family, family_of
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.files import check_places
 from anypolicy.runs.progress import counting
-from anypolicy.runs.recipes import EVALUATION, MAY_CHANGE, comparable, differences
+from anypolicy.runs.recipes import comparable, differences
 from anypolicy.runs.workers import in_workers
-
-FREE = tuple(name for name in MAY_CHANGE if name not in EVALUATION)
-"""Settings that a kept run of a comparison may differ in."""
 
 
 def knobs_of(arm: str, knobs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -35,7 +32,7 @@ def one_run(
     p = family.planned(arm, settings | {"seed": seed, "out": out}, knobs_of(arm, knobs))
     if isfile(out / "recipe.yaml"):
         with RunDirectory.open(out, lock=False) as known:
-            mine, theirs = comparable(p.written(), FREE), known.recipe()
+            mine, theirs = comparable(p.written(), evaluation=True), known.recipe()
         changed = differences({k: theirs.get(k, v) for k, v in mine.items()}, mine)
         if changed:
             raise InputError(
