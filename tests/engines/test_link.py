@@ -334,7 +334,8 @@ def test_a_run_apart_keeps_its_policy_and_cannot_be_resumed(tmp_path, capsys):
     assert steps == list(range(2, 21, 2))
     assert main(["eval", str(out), "--episodes", "1"]) == 0
     assert main(["resume", str(out)]) == 2 and "cannot be resumed" in capsys.readouterr().err
-    assert main(["train-apart", "grpo", "--task", "tiny-add"]) == 2 and "off-policy" in capsys.readouterr().err
+    for method, told in (("grpo", "it is of the language family"), ("ppo-control", "off-policy")):
+        assert main(["train-apart", method, "--task", "gym/Pendulum-v1"]) == 2 and told in capsys.readouterr().err
 
 
 def test_what_cannot_stand_apart_is_refused():
