@@ -20,6 +20,7 @@ from anypolicy.loops.group import GroupLoop
 from anypolicy.methods.language.adaptthink import Marks
 from anypolicy.parts.tree_search import Search
 from anypolicy.policies.language.base import Scores
+from anypolicy.policies.language.load import placed
 from anypolicy.stages.recipe import GroupRecipe, World
 from anypolicy.tasks.language.base import Score
 from anypolicy.tasks.language.tabular_lock import TabularLock
@@ -86,11 +87,12 @@ def on_a_lock(stage: Any) -> Any:
     return replace(stage, **known) if known else stage
 
 
-def lock_loop(recipe: GroupRecipe, *, seed: int = 0, prompts: int = 8, micro_tokens: int = 1 << 20, **settings):
+def lock_loop(recipe: GroupRecipe, *, seed: int = 0, prompts: int = 8, micro_tokens: int = 1 << 20, device: str = "cpu",
+              **settings):  # fmt: skip
     """A loop on a small tabular lock; AdamW 0.1 unless the recipe is changed by the caller."""
     kind = LastTokenLock if hasattr(recipe.reward, "marks") else TabularLock
     task = kind(seed, **({"prompts": 16, "length": 3, "references": True, "hints": True, "recorded": 4} | settings))
-    policy = task.make_policy(seed)
+    policy = placed(task.make_policy(seed), torch.device(device))
     world = World(policy, NativeEngine(policy), task, Sampling(task.max_tokens), seed)
     recipe = replace(
         recipe,

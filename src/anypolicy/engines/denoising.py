@@ -99,7 +99,8 @@ class DenoisingEngine:
         where = torch.zeros_like(valid).scatter_(1, left, True)
         logits = self.denoiser.predict(tokens, valid, where)
         drawn, _ = draw(logits, sampling, generator)
-        sure = torch.log_softmax(logits, -1).gather(1, drawn[:, None]).view(rows, masks)
+        sure = torch.log_softmax(logits, -1).gather(1, drawn[:, None]).view(rows, masks).cpu()
+        drawn = drawn.cpu()
         best = sure.topk(n, 1).indices
         tokens.scatter_(1, left.gather(1, best), drawn.view(rows, masks).gather(1, best))
         kept = torch.ones(rows, masks, dtype=torch.bool).scatter_(1, best, False)

@@ -109,11 +109,11 @@ class NativeEngine:
         for t in range(most):
             if not len(alive):
                 break
-            token, chosen = draw(logits, sampling, generator)
+            token, chosen = (x.cpu() for x in draw(logits, sampling, generator))
             where = alive.numpy()
             ids[where, t], logp[where, t], length[where] = token.numpy(), chosen.numpy(), t + 1
             if sampling.entropy:
-                spread[where, t] = entropy(logits, sampling.temperature).numpy()
+                spread[where, t] = entropy(logits, sampling.temperature).cpu().numpy()
             stopped = torch.isin(token, stops)
             ended[where] = stopped.numpy()
             keep = ~stopped & (left > t + 1)
@@ -141,7 +141,7 @@ def limit(request: Request, sampling: Sampling) -> int:
 def draw(
     logits: Float[Tensor, "rows vocabulary"], sampling: Sampling, generator: torch.Generator
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """One token a row and its log-probability before top-k and top-p."""
+    """One token a row and its log-probability before top-k and top-p. The noise comes from the processor."""
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
     whole = not sampling.top_k and sampling.top_p == 1
@@ -154,7 +154,7 @@ def draw(
     else:
         below = (logp if whole else truncated(logp, sampling)).exp().cumsum(-1, dtype=torch.float64)
         check_finite(below[:, -1])
-        u = torch.rand(len(below), 1, generator=generator, dtype=torch.float64) * below[:, -1:]
+        u = torch.rand(len(below), 1, generator=generator, dtype=torch.float64).to(below.device) * below[:, -1:]
         token = torch.searchsorted(below, u, right=True).squeeze(1)
     return token, logp.gather(1, token[:, None]).squeeze(1)
 
@@ -186,7 +186,7 @@ def pick(
     p = p.view(rows, -1, size) if size else functional.pad(p, (0, -vocabulary % root)).view(rows, -1, root)
     sums = p.sum(-1).cumsum(-1, dtype=torch.float64)
     check_finite(sums[:, -1])
-    u = (1 - torch.rand(rows, 1, generator=generator, dtype=torch.float64)) * sums[:, -1:]
+    u = (1 - torch.rand(rows, 1, generator=generator, dtype=torch.float64)).to(sums.device) * sums[:, -1:]
     block = torch.searchsorted(sums, u)
     before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0)
     part = p[torch.arange(rows), block.squeeze(1)]

@@ -66,7 +66,7 @@ def token_kl(ours: Logits, theirs: Logits) -> Float[Tensor, " positions"]:
     parts: list[Tensor] = []
     for a, b in zip(ours.states.split(CHUNK), theirs.states.split(CHUNK), strict=True):
         p, q = ours.head(a).log_softmax(-1), theirs.head(b).log_softmax(-1)
-        parts.append((p.exp() * (p - q)).sum(-1))
+        parts.append((p.exp() * (p - q)).sum(-1).cpu())
     return torch.cat(parts)
 
 

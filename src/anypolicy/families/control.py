@@ -96,6 +96,8 @@ class ControlSettings:
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
     """processor threads of torch; default 1, which small networks like best"""
+    device: str = "cpu"
+    """where networks compute: cpu (fastest for small ones), auto (a GPU if there is one), cuda or cuda:N; a run may go on on another"""
     products: Products | None = None
     """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
     method_file: tuple[Path, ...] = ()
@@ -166,6 +168,7 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
     check_numbers(settings, positive=("steps", "envs", "eval_episodes", "threads"),
                   natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes"))  # fmt: skip
     check_trackers(settings.trackers)
+    choose_device(settings.device)
     recipe: Recipe = build(catalogue.get(method, "control"), given)
     task = task_of(recipe, settings.task)
     if settings.demos is not None and isinstance(recipe, OffPolicyRecipe):

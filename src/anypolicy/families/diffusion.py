@@ -79,6 +79,8 @@ class DiffusionSettings:
     """minutes after which a checkpoint is written at the latest; 0 for none by time"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
+    device: str = "auto"
+    """where it computes: auto (a GPU if there is one), cpu, cuda or cuda:N; a run may go on on another"""
     threads: int | None = None
     """processor threads of torch; default all cores that the process is granted"""
     method_file: tuple[Path, ...] = ()
@@ -126,6 +128,7 @@ def plan(method: str, settings: DiffusionSettings, knobs: dict[str, Any] | None 
     if settings.eval_samples < 2:
         raise InputError("eval_samples", settings.eval_samples, "use at least 2")
     check_trackers(settings.trackers)
+    choose_device(settings.device)
     m, task = catalogue.get(method, "diffusion"), load_pictures(settings.task)
     given = {k: v for k, v in task.suggested.items() if k in m.knobs} | dict(knobs or {})
     recipe: DiffusionRecipe = build(m, given)

@@ -29,9 +29,10 @@ from anypolicy.knobs import Knob
 from anypolicy.loops.describe import outlined
 from anypolicy.loops.group import GroupLoop
 from anypolicy.policies.language.base import Denoises, Policy
-from anypolicy.policies.language.load import load_policy
+from anypolicy.policies.language.load import load_policy, placed
 from anypolicy.policies.language.reward_model import RewardModel, Scale
 from anypolicy.runs.checkpoint import Position
+from anypolicy.runs.devices import choose_device
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, choose_threads, use_products
@@ -117,6 +118,8 @@ class Settings:
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
     """processor threads of torch; default all cores that the process is granted"""
+    device: str = "auto"
+    """where it computes: auto (a GPU if there is one), cpu, cuda or cuda:N; a run may go on on another"""
     products: Products | None = None
     """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
     reward: str | None = None
@@ -195,6 +198,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
         products=s.products or choose_products(),
     )
     positive(s)
+    choose_device(s.device)
     check_trackers(s.trackers)
     assert s.prompts is not None
     check(recipe, s.prompts, task)
@@ -252,15 +256,16 @@ def world_of(p: Plan) -> World:
     s = p.settings
     assert s.max_tokens is not None and s.dtype is not None and s.threads is not None and s.products is not None
     torch.set_num_threads(s.threads)
-    use_products(s.products)
+    device = choose_device(s.device)
+    use_products(s.products, device)
     if s.policy:
-        policy: Policy = load_policy(s.policy, dtype=s.dtype, lora_rank=s.lora_rank, seed=s.seed)
+        policy: Policy = load_policy(s.policy, dtype=s.dtype, lora_rank=s.lora_rank, seed=s.seed, device=device)
     else:
         assert isinstance(p.task, MakesPolicy)
-        policy = p.task.make_policy(s.seed)
+        policy = placed(p.task.make_policy(s.seed), device)
     reward = load_reward(s.reward) if s.reward else None
     if s.reward_model:
-        reward = RewardModel.load(s.reward_model, dtype=s.dtype, scale=s.reward_scale)
+        reward = RewardModel.load(s.reward_model, dtype=s.dtype, scale=s.reward_scale, device=device)
     return World(policy, engine_for(policy), p.task, sampling_of(s, policy), s.seed, reward_function=reward)
 
 
@@ -282,7 +287,7 @@ def reference_of(recipe: GroupRecipe, policy: Policy, given: str | None = None, 
     else a copy of the policy as it is now if a stage does."""
     if given is None:
         return copy.deepcopy(policy) if union(stage.needs for stage in stages(recipe)).reference else None
-    other = load_policy(given, dtype=dtype)
+    other = load_policy(given, dtype=dtype, device=policy.device)
     mine, theirs = (getattr(getattr(x, "tokenizer", None), "get_vocab", dict)() for x in (policy, other))
     sizes = {x.prefill([np.zeros(1, np.int64)])[1].shape[1] for x in (policy, other)}
     if mine != theirs or len(sizes) > 1:

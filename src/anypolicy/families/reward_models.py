@@ -72,6 +72,8 @@ class RewardSettings:
     """minutes after which a checkpoint is written at the latest; 0 for none by time"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
+    device: str = "auto"
+    """where it computes: auto (a GPU if there is one), cpu, cuda or cuda:N; a run may go on on another"""
     threads: int | None = None
     """processor threads of torch; default all cores that the process is granted"""
 
@@ -127,6 +129,7 @@ def plan(method: str, settings: RewardSettings, knobs: dict[str, Any] | None = N
     if settings.epochs > MOST:
         raise InputError("epochs", settings.epochs, f"use at most {MOST:,}")
     check_trackers(settings.trackers)
+    choose_device(settings.device)
     policy = settings.policy or "smollm2-135m"
     taken = {k: v for k, v in suggestions(policy).items() if getattr(settings, k, v) is None}
     s = replace(settings, policy=policy, **taken)
@@ -147,7 +150,7 @@ def loop_of(p: RewardPlan) -> tuple[RewardPlan, PreferenceLoop]:
     s = p.settings
     assert s.policy is not None and s.dtype is not None and s.threads is not None
     torch.set_num_threads(s.threads)
-    policy = load_policy(s.policy, dtype=s.dtype, seed=s.seed)
+    policy = load_policy(s.policy, dtype=s.dtype, seed=s.seed, device=choose_device(s.device))
     if not isinstance(policy, CausalLM):
         raise InputError("policy", s.policy, "a reward model needs a transformer to start from")
     model = RewardModel.from_policy(policy, s.seed)
@@ -177,7 +180,8 @@ def evaluate(path: str | Path, *, trust: bool = False) -> dict[str, float]:
         p = FAMILY.plan_from(stated(run), trust=trust)
         if not (run.path / FOLDER).is_dir():
             raise InputError("run", str(path), "it has no reward model yet: go on with `anypolicy resume`")
-        model = RewardModel.load(run.path, dtype=p.settings.dtype or "float32")
+        device = choose_device(p.settings.device)
+        model = RewardModel.load(run.path, dtype=p.settings.dtype or "float32", device=device)
         return evaluate_pairs(model, fitted(p, model).heldout)
 
 

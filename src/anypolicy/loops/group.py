@@ -72,7 +72,7 @@ class GroupLoop:
         }
         self.value_head: nn.Linear | None = None
         if recipe.critic is not None:
-            self.value_head = nn.Linear(world.policy.hidden_size, 1, dtype=self.float_dtype)
+            self.value_head = nn.Linear(world.policy.hidden_size, 1, dtype=self.float_dtype, device=world.policy.device)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
             sets["critic"] = (self.value_head.parameters(), recipe.critic.lr)
@@ -353,7 +353,7 @@ class GroupLoop:
 
     def value(self, hidden: Tensor | None) -> Tensor:
         assert self.value_head is not None and hidden is not None
-        return self.value_head(hidden.to(self.float_dtype)).squeeze(-1)
+        return self.value_head(hidden.to(self.float_dtype)).squeeze(-1).cpu()
 
     # --- memory ------------------------------------------------------------------------------------------------------
     def tensors(self) -> dict[str, Tensor]:

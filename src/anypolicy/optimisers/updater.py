@@ -94,4 +94,4 @@ class Updater:
                     p.copy_(master)
                     check_moments(self.torch, master, mine)
                     if mine:
-                        self.torch.state[master] = {k: v.clone() for k, v in mine.items()}
+                        self.torch.state[master] = {k: v.to(master.device, copy=True) for k, v in mine.items()}

@@ -171,8 +171,10 @@ class Reference:
             self.known = {k: v.clone() for (k, _), v in zip(names, parts, strict=True)}
         if self.mode.moves:
             many = range(len(self.weights))
-            self.pool = [[tensors[f"reference.pool.{n}.{i}"].clone() for i in many] for n in range(state["pool"])]
-            found = [tensors[f"reference.{i}"].clone() for i in many]
+            own = [w.device for w in self.weights]
+            self.pool = [[tensors[f"reference.pool.{n}.{i}"].to(own[i], copy=True) for i in many]
+                         for n in range(state["pool"])]  # fmt: skip
+            found = [tensors[f"reference.{i}"].to(own[i], copy=True) for i in many]
             if any(x.shape != w.shape for one in (*self.pool, found) for x, w in zip(one, self.weights, strict=True)):
                 raise ValueError("its reference is another model")
             self.set(found)

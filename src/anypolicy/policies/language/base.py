@@ -18,9 +18,10 @@ from anypolicy.policies.language.logits import Logits
 
 
 class Scores(NamedTuple):
-    """The policy's view of a batch, with gradients: per-token log-probability (nats, under the temperature), entropy
-    over the whole vocabulary, the hidden state from which each response token was predicted, and the logits (under the
-    temperature) at the positions where `batch.target` is True, in the order of `batch.response[batch.target]`."""
+    """The policy's view of a batch, with gradients: per-token log-probability (nats, under the temperature) and entropy
+    over the whole vocabulary, both on the processor; the hidden state from which each response token was predicted, and
+    the logits (under the temperature) at the positions where `batch.target` is True, in the order of
+    `batch.response[batch.target]`, both where the policy is."""
 
     logp: Float[Tensor, "rows tokens"]
     entropy: Float[Tensor, "rows tokens"] | None = None
@@ -38,7 +39,8 @@ class DecodeState(Protocol):
 
 
 class Policy(Protocol):
-    """A language policy. `module` holds every parameter; those with requires_grad are trained and checkpointed."""
+    """A language policy. `module` holds every parameter; those with requires_grad are trained and checkpointed. Batches,
+    contexts and tokens come on the processor, wherever the module is."""
 
     stop_ids: tuple[int, ...]
     context_length: int
@@ -49,6 +51,11 @@ class Policy(Protocol):
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights, caches and hidden states are."""
+        ...
 
     def encode(self, prompt: Prompt) -> Tokens:
         """The context ids of a prompt."""
@@ -74,11 +81,12 @@ class Policy(Protocol):
         ...
 
     def prefill(self, contexts: list[Tokens]) -> tuple[Any, Float[Tensor, "contexts vocabulary"]]:
-        """Read the contexts: a `DecodeState` of the policy's own, and the logits (temperature 1) of each next token."""
+        """Read the contexts: a `DecodeState` of the policy's own, and the logits (temperature 1) of each next token, on the
+        policy's device."""
         ...
 
     def step(self, state: Any, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:
-        """Append one token to every row of the state; the logits of the next."""
+        """Append one token to every row of the state; the logits of the next, on the policy's device."""
         ...
 
     def save(self, folder: Path) -> None:

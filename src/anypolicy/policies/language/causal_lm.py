@@ -47,6 +47,7 @@ class CacheState:
     position: Tensor
 
     def select(self, rows: Tensor) -> CacheState:
+        rows = rows.to(self.valid.device)
         return CacheState(gather_cache(self.cache, rows), self.valid[rows], self.position[rows])
 
 
@@ -68,13 +69,14 @@ def read_scores(
 ) -> Scores:  # fmt: skip
     """Log-probabilities only where a response token stands that is read; the logits of a few blocks at a time."""
     wanted = batch.valid if batch.read is None else batch.read
+    targets = batch.response[wanted].to(states.device)
     picked, spread = token_logp(
-        states[wanted], output.weight, getattr(output, "bias", None), batch.response[wanted], temperature, cap, entropy
+        states[wanted], output.weight, getattr(output, "bias", None), targets, temperature, cap, entropy
     )
-    zeros = picked.new_zeros(wanted.shape)
+    zeros = picked.new_zeros(wanted.shape, device="cpu")
     return Scores(
-        zeros.masked_scatter(wanted, picked),
-        None if spread is None else zeros.masked_scatter(wanted, spread),
+        zeros.masked_scatter(wanted, picked.cpu()),
+        None if spread is None else zeros.masked_scatter(wanted, spread.cpu()),
         states if hidden else None,
     )
 
@@ -104,6 +106,10 @@ class HasHead:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     @property
     def model(self) -> PreTrainedModel:
@@ -156,7 +162,7 @@ class CausalLM(HasHead):
             print(f"note: {self.family}: {why}; each row reads its own prompt (slower updates)", file=sys.stderr)
         self.packs = not why
         try:
-            self.decoder = self.verified_decoder() if self.caches else None
+            self.decoder = self.verified_decoder() if self.caches and self.device.type == "cpu" else None
         except Unsupported as reason:
             print(f"note: {self.family}: {reason}; the model's own cache is used (slower generation)", file=sys.stderr)
 
@@ -177,7 +183,7 @@ class CausalLM(HasHead):
             self.caches = False
             state, first = self.read(contexts)
             ours = torch.cat([first, self.step(state, new)])
-        whole = [torch.tensor([[*c.tolist(), int(t)]]) for c, t in zip(contexts, new, strict=True)]
+        whole = [torch.tensor([[*c.tolist(), int(t)]], device=self.device) for c, t in zip(contexts, new, strict=True)]
         own = torch.cat([self.model(input_ids=x).logits[0, [i]] for i in (-2, -1) for x in whole]).to(ours.dtype)
         loose = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
         if not torch.allclose(ours, own, atol=loose * float(own.abs().max()), rtol=0):
@@ -279,7 +285,7 @@ class CausalLM(HasHead):
 
     def hidden_packed(self, batch: Batch, packing: Packing | None = None) -> Float[Tensor, "rows tokens width"]:
         """States before each response token; every context once, no padding."""
-        packing = packing or pack(batch, self.heads)
+        packing = (packing or pack(batch, self.heads)).to(self.device)
         before = [c._attn_implementation for c in self.configs]
         try:
             for c in self.configs:
@@ -294,8 +300,8 @@ class CausalLM(HasHead):
 
     def hidden_plain(self, batch: Batch) -> Float[Tensor, "rows tokens width"]:
         """States before each response token, every row with its own context."""
-        tokens = torch.cat([batch.context[batch.context_index], batch.response], 1)
-        valid = torch.cat([batch.context_valid[batch.context_index], batch.valid], 1)
+        tokens = torch.cat([batch.context[batch.context_index], batch.response], 1).to(self.device)
+        valid = torch.cat([batch.context_valid[batch.context_index], batch.valid], 1).to(self.device)
         position = (valid.cumsum(1) - 1).clamp(min=0)
         states = self.trunk(tokens, valid, position, None)
         return states[:, batch.context.shape[1] - 1 : -1]
@@ -332,13 +338,13 @@ class CausalLM(HasHead):
         valid = np.zeros((len(contexts), wide), np.bool_)
         for i, c in enumerate(contexts):
             tokens[i, wide - len(c) :], valid[i, wide - len(c) :] = c, True
-        mask = torch.from_numpy(valid)
+        ids, mask = torch.from_numpy(tokens).to(self.device), torch.from_numpy(valid).to(self.device)
         position = (mask.cumsum(1) - 1).clamp(min=0)
         if not self.caches:
-            states = self.trunk(torch.from_numpy(tokens), mask, position, None)[:, -1]
-            return RereadState(torch.from_numpy(tokens), mask), self.head(states)
+            states = self.trunk(ids, mask, position, None)[:, -1]
+            return RereadState(ids, mask), self.head(states)
         cache = DynamicCache()
-        states = self.trunk(torch.from_numpy(tokens), mask, position, cache)[:, -1]
+        states = self.trunk(ids, mask, position, cache)[:, -1]
         return CacheState(cache, mask, mask.sum(1)), self.head(states)
 
     @torch.no_grad()
@@ -346,7 +352,8 @@ class CausalLM(HasHead):
         if isinstance(state, DecoderState):
             assert self.decoder is not None
             return self.decoder.step(state, tokens)
-        state.valid = torch.cat([state.valid, torch.ones(len(tokens), 1, dtype=torch.bool)], 1)
+        tokens = tokens.to(self.device)
+        state.valid = torch.cat([state.valid, state.valid.new_ones(len(tokens), 1)], 1)
         if isinstance(state, RereadState):
             state.tokens = torch.cat([state.tokens, tokens[:, None]], 1)
             position = (state.valid.cumsum(1) - 1).clamp(min=0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from os.path import exists, isdir, isfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import (
@@ -35,6 +35,7 @@ from anypolicy.policies.language.vision_lm import VisionLM
 from anypolicy.runs.trust import allow, enter_model
 
 ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
+CPU = torch.device("cpu")
 MOST = 2 * 10**9
 """Weights of a model from scratch: this is to try things."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -42,9 +43,9 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 def load_policy(
     spec: str, *, dtype: Literal["float32", "bfloat16", "float64"] = "float32", lora_rank: int = 0, seed: int = 0,
-    trust: bool = False,
+    trust: bool = False, device: torch.device = CPU,
 ) -> Policy:  # fmt: skip
-    """Load a policy.
+    """Load a policy onto a device.
 
     `spec`: a Hugging Face id, a folder with config.json and weights (a run's own `policy/` is one), a .gguf file, an
     alias, or
@@ -62,37 +63,56 @@ def load_policy(
     if name == "masked-diffusion" or holds(Path(spec), "ForMaskedLM"):
         if lora_rank:
             raise InputError("lora_rank", lora_rank, "a masked-diffusion policy is trained whole: use 0")
-        return masked_diffusion(arguments if name == "masked-diffusion" else spec, dtype, seed)
+        return masked_diffusion(arguments if name == "masked-diffusion" else spec, dtype, seed, device)
     if name == "transformer":
         if lora_rank:
             raise InputError("lora_rank", lora_rank, "a transformer from scratch has nothing to adapt: use 0")
         policy = from_scratch(arguments, seed)
         policy.module.to(getattr(torch, dtype))
-        return policy
+        return placed(policy, device)
     if name == "vlm" and (not arguments or "=" in arguments):
         if lora_rank:
             raise InputError("lora_rank", lora_rank, "a model from scratch has nothing to adapt: use 0")
         small = small_vision(arguments, seed)
-        small.module.to(getattr(torch, dtype))
+        small.module.to(device, getattr(torch, dtype))
         return small
     path = ALIASES[spec]() if spec in ALIASES else Path(spec)
     if isfile(path / "table.safetensors"):
-        return TablePolicy.load(path)
+        return placed(TablePolicy.load(path), device)
     if isfile(path / "picture_reader.safetensors"):
-        return PictureReader.load(path)
+        return placed(PictureReader.load(path), device)
     if name == "vlm" or holds(path, "ForConditionalGeneration", "vision_config"):
-        policy: CausalLM | VisionLM = vision_from_pretrained(arguments if name == "vlm" else spec, dtype)
+        policy: CausalLM | VisionLM = vision_from_pretrained(arguments if name == "vlm" else spec, dtype, device)
     elif path.suffix == ".gguf":
-        policy = from_gguf(path, dtype)
+        policy = placed(from_gguf(path, dtype), device)
     else:
-        policy = from_pretrained(str(path), dtype)
+        policy = from_pretrained(str(path), dtype, device)
     policy.module.requires_grad_(True)
     if lora_rank:
         adapt(policy, lora_rank, seed)
     return policy
 
 
-def from_pretrained(source: str, dtype: str) -> CausalLM:
+P = TypeVar("P", bound=Policy)
+
+
+def placed(policy: P, device: torch.device) -> P:
+    """The policy with its weights on a device, and the passes that are fastest there."""
+    if policy.device != device:
+        policy.module.to(device)
+        if isinstance(policy, CausalLM):
+            policy.prepare()
+    return policy
+
+
+def check_whole(config: Any, source: str) -> None:
+    """Refuse weights of a few bits: their model's own layers cannot be trained."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError("policy", source, "its weights are quantised, and these cannot be trained: load the model in "
+                         "full (a .gguf file is read so), and add --lora-rank where memory is short")  # fmt: skip
+
+
+def from_pretrained(source: str, dtype: str, device: torch.device) -> CausalLM:
     """A folder, or an id of the Hugging Face hub."""
     folder = Path(source)
     local = isdir(folder) or source.startswith((".", "/", "~")) or source.count("/") != 1
@@ -105,6 +125,7 @@ def from_pretrained(source: str, dtype: str) -> CausalLM:
             )  # fmt: skip
         if not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
             raise InputError("policy", source, "the folder has no weights (model.safetensors): save the model there")
+    check_whole(config_of(source), source)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, trust_remote_code=False
@@ -119,7 +140,7 @@ def from_pretrained(source: str, dtype: str) -> CausalLM:
         raise InputError(
             "policy", source, f"its weights lack {sorted(report['missing_keys'])[:3]}: save the model again"
         )
-    return tried(lambda: CausalLM(model, tokenizer), source)
+    return tried(lambda: CausalLM(model.to(device), tokenizer), source)
 
 
 def holds(folder: Path, ending: str, field: str = "architectures") -> bool:
@@ -130,8 +151,9 @@ def holds(folder: Path, ending: str, field: str = "architectures") -> bool:
     return field in config and isinstance(named, list) and any(str(name).endswith(ending) for name in named)
 
 
-def vision_from_pretrained(source: str, dtype: str) -> VisionLM:
+def vision_from_pretrained(source: str, dtype: str, device: torch.device) -> VisionLM:
     """A vision-language model with its processor: a folder, or an id of the Hugging Face hub."""
+    check_whole(config_of(source), source)
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, trust_remote_code=False
@@ -149,10 +171,10 @@ def vision_from_pretrained(source: str, dtype: str) -> VisionLM:
         )
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
         raise InputError("policy", source, "its processor has no tokenizer and image processor: save it with the model")
-    return tried(lambda: VisionLM(model, processor), source)
+    return tried(lambda: VisionLM(model.to(device), processor), source)
 
 
-def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM:
+def masked_diffusion(arguments: str, dtype: str, seed: int, device: torch.device) -> MaskedDiffusionLM:
     """`layers=2,…` from scratch over bytes; else an id or a folder, `,own-code=true` behind it where its classes are
     code of its own."""
     source, _, option = arguments.partition(",")
@@ -163,7 +185,7 @@ def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM
             vocabulary=len(made), layers=s["layers"], width=s["width"], heads=s["heads"], context_length=s["context"],
             seed=seed, eos_id=int(made.eos_token_id), mask_id=int(made.mask_token_id), tokenizer=made,
         )  # fmt: skip
-        policy.module.to(getattr(torch, dtype))
+        policy.module.to(device, getattr(torch, dtype))
         return policy
     if option not in ("", "own-code=true"):
         raise InputError("policy", option, "behind a masked-diffusion model stands nothing or own-code=true")
@@ -186,7 +208,7 @@ def masked_diffusion(arguments: str, dtype: str, seed: int) -> MaskedDiffusionLM
             f"it is no masked-diffusion model that can be loaded ({first_line(error)}); if its classes are code of its "
             f"own that you have read, write masked-diffusion:{source},own-code=true",
         ) from error  # fmt: skip
-    policy = tried(lambda: MaskedDiffusionLM(model, tokenizer), source)
+    policy = tried(lambda: MaskedDiffusionLM(model.to(device), tokenizer), source)
     policy.module.requires_grad_(True)
     return policy
 
@@ -199,6 +221,14 @@ def tokenizer_of(source: str, own_code: bool) -> Any:
     if named == "ByT5Tokenizer":
         return ByT5Tokenizer.from_pretrained(source)
     return AutoTokenizer.from_pretrained(source, trust_remote_code=own_code)
+
+
+def config_of(source: str) -> Any:
+    """The config of a folder or an id; None where there is none that can be read (which loading says better)."""
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except RAISED:
+        return None
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -82,6 +82,10 @@ class MaskedDiffusionLM:
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
     # --- text --------------------------------------------------------------------------------------------------------
     def encode(self, prompt: Prompt) -> Tokens:
         return prompt_ids(prompt, self.tokenizer, self.family, self.vocabulary)
@@ -101,6 +105,7 @@ class MaskedDiffusionLM:
     ) -> Float[Tensor, "rows tokens vocabulary"]:
         """The model's logits; rows are padded on the right. Nothing is said about attention beyond padding: it is the
         model's own, which sees both sides."""
+        tokens, valid = tokens.to(self.device), valid.to(self.device)
         if valid.all():
             return self.module(input_ids=tokens).logits
         if self.pads:
@@ -120,7 +125,7 @@ class MaskedDiffusionLM:
         """Logits, at least in float32, at the positions `where`; the mask token is never predicted (arXiv 2406.07524,
         section 3.2.3)."""
         z = self.logits(tokens, valid)[where]
-        return z.to(at_least_float32(z.dtype)).index_fill(-1, torch.tensor(self.mask_id), NEVER)
+        return z.to(at_least_float32(z.dtype)).index_fill(-1, torch.tensor(self.mask_id, device=z.device), NEVER)
 
     def masked_logits(
         self, batch: Batch, masked: Tensor, context_masked: Tensor | None = None
@@ -142,7 +147,8 @@ class MaskedDiffusionLM:
     ) -> Float[Tensor, "rows tokens"]:  # fmt: skip
         """log p(y_i | y_t, x) of the masked tokens, in nats, under the temperature."""
         z = self.masked_logits(batch, masked, context_masked)
-        logp = torch.log_softmax(z / temperature, -1).gather(1, batch.response[masked][:, None]).squeeze(1)
+        chosen = batch.response[masked][:, None].to(z.device)
+        logp = torch.log_softmax(z / temperature, -1).gather(1, chosen).squeeze(1).cpu()
         return logp.new_zeros(masked.shape).masked_scatter(masked, logp)
 
     def score(
@@ -152,9 +158,9 @@ class MaskedDiffusionLM:
         masked = batch.chosen if batch.target is None else batch.chosen | batch.target
         z = self.masked_logits(batch, masked) / temperature
         all_logp = torch.log_softmax(z, -1)
-        logp = all_logp.gather(1, batch.response[masked][:, None]).squeeze(1)
+        logp = all_logp.gather(1, batch.response[masked][:, None].to(z.device)).squeeze(1).cpu()
         zeros = logp.new_zeros(masked.shape)
-        spread = zeros.masked_scatter(masked, -(all_logp.exp() * all_logp).sum(-1)) if entropy else None
+        spread = zeros.masked_scatter(masked, -(all_logp.exp() * all_logp).sum(-1).cpu()) if entropy else None
         wanted = None
         if logits:
             assert batch.target is not None
@@ -167,7 +173,8 @@ class MaskedDiffusionLM:
         tokens, valid, start = lay_out(batch, masked, self.mask_id, None)
         if not self.pads and not valid.all():
             raise InputError("policy", self.family, "it cannot leave padding out, so it takes no value head: use none")
-        out = self.module(input_ids=tokens, attention_mask=valid.long(), output_hidden_states=True)
+        ids, seen = tokens.to(self.device), valid.long().to(self.device)
+        out = self.module(input_ids=ids, attention_mask=seen, output_hidden_states=True)
         place = (start[:, None] + torch.arange(batch.response.shape[1])).clamp(max=tokens.shape[1] - 1)
         return out.hidden_states[-1][torch.arange(len(tokens))[:, None], place]
 

@@ -41,16 +41,20 @@ class Block:
     first: Int[Tensor, " rows"]
     masks: dict[int | None, Tensor] = field(default_factory=dict[int | None, Tensor])
 
+    def to(self, device: torch.device) -> Block:
+        """The tables on a device."""
+        return Block(*(x.to(device) for x in (self.queries, self.keys, self.own, self.real, self.first)))
+
     def mask(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "rows queries keys"]:
         """0 where a query sees a key: not padding, not later, less than `window` tokens back; −inf elsewhere."""
         if window not in self.masks:
-            place = self.first[:, None] + torch.arange(self.queries.shape[1])
+            place = self.first[:, None] + torch.arange(self.queries.shape[1], device=self.first.device)
             place = torch.where(self.own, place, self.first[:, None])
-            back = place[:, :, None] - torch.arange(self.keys.shape[1])
+            back = place[:, :, None] - torch.arange(self.keys.shape[1], device=place.device)
             seen = self.real[:, None] & (back >= 0)
             if window is not None:
                 seen &= back < window
-            self.masks[window] = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+            self.masks[window] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
         return self.masks[window]
 
 
@@ -63,6 +67,12 @@ class Packing:
     position: Int[Tensor, " tokens"]
     before: Int[Tensor, "rows response_tokens"]
     blocks: list[Block]
+
+    def to(self, device: torch.device) -> Packing:
+        """The tables on a device."""
+        if device == self.tokens.device:
+            return self
+        return Packing(*(x.to(device) for x in (self.tokens, self.position, self.before)), [b.to(device) for b in self.blocks])
 
 
 def pack(batch: Batch, heads: int) -> Packing:

@@ -92,6 +92,7 @@ class ReaderState:
     tokens: Int[Tensor, "n tokens"]
 
     def select(self, rows: Tensor) -> ReaderState:
+        rows = rows.to(self.tokens.device)
         return ReaderState(self.pixels[rows], self.tokens[rows])
 
 
@@ -106,6 +107,10 @@ class PictureReader:
             self.module = Reader(sizes)
         initialise(self.module, seed)
         self.dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.head.weight.device
 
     def encode(self, prompt: Prompt) -> Tokens:
         return np.array(prompt.tokens, np.int64)
@@ -139,12 +144,12 @@ class PictureReader:
     ) -> Scores:
         if batch.media is None:
             raise InputError("images", "none", "this policy answers about a picture, and the batch has none")
-        pixels = torch.stack([m["pixels"] for m in batch.media])[batch.context_index]
-        before = torch.cat([batch.context[batch.context_index, -1:], batch.response[:, :-1]], 1)
+        pixels = torch.stack([m["pixels"] for m in batch.media])[batch.context_index].to(self.device)
+        before = torch.cat([batch.context[batch.context_index, -1:], batch.response[:, :-1]], 1).to(self.device)
         states = self.module(pixels, before)
         all_logp = torch.log_softmax(self.module.head(states) / temperature, -1)
-        logp = all_logp.gather(2, batch.response[..., None]).squeeze(2)
-        spread = -(all_logp.exp() * all_logp).sum(-1) if entropy else None
+        logp = all_logp.gather(2, batch.response[..., None].to(self.device)).squeeze(2).cpu()
+        spread = -(all_logp.exp() * all_logp).sum(-1).cpu() if entropy else None
         wanted = Logits(all_logp[batch.target], lambda x: x) if logits else None
         return Scores(torch.where(batch.valid, logp, 0), spread, states if hidden else None, wanted)
 
@@ -152,13 +157,13 @@ class PictureReader:
     def prefill(self, contexts: list[Tokens], media: Sequence[Media] | None = None) -> tuple[ReaderState, Tensor]:
         if media is None:
             raise InputError("images", "none", "this policy answers about a picture")
-        tokens = torch.from_numpy(np.stack(contexts))
-        state = ReaderState(torch.stack([m["pixels"] for m in media]), tokens)
+        tokens = torch.from_numpy(np.stack(contexts)).to(self.device)
+        state = ReaderState(torch.stack([m["pixels"] for m in media]).to(self.device), tokens)
         return state, self.next(state)
 
     @torch.no_grad()
     def step(self, state: ReaderState, tokens: Tensor) -> Tensor:
-        state.tokens = torch.cat([state.tokens, tokens[:, None]], 1)
+        state.tokens = torch.cat([state.tokens, tokens[:, None].to(self.device)], 1)
         return self.next(state)
 
     def next(self, state: ReaderState) -> Float[Tensor, "rows vocabulary"]:

@@ -24,6 +24,7 @@ from anypolicy.policies.language.text import beginning, check_beside, known, lef
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.strict_json import json_text
 
+CPU = torch.device("cpu")
 Scale = Literal["none", "standard", "unit"]
 FILE = "reward.json"
 
@@ -75,11 +76,15 @@ class RewardModel:
         with torch.no_grad():
             fresh = torch.randn(head.weight.shape, generator=generator(seed, "reward-head"))
             head.weight.copy_(fresh / math.sqrt(head.in_features + 1))
-        return cls(model, policy.tokenizer)
+        return cls(model.to(policy.device), policy.tokenizer)
 
     @property
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     @property
     def vocabulary(self) -> int:
@@ -123,7 +128,7 @@ class RewardModel:
         return [*begin, *t.encode(response, add_special_tokens=False), *end]
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, " n"]:
-        """The output on the last token of every sequence, with gradients."""
+        """The output on the last token of every sequence, with gradients, on the processor."""
         longest = max(map(len, sequences))
         if longest > self.context_length:
             raise InputError("reward_model", f"{longest} tokens", f"it holds {self.context_length}: shorten responses")
@@ -131,8 +136,9 @@ class RewardModel:
         valid = torch.zeros_like(tokens)
         for i, ids in enumerate(sequences):
             tokens[i, : len(ids)], valid[i, : len(ids)] = torch.tensor(ids), 1
-        states = self.module.base_model(input_ids=tokens, attention_mask=valid, use_cache=False).last_hidden_state
-        score: Tensor = self.module.score(states[torch.arange(len(tokens)), valid.sum(1) - 1])[:, 0]
+        last, ids, seen = valid.sum(1) - 1, tokens.to(self.device), valid.to(self.device)
+        states = self.module.base_model(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
+        score: Tensor = self.module.score(states[torch.arange(len(tokens)), last])[:, 0].cpu()
         return score if score.dtype == torch.float64 else score.float()
 
     @torch.no_grad()
@@ -158,7 +164,9 @@ class RewardModel:
         (folder / FILE).write_text(json_text(self.calibration._asdict()))
 
     @classmethod
-    def load(cls, source: str | Path, *, dtype: str = "float32", scale: Scale = "none") -> RewardModel:
+    def load(
+        cls, source: str | Path, *, dtype: str = "float32", scale: Scale = "none", device: torch.device = CPU
+    ) -> RewardModel:  # fmt: skip
         """A saved reward model, a run that has trained one, or a sequence classifier of the Hugging Face hub."""
         quiet_transformers()
         folder = Path(source)
@@ -180,7 +188,7 @@ class RewardModel:
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])[:3]
             raise InputError("reward_model", str(source), f"it lacks {missing}: is it a reward model?")
-        return cls(model, tokenizer, calibration_of(folder / FILE) if isfile(folder / FILE) else UNCALIBRATED, scale)
+        return cls(model.to(device), tokenizer, calibration_of(folder / FILE) if isfile(folder / FILE) else UNCALIBRATED, scale)
 
 
 def calibration_of(file: Path) -> Calibration:

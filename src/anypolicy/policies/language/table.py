@@ -27,6 +27,7 @@ class TableState(NamedTuple):
     position: Int[Tensor, " rows"]
 
     def select(self, rows: Tensor) -> TableState:
+        rows = rows.to(self.prompt.device)
         return TableState(self.prompt[rows], self.position[rows])
 
 
@@ -50,6 +51,10 @@ class TablePolicy:
         self.context_length = 1 + length
         self.hidden_size = prompts * length
 
+    @property
+    def device(self) -> torch.device:
+        return self.module.logits.device
+
     def encode(self, prompt: Prompt) -> Tokens:
         return np.array(prompt.tokens, np.int64)
 
@@ -70,15 +75,15 @@ class TablePolicy:
         self, batch: Batch, temperature: float, *, entropy: bool = False, hidden: bool = False, logits: bool = False
     ) -> Scores:
         z, tokens = self.module.logits, batch.response.shape[1]
-        prompt = batch.context[batch.context_index, -1]
-        position = torch.arange(tokens).clamp(max=z.shape[1] - 1)
+        prompt = batch.context[batch.context_index, -1].to(self.device)
+        position = torch.arange(tokens, device=self.device).clamp(max=z.shape[1] - 1)
         all_logp = torch.log_softmax(z / temperature, -1)[prompt[:, None], position]
-        logp = all_logp.gather(2, batch.response[..., None]).squeeze(2)
-        spread = -(all_logp.exp() * all_logp).sum(-1) if entropy else None
+        logp = all_logp.gather(2, batch.response[..., None].to(self.device)).squeeze(2).cpu()
+        spread = -(all_logp.exp() * all_logp).sum(-1).cpu() if entropy else None
         where = None
         if hidden:
             index = prompt[:, None] * z.shape[1] + position
-            where = torch.zeros(*index.shape, self.hidden_size, dtype=self.dtype).scatter_(2, index[..., None], 1)
+            where = z.new_zeros(*index.shape, self.hidden_size).scatter_(2, index[..., None], 1)
         wanted = Logits(all_logp[batch.target], lambda x: x) if logits else None
         return Scores(torch.where(batch.valid, logp, 0), spread, where, wanted)
 
@@ -91,9 +96,9 @@ class TablePolicy:
 
     @torch.no_grad()
     def prefill(self, contexts: list[Tokens]) -> tuple[TableState, Tensor]:
-        prompt = torch.tensor([int(c[0]) for c in contexts])
+        prompt = torch.tensor([int(c[0]) for c in contexts], device=self.device)
         # nothing follows a full response, so the logits after one are those of no token
-        position = torch.tensor([len(c) - 1 for c in contexts]).clamp(max=self.module.logits.shape[1] - 1)
+        position = torch.tensor([len(c) - 1 for c in contexts], device=self.device).clamp(max=self.module.logits.shape[1] - 1)
         return TableState(prompt, position), self.module.logits[prompt, position]
 
     @torch.no_grad()

@@ -59,6 +59,7 @@ class Read:
     last: Float[Tensor, "rows width"]
 
     def select(self, rows: Tensor) -> Read:
+        rows = rows.to(self.valid.device)
         return Read(gather_cache(self.cache, rows), self.valid[rows], self.position[rows], self.last[rows])
 
 
@@ -92,7 +93,8 @@ class VisionLM(HasHead):
         try:
             state, first = self.prefill([ids], [media])
             ours = torch.cat([first, self.step(state, new)])
-            own = self.module(**self.inputs(torch.cat([torch.from_numpy(ids), new])[None], media)).logits[0, -2:]
+            whole = torch.cat([torch.from_numpy(ids), new])[None].to(self.device)
+            own = self.module(**self.inputs(whole, media)).logits[0, -2:]
         except (AttributeError, TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
             raise InputError(
                 "policy", self.family, f"this adapter cannot read it ({str(error).splitlines()[0]}): it is for models "
@@ -193,7 +195,7 @@ class VisionLM(HasHead):
     def inputs(self, tokens: Tensor, media: Media) -> dict[str, Any]:
         """What the model's own forward pass takes for rows without padding, `media` those of all rows."""
         kinds = (tokens == self.image_id).long() if media else torch.zeros_like(tokens)
-        shown = {k: x.to(self.dtype) if x.is_floating_point() else x for k, x in media.items()}
+        shown = {k: x.to(self.device, self.dtype if x.is_floating_point() else x.dtype) for k, x in media.items()}
         own = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         return own | dict.fromkeys(self.types, kinds) | shown
 
@@ -213,7 +215,7 @@ class VisionLM(HasHead):
 
     def read_alike(self, contexts: list[Tokens], media: list[Media], wide: int) -> Read:
         """`read` for contexts of one length that show alike shapes, padded to `wide`."""
-        tokens = torch.from_numpy(np.stack(contexts))
+        tokens = torch.from_numpy(np.stack(contexts)).to(self.device)
         shown = {k: torch.cat([m[k] for m in media]) for k in media[0]}
         base: Any = self.model.base_model
         cache = DynamicCache()
@@ -227,8 +229,8 @@ class VisionLM(HasHead):
             ) from error
         rows, length = tokens.shape
         delta: Any = getattr(base, "rope_deltas", None)
-        position = torch.full((rows,), length) + (0 if delta is None else delta.reshape(-1))
-        valid = torch.arange(wide).expand(rows, wide) >= wide - length
+        position = tokens.new_full((rows,), length) + (0 if delta is None else delta.reshape(-1))
+        valid = torch.arange(wide, device=tokens.device).expand(rows, wide) >= wide - length
         return Read(padded(cache, wide - length), valid, position, out.last_hidden_state[:, -1])
 
     def check_shown(self, ids: Tokens, shown: Media) -> None:
@@ -244,9 +246,10 @@ class VisionLM(HasHead):
 
     def go_on(self, state: Read, tokens: Tensor, valid: Tensor) -> Float[Tensor, "rows tokens width"]:
         """States of text after what has been read; the cache of `state` grows by it."""
+        tokens, valid = tokens.to(self.device), valid.to(self.device)
         seen = torch.cat([state.valid, valid], 1)
         limit = self.context_length - 1
-        position = (state.position[:, None] + torch.arange(tokens.shape[1])).clamp(max=limit)
+        position = (state.position[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).clamp(max=limit)
         out = self.model.base_model(
             input_ids=tokens, attention_mask=seen.long(), position_ids=position, cache=state.cache, use_cache=True,
             **dict.fromkeys(self.types, torch.zeros_like(tokens)),

@@ -1,0 +1,52 @@
+"""Where a run computes: the processor, or a GPU.
+
+Weights, caches, hidden states and the state of optimisers stand on the device; batches, replays and noise stay on the
+processor, so that a seed draws the same on both.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import torch
+
+from anypolicy.errors import InputError
+
+ALLOWED = "use auto, cpu, cuda, or cuda:N for the GPU of that number"
+
+
+def choose_device(given: str) -> torch.device:
+    """auto is a GPU if there is one (which is said once), else the processor; all others are taken at their word.
+    Raises InputError for a device that is not there, or that this library does not train on."""
+    if given == "auto":
+        return told() if torch.cuda.is_available() else torch.device("cpu")
+    if re.fullmatch("mps(:[0-9]+)?", given):
+        raise InputError("device", given, f"its results are not checked against the processor's here: {ALLOWED}")
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", given):
+        raise InputError("device", given, ALLOWED)
+    device = torch.device(given)
+    if device.type == "cuda" and (device.index or 0) >= (there := torch.cuda.device_count()):
+        count = f"{there} GPU{'s' if there > 1 else ''}" if there else "no GPU"
+        raise InputError("device", given, f"torch finds {count} here: {ALLOWED}")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+@functools.cache
+def told() -> torch.device:
+    """The first GPU, and the words that it was taken."""
+    print(f"note: computing on {torch.cuda.get_device_name(0)} (cuda:0); device=cpu is the processor", file=sys.stderr)
+    return torch.device("cuda", 0)
+
+
+@contextmanager
+def memory_errors(remedies: Callable[[], str]) -> Generator[None]:
+    """A GPU whose memory does not suffice is one error, which says what helps."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        said = str(error).split(". ")[0]
+        raise InputError("device", "out of memory", f"{said}: {remedies()}") from error
