@@ -110,6 +110,25 @@ def test_n_steps_are_joined_inside_episodes_only():
     assert NStep(1, 0.9, 1).add(numbered(0, 1), torch.tensor([0])) is not None
 
 
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_any_number_of_steps_is_joined(n):
+    """Six steps of which the last ends the episode: every start sums the next n rewards, or those that are left."""
+    windows, made = NStep(n, 0.5, 1), []
+    for t in range(6):
+        end = {"terminated": torch.ones(1), "discount": torch.full((1,), 0.5)} if t == 5 else {}
+        out = windows.add(dataclasses.replace(numbered(t, 1), **end), torch.tensor([0]))
+        assert (out is None) == (t < n - 1)
+        made += [] if out is None else [out.select(torch.tensor([i])) for i in range(len(out))]
+    for start, m in enumerate(made):
+        last = min(start + n, 6) - 1
+        assert float(m.observation) == start and float(m.next_observation) == last + 1
+        assert float(m.reward) == sum(0.5**i * (start + i) for i in range(last - start + 1))
+        assert float(m.terminated) == (last == 5)
+        if n > 1:
+            assert float(m.discount) == 0.5 ** (last - start + 1)
+    assert len(made) == 6 and windows.waiting == [[]]
+
+
 def test_episodes_are_kept_in_a_file(tmp_path):
     rng = torch.Generator().manual_seed(0)
     made = [

@@ -117,6 +117,53 @@ def test_pseudo_value(two_states):
     assert V[1, 1] == close(1.0)
 
 
+def by_hand(model, theta, reward, tilde_inv, hat_inv, beta):
+    """Algorithm 4, lines 5 to 8 (arXiv 2303.10165), state by state: V̂, V and the greedy policy."""
+    H, S, A = reward.shape
+    V, hat, policy = np.zeros((H + 2, S)), np.zeros((H + 2, S)), np.zeros((H, S), int)
+    for h in range(H, 0, -1):
+        for s in range(S):
+            best = None
+            for a in range(A):
+                phi = np.array([model.phi[i, s, a] @ V[h + 1] for i in range(model.d)])
+                ahead = np.array([model.phi[i, s, a] @ hat[h + 1] for i in range(model.d)])
+                u = min(1, beta * math.sqrt(phi @ tilde_inv @ phi))
+                optimistic = min(max(u + 2 * beta * math.sqrt(ahead @ hat_inv @ ahead) + ahead @ theta, 0), 1)
+                value = min(max(reward[h - 1, s, a] + phi @ theta, 0), 1)
+                if best is None or optimistic > best[0] + 1e-12 or (optimistic > best[0] - 1e-12 and value > best[1]):
+                    best = optimistic, value, a
+            hat[h, s], V[h, s], policy[h - 1, s] = best
+    return policy, V, hat
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_optimism_by_hand(seed):
+    """The width of V̂'s family stands twice in V̂, that of Ṽ's once; the greedy policy is V̂'s, not V's."""
+    rng = np.random.default_rng(seed)
+    m, H = random_mixture(3, 4, 3, seed), 4
+    rewards = random_rewards(m.model, H, 3, rng)
+    half = rng.normal(size=(2, 3, 3))
+    tilde, hat = np.linalg.inv(half @ half.swapaxes(1, 2) + np.array([2.0, 9.0])[:, None, None] * np.eye(3))
+    for reward in rewards:
+        got = pseudo_value(m.model, m.theta, reward, tilde, hat, 0.15)
+        for x, y in zip(got, by_hand(m.model, m.theta, reward, tilde, hat, 0.15), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-12)
+
+
+def test_the_oracle_takes_the_pair_that_is_most_optimistic():
+    m = random_mixture(3, 4, 3, 1)
+    found = explore(world(m), m.model, 8, 4, rewards=random_rewards(m.model, 4, 5, np.random.default_rng(0)))
+    hat_inv, tilde_inv = np.linalg.inv(found.Sigma[:, 0])  # V̂'s family is the first, and only its first moment counts
+    values = [pseudo_value(m.model, theta, reward, tilde_inv, hat_inv, 0.2)[2][1, found.start]
+              for reward in found.rewards for theta in found.candidates]  # fmt: skip
+    assert len(set(values)) > 3
+    policy, V, hat = oracle(found, 0.2)
+    assert certificate(found, 0.2) == hat[1, found.start] == max(values)
+    best = int(np.argmax(values))
+    want = pseudo_value(m.model, found.candidates[best % 3], found.rewards[best // 3], tilde_inv, hat_inv, 0.2)
+    assert all(np.allclose(x, y, atol=1e-12) for x, y in zip((policy, V, hat), want, strict=True))
+
+
 def test_proof_radius():
     assert beta_theory(100, 3, 8, 0.05, math.sqrt(3)) == close(1311.733, tol=1e-3)
     alpha, gamma, lam = scales(3, 8, math.sqrt(3), None, None, None)

@@ -13,7 +13,7 @@ from anypolicy.errors import InputError
 from anypolicy.parts.advantages import gae, group_normalise, leave_one_out, returns_to_go, token_rewards, whiten
 from anypolicy.parts.kl import kl
 from anypolicy.parts.reduce import count, reduce
-from anypolicy.parts.surrogate import clipped, clipped_value_loss, sequence_ratio, token_ratio
+from anypolicy.parts.surrogate import clip_active, clipped, clipped_value_loss, sequence_ratio, token_ratio
 
 D = torch.float64
 
@@ -213,3 +213,16 @@ def test_gae_with_lambda_one_is_return_minus_value():
 def test_clipped_value_loss():
     got = clipped_value_loss(tensor([2.0, 0.1], dtype=D), tensor([0.0, 0.0], dtype=D), tensor([2.0, 0.0], dtype=D), 0.5)
     near(got, [0.5 * 1.5**2, 0.5 * 0.1**2])
+
+
+def test_the_clip_is_active_where_it_takes_the_gradient_away():
+    """A > 0 above 1 + high, A < 0 below 1 − low, neither on the edge itself nor on the other side."""
+    r = tensor([0.5, 0.75, 0.9, 1.0, 1.25, 1.26, 2.0], dtype=D)
+    for a, want in ((1.0, [0, 0, 0, 0, 0, 1, 1]), (-1.0, [1, 0, 0, 0, 0, 0, 0]), (0.0, [0] * 7)):
+        assert clip_active(r, torch.full_like(r, a), 0.25, 0.25).tolist() == [bool(x) for x in want]
+    assert clip_active(r, torch.ones_like(r), 0.25, 0.5).tolist() == [False] * 6 + [True]
+    assert clip_active(r, -torch.ones_like(r), 0.05, 0.25).tolist() == [True] * 3 + [False] * 4
+    for low, high, a in ((0.25, 0.5, 1.0), (0.1, 0.25, -1.0)):  # off the edges the gradient says so itself
+        off = tensor([0.5, 0.8, 0.95, 1.1, 1.3, 2.0], dtype=D).requires_grad_()
+        [g] = torch.autograd.grad(clipped(off, torch.full_like(off, a), low, high).sum(), off)
+        assert torch.equal(g == 0, clip_active(off, torch.full_like(off, a), low, high))
