@@ -203,6 +203,21 @@ def test_the_saved_controller_acts_as_the_trained_one(slug, tmp_path, demonstrat
 
 
 @pytest.mark.parametrize("slug", METHODS)
+def test_an_evaluation_needs_nothing_but_the_weights_and_changes_nothing(slug, tmp_path, demonstrations):
+    """No replay, demonstrations, exploration, schedule or moments that go on: a learner that has its policy/ folder alone
+    gets the returns of the trained one, twice."""
+    run = trained(slug, tmp_path / "run", 64, demonstrations)
+    knobs, settings = settings_of(slug, demonstrations)
+    plan = control.plan(slug, control.ControlSettings(**settings), knobs)
+    loaded, _ = control.load_controller(run.path / "policy")
+    before = tensors_of(run.learner)
+    returns = [control.evaluated(plan, learner, 7, 2) for learner in (run.learner, run.learner, loaded)]
+    assert returns[0] == returns[1] == returns[2] and len(returns[0][1]) == 2
+    after = tensors_of(run.learner)
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("slug", METHODS)
 def test_truncation_bootstraps_and_termination_does_not(slug, demonstrations):
     knobs, settings = settings_of(slug, demonstrations)
     p = control.plan(slug, control.ControlSettings(**settings), knobs)

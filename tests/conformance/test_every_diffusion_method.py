@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from anypolicy import catalogue
+from anypolicy.evaluation.diffusion import judged
 from anypolicy.families import diffusion
 from anypolicy.policies.diffusion.denoisers import copied
 from anypolicy.runs import drive
@@ -76,3 +77,14 @@ def test_same_seed_same_bits_and_the_saved_model_samples_as_the_trained_one(slug
     loaded = diffusion.load_diffusion(runs[0].path / "policy")
     made = [m.sample(m.condition([0] * 5), torch.Generator().manual_seed(1)) for m in (runs[0].model, loaded)]
     assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_an_evaluation_needs_nothing_but_the_weights_and_changes_nothing(slug, tmp_path):
+    """No pool of references, flipped pair or schedule: the saved network alone is judged as the trained one, twice."""
+    run = trained(slug, tmp_path / "run", 3)
+    loaded, before = diffusion.load_diffusion(run.path / "policy"), copied(run.model.module)
+    found = [judged(run.task, model, 6, 3) for model in (run.model, run.model, loaded)]
+    for log, samples, labels in found[1:]:
+        assert log == found[0][0] and torch.equal(samples, found[0][1]) and labels == found[0][2]
+    assert all(torch.equal(before[k], x) for k, x in copied(run.model.module).items())

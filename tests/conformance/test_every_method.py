@@ -1,6 +1,8 @@
 """One suite for every method of the catalogue. A new method file is tested by being there."""
 
+import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,6 +163,50 @@ def test_a_state_that_is_saved_and_loaded_goes_on_to_the_same_bits(slug):
     for _ in range(2):
         assert one.step() == two.step()
     assert torch.equal(weights(one), weights(two))
+
+
+def judged(loop, temperature):
+    """The held-out evaluation of a loop, on the prompts that it trains on, as a run makes it."""
+    loop.world.task.heldout = tuple(loop.world.task.train)
+    plan = SimpleNamespace(settings=SimpleNamespace(eval_prompts=16))
+    log, samples = training.held_out(plan, loop, temperature=temperature)
+    return log, [{k: s[k] for k in ("id", "prompt", "response", "stop", "length")} for s in samples]
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_an_evaluation_has_nothing_of_what_the_method_adds_while_it_trains(slug):
+    """No hint, prefix, mask, search, teacher or replay: GRPO with the same weights answers the same; and a run that was
+    evaluated in between goes on as one that was not."""
+    loop, other, plain = (lock_loop(compose(x).recipe) for x in (slug, slug, "grpo"))
+    for _ in range(2):
+        loop.step()
+        other.step()
+        asked = seen_by(loop.world.engine)
+        for temperature in (0.0, 1.0):
+            plain.world.policy.module.load_state_dict(loop.world.policy.module.state_dict())
+            before = copy.deepcopy(loop.state())
+            log, samples = judged(loop, temperature)
+            assert samples == judged(plain, temperature)[1]
+            assert log["eval/n"] == 16 and alike(loop.state(), before)
+        prompts = loop.world.task.train
+        assert [r.context.tolist() for r in asked if r.n == 1 and not r.prefix][:16] == [
+            list(p.tokens) for p in prompts
+        ]
+        assert all(r.n == 1 and not r.prefix and r.max_tokens is None for r in asked)
+    assert loop.step() == other.step()
+    assert torch.equal(weights(loop), weights(other))
+
+
+def seen_by(engine):
+    """What an engine is asked from now on."""
+    asked, generate = [], type(engine).generate
+
+    def watched(requests, *rest):
+        asked.extend(requests)
+        return generate(engine, requests, *rest)
+
+    engine.generate = watched
+    return asked
 
 
 @pytest.mark.parametrize("slug", METHODS)
