@@ -8,12 +8,13 @@ import torch
 
 from anypolicy.cli.app import main
 from anypolicy.data.demonstrations import Episode, save_episodes
+from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.families.control import ControlSettings, evaluate_run, plan, resume, train_controller
 from anypolicy.learners.base import tensors_of
 from anypolicy.loops.control import OfflineLoop
-from anypolicy.methods.control.bc import saved_policy
-from anypolicy.tasks.control.environments import load_environment
+from anypolicy.methods.control.bc import Cloning, saved_policy
+from anypolicy.tasks.control.environments import Space, load_environment
 
 TASK = "gym/Pendulum-v1:max_steps=20"
 SMALL = {"hidden": (16, 16), "batch": 16}
@@ -112,3 +113,34 @@ def test_what_is_refused_before_any_work(demos, tmp_path):
         plan("bc", ControlSettings(TASK, demos=str(demos)), {"average": 0.0})
     with pytest.raises(InputError, match="demos"):
         OfflineLoop(plan("bc", ControlSettings(TASK, demos=str(demos))).recipe, None, 0).run(1)
+
+
+def test_losses_by_hand():
+    """Choices: −mean ln softmax. A flow: the mean of (v − (a − ε))² at x = (1 − τ) ε + τ a. One action: the mean squared error."""
+    rng, zeros = torch.Generator().manual_seed(0), torch.zeros(6)
+    seen, choice = torch.randn(6, 3, generator=rng), torch.tensor([[0.0], [2], [1], [1], [0], [2]])
+    learner = Cloning(hidden=(8,))(Space(3, 3, True), 0)
+    logp = learner.actor.net(seen).detach().log_softmax(-1)
+    log = learner.update([Transitions(seen, choice, zeros, seen, zeros, zeros, zeros)], rng)
+    assert log["loss/clone"] == pytest.approx(-sum(float(logp[i, int(a)]) for i, a in enumerate(choice)) / 6, rel=1e-5)
+    action = torch.rand(6, 2, generator=rng) * 2 - 1
+    batch = Transitions(seen, action, zeros, seen, zeros, zeros, zeros)
+    for kind in ("flow", "mean"):
+        learner = Cloning(policy=kind, hidden=(8,), average=0.25)(Space(3, 2, False, (-1.0,) * 2, (1.0,) * 2), 0)
+        again = torch.Generator().manual_seed(7)
+        noise, time = torch.randn(6, 2, generator=again), torch.rand(6, 1, generator=again)
+        with torch.no_grad():
+            network = learner.policy.network
+            if kind == "flow":
+                error = network(seen, (1 - time) * noise + time * action, time) - (action - noise)
+            else:
+                error = network(seen) - action
+        before = {k: v.detach().clone() for k, v in network.named_parameters()}
+        log = learner.update([batch], torch.Generator().manual_seed(7))
+        assert log["loss/clone"] == pytest.approx(float((error**2).sum()) / 12, rel=1e-5)
+        after = dict(network.named_parameters())
+        means = [name for name in before if name.startswith("average") and not torch.equal(before[name], after[name])]
+        assert means, "what acts follows, the first time nine tenths of the way"
+        for name in means:
+            online = after[name.replace("average", "online", 1)]
+            torch.testing.assert_close(after[name], before[name] + 0.9 * (online - before[name]))

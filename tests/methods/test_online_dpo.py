@@ -1,5 +1,8 @@
 """Online DPO: pairs of fresh responses, ties that train nothing, and the penalty for a missing end."""
 
+import math
+
+import pytest
 import torch
 
 from anypolicy.data.records import Group, Prompt, Trajectory
@@ -44,3 +47,29 @@ def test_the_reference_stands_still():
     assert torch.equal(loop.reference.policy.module.logits, before)
     assert loop.reference.start is loop.reference.policy
     assert not loop.reference.known
+
+
+def by_hand(loop, batch, beta):
+    """−ln σ(β[(ℓ_w − ℓ_ref,w) − (ℓ_l − ℓ_ref,l)]), mean over the pairs, token by token from both tables."""
+    ours, theirs = (
+        p.module.logits.detach().log_softmax(-1).tolist() for p in (loop.world.policy, loop.reference.policy)
+    )
+
+    def ratio(trajectory):
+        row = int((batch.trajectory == trajectory).nonzero())
+        prompt = int(batch.context[batch.context_index[row], -1])
+        return sum(ours[prompt][t][v] - theirs[prompt][t][v] for t, v in enumerate(batch.response[row].tolist()))
+
+    margins = [ratio(w) - ratio(other) for w, other in batch.pairs.tolist()]
+    return sum(math.log1p(math.exp(-beta * h)) for h in margins) / len(margins)
+
+
+def test_the_loss_of_fresh_pairs_by_hand():
+    loop = lock_loop(online_dpo(beta=0.7), prompts=16)
+    for _ in range(3):
+        loop.step()
+    batch, _ = loop.collect()
+    want = by_hand(loop, batch, 0.7)
+    log = loop.update(batch)
+    assert log["loss/preference"] == pytest.approx(want, rel=1e-5) and abs(want - math.log(2)) > 0.01
+    assert online_dpo().loss.objective.beta == 0.1 and online_dpo().optimiser.minibatches == 1

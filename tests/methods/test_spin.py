@@ -7,6 +7,7 @@ from anypolicy.errors import InputError
 from anypolicy.families import language as training
 from anypolicy.methods.preference.spin import spin
 from tests.helpers import lock_loop
+from tests.methods.test_online_dpo import by_hand
 
 
 def test_the_target_is_chosen_and_the_sample_rejected():
@@ -18,6 +19,18 @@ def test_the_target_is_chosen_and_the_sample_rejected():
         prompt = loop.world.task.train[int(batch.context[batch.context_index[row], -1])]
         assert tuple(batch.response[row].tolist()) == prompt.reference
         assert (batch.version[row] == -1).all() and (batch.version[other] >= 0).all()
+
+
+def test_the_loss_by_hand():
+    """The reference is the policy as the round began: its first loss is ln 2, that after a step of the round is not."""
+    loop = lock_loop(spin(beta=0.7, minibatches=1), prompts=16)
+    loop.step()
+    loop.reference.advance(loop.steps)
+    batch, _ = loop.collect()
+    assert by_hand(loop, batch, 0.7) == pytest.approx(np.log(2), rel=1e-6)
+    assert loop.update(batch)["loss/preference"] == pytest.approx(np.log(2), rel=1e-6)
+    want = by_hand(loop, batch, 0.7)
+    assert loop.update(batch)["loss/preference"] == pytest.approx(want, rel=1e-5) and want < 0.65
 
 
 def test_a_sample_that_equals_its_target_makes_no_pair():

@@ -1,0 +1,343 @@
+"""Would the tests notice? Random changes of one place of the code, each against the tests that belong to its module.
+
+    make mutate SEED=1 N=150
+
+A place is an operator, a comparison, a number, a default, a `not`, a condition, a call that stands alone, a reduction
+such as `amin`. All places are equally likely, so that constants have the share they have in the code; annotations,
+cards, texts and what an error says are left out. A mutant is tried on the tests that name its module, then on those of
+the modules that import it, and on the conformance suite of its kind; the first test that fails kills it. What is alive
+then is listed in a JSON file: a person says which of it changes nothing that anybody could see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("methods", "parts", "stages", "loops", "learners", "data", "runs", "engines", "policies")
+LEFT_OUT = ("tests/fuzz", "tests/sandbox", "tests/test_docs", "tests/test_architecture", "tests/test_benchmarks")
+"""What draws too little of one module, or reads no code, to be asked about a mutant."""
+SECONDS = {1: 120, 2: 120}
+"""Most seconds of a level: a mutant that is alive then has survived it."""
+HANGS = 60
+"""Seconds after which one test has hung, which is noticed."""
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.And: ast.Or,
+    ast.Or: ast.And, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+NAMES = {"min": "max", "amin": "amax", "minimum": "maximum", "argmin": "argmax", "any": "all", "floor": "ceil",
+         "cumsum": "cumprod", "sum": "mean", "zeros_like": "ones_like", "zeros": "ones", "exp": "expm1"}  # fmt: skip
+NAMES |= {b: a for a, b in NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One change: bytes `begin` to `end` of a file become `now`."""
+
+    file: str
+    line: int
+    begin: int
+    end: int
+    was: str
+    now: str
+
+
+@dataclass
+class Tried:
+    """What became of a mutant: killed or survived, by which test, at which level, after how many seconds."""
+
+    place: Place
+    verdict: str
+    by: str
+    level: int
+    seconds: float
+
+
+def changed(node: ast.AST) -> Iterator[str]:
+    """What may stand in place of an expression or statement."""
+    match node:
+        case ast.BinOp(_, ast.Div(), ast.Constant(str()) | ast.JoinedStr()):
+            return  # a path
+        case ast.BinOp(left, op, right) if type(op) in SWAPS:
+            yield ast.unparse(ast.BinOp(left, SWAPS[type(op)](), right))  # type: ignore[arg-type]
+        case ast.AugAssign(target, op, value) if type(op) in SWAPS:
+            yield ast.unparse(ast.AugAssign(target, SWAPS[type(op)](), value))  # type: ignore[arg-type]
+        case ast.BoolOp(op, values):
+            yield ast.unparse(ast.BoolOp(SWAPS[type(op)](), values))  # type: ignore[arg-type]
+        case ast.Compare(left, [op], [right]):
+            yield ast.unparse(ast.Compare(left, [SWAPS[type(op)]()], [right]))  # type: ignore[list-item]
+        case ast.UnaryOp(ast.Not() | ast.USub() | ast.Invert(), operand):
+            yield ast.unparse(operand)
+        case ast.Constant(bool() as value):
+            yield str(not value)
+        case ast.Constant(int() as value):
+            yield str(value + 1)
+        case ast.Constant(float() as value):
+            yield repr(2 * value if value else 1.0)
+        case ast.IfExp(test, body, orelse):
+            yield ast.unparse(ast.IfExp(test, orelse, body))
+        case ast.Call(ast.Name(name) as f, arguments, keywords) if name in NAMES:
+            yield ast.unparse(ast.Call(ast.Name(NAMES[name], f.ctx), arguments, keywords))
+        case ast.Call(ast.Attribute(of, name) as f, arguments, keywords) if name in NAMES:
+            yield ast.unparse(ast.Call(ast.Attribute(of, NAMES[name], f.ctx), arguments, keywords))
+        case ast.Expr(ast.Call()):
+            yield "pass"
+        case _:
+            return
+
+
+def parts(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below that may be changed."""
+    skipped: set[int] = set()
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        skipped |= {id(x) for x in node.decorator_list}
+    if (
+        isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("Annotated", "Literal")
+    ):
+        return
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if (
+                not isinstance(child, ast.AST)
+                or id(child) in skipped
+                or isinstance(child, ast.JoinedStr | ast.Raise | ast.Assert)
+            ):
+                continue
+            yield child
+            yield from parts(child)
+
+
+def places(path: Path) -> list[Place]:
+    """Everything that can be changed in a file."""
+    source = path.read_bytes()
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    out: list[Place] = []
+    for node in parts(ast.parse(source)):
+        for now in changed(node):
+            begin = starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+            end = starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+            new = now if isinstance(node, ast.stmt) else f"({now})"
+            place = Place(str(path.relative_to(ROOT)), node.lineno, begin, end, source[begin:end].decode(), new)  # type: ignore[attr-defined]
+            if compiles(mutated(source, place)):
+                out.append(place)
+    return out
+
+
+def mutated(source: bytes, place: Place) -> bytes:
+    """The file with the change."""
+    return source[: place.begin] + place.now.encode() + source[place.end :]
+
+
+def compiles(source: bytes) -> bool:
+    """A number in a pattern, say, can be no expression."""
+    try:
+        compile(source, "mutant", "exec", dont_inherit=True)
+    except SyntaxError:
+        return False
+    return True
+
+
+# --- which tests -----------------------------------------------------------------------------------------------------
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Modules of the package that a file names in its import statements."""
+    out: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("anypolicy"):
+            out |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            out |= {alias.name for alias in node.names if alias.name.startswith("anypolicy")}
+    return frozenset(out)
+
+
+def named(path: Path) -> str:
+    """A file of the package as a module."""
+    return ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+
+
+@cache
+def test_files() -> tuple[Path, ...]:
+    """Test files that may be asked, the shortest (and so the nearest) first."""
+    found = (p for p in ROOT.glob("tests/**/test_*.py") if not str(p.relative_to(ROOT)).startswith(LEFT_OUT))
+    return tuple(sorted((p for p in found if "conformance" not in p.parts), key=lambda p: (p.stat().st_size, p)))
+
+
+CONFORMANCE = {"control": "controller", "diffusion": "diffusion_method"}
+EXAMPLES = {
+    "method": ("grpo", "ppo", "dapo", "dpo", "online-dpo", "kto", "sft", "grao", "vade", "mcts-dpo"),
+    "controller": ("sac", "td3", "dqn", "ppo-control", "npg-igt", "bc", "dsrl"),
+    "diffusion_method": ("seppo",),
+}
+"""Methods on which a mutant outside all methods is tried, in the suite of each kind."""
+
+
+def conformance(file: Path) -> list[list[str]]:
+    """The conformance suite of a method's family, for it alone; for other modules those of all families, for some."""
+    room, kind = file.relative_to(ROOT / "src" / "anypolicy").parts[:2]
+    if room == "methods" and kind == "exact":
+        return []
+    if room == "methods":
+        slugs = re.findall(r'slug="([a-z0-9-]+)"', file.read_text()) or [file.stem.replace("_", "-")]
+        wanted = {CONFORMANCE.get(kind, "method"): slugs}
+    elif room in ("learners", "policies", "loops") and kind.removesuffix(".py") in CONFORMANCE:
+        wanted = {CONFORMANCE[kind.removesuffix(".py")]: EXAMPLES[CONFORMANCE[kind.removesuffix(".py")]]}
+    else:
+        wanted = EXAMPLES
+    each = {name: " or ".join(f"[{slug}]" for slug in slugs) for name, slugs in wanted.items()}
+    return [[f"tests/conformance/test_every_{name}.py", "-k", x] for name, x in each.items()]
+
+
+def levels(file: Path) -> dict[int, list[list[str]]]:
+    """Arguments of pytest, level by level: tests that name the module or bear its name; then those of the modules that
+    import it, and the conformance suite."""
+    module = named(file)
+    near = [t for t in test_files() if module in imports(t) or t.stem == f"test_{file.stem}"]
+    near.sort(key=lambda t: t.stem != f"test_{file.stem}")
+    users = {named(p) for p in (ROOT / "src").rglob("*.py") if module in imports(p)}
+    far = [t for t in test_files() if t not in near and imports(t) & users]
+    paths = [[str(t.relative_to(ROOT)) for t in some] for some in (near, far)]
+    return {1: [x for x in [paths[0]] if x] + ([] if paths[0] else conformance(file)),
+            2: (conformance(file) if paths[0] else []) + [x for x in [paths[1]] if x]}  # fmt: skip
+
+
+# --- trying ---------------------------------------------------------------------------------------------------------
+class Copies:
+    """Copies of sources and tests: one for each mutant at work, and one in which nothing is changed."""
+
+    def __init__(self, scratch: Path, jobs: int):
+        self.free: SimpleQueue[Path] = SimpleQueue()
+        self.clean, self.passes, self.lock = copied(scratch / "clean"), dict[str, bool](), Lock()
+        for i in range(jobs):
+            self.free.put(copied(scratch / f"copy-{i}"))
+
+    def check(self, arguments: list[str]) -> None:
+        """What failed on a mutant must pass on the code as it is: else nothing is known of the mutant."""
+        with self.lock:
+            key = " ".join(arguments)
+            if key not in self.passes:
+                self.passes[key] = not run(self.clean, arguments, SECONDS[1])[0]
+        if not self.passes[key]:
+            raise SystemExit(f"{key} fails on the unchanged code too: mend it first")
+
+
+def copied(folder: Path) -> Path:
+    """Everything that the repository holds, as it is now."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in filter(os.path.isfile, listed.stdout.splitlines()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run(folder: Path, arguments: list[str], seconds: float) -> tuple[bool, str]:
+    """Whether a test fails, and which ("" where the process broke or a test hung); False where time is up."""
+    env = os.environ | {"PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    limit = ["-o", f"faulthandler_timeout={HANGS}", "-o", "faulthandler_exit_on_timeout=true"]
+    quiet = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+    command = [sys.executable, "-m", "pytest", *quiet, *limit, *arguments]
+    try:
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=max(seconds, 1))
+    except subprocess.TimeoutExpired:
+        return False, "time is up"
+    if done.returncode in (0, 5):
+        return False, ""
+    found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - |$)", done.stdout, re.MULTILINE)
+    return True, found[1] if found else ""
+
+
+def tried(copies: Copies, place: Place) -> Tried:
+    """One mutant, level by level until a test fails."""
+    folder, began = copies.free.get(), time.monotonic()
+    file = folder / place.file
+    source = file.read_bytes()
+    file.write_bytes(mutated(source, place))
+    try:
+        found = asked(copies, folder, place)
+    finally:
+        file.write_bytes(source)
+        copies.free.put(folder)
+    found.seconds = round(time.monotonic() - began, 1)
+    print(f"{found.verdict} {place.file}:{place.line}  {place.was!r} -> {place.now!r}  {found.by}", flush=True)
+    return found
+
+
+def asked(copies: Copies, folder: Path, place: Place) -> Tried:
+    """What the levels say of the mutant that stands in a copy."""
+    last = ""
+    for level, runs in levels(ROOT / place.file).items():
+        until = time.monotonic() + SECONDS[level]
+        for arguments in runs:
+            failed, by = run(folder, arguments, until - time.monotonic())
+            if failed:
+                copies.check([by] if by else arguments)
+                return Tried(place, "killed", by or "a test hung, or its process broke", level, 0.0)
+            last = by or last
+    return Tried(place, "survived", last, 2, 0.0)
+
+
+def sampled(seed: int, n: int, rooms: list[str]) -> list[Place]:
+    """n places, each as likely as any other."""
+    files = sorted(p for room in rooms for p in (ROOT / "src" / "anypolicy" / room).rglob("*.py"))
+    every = [place for path in files for place in places(path)]
+    return random.Random(seed).sample(every, min(n, len(every)))
+
+
+def main() -> None:
+    """Draw, try on so many copies at a time, write the results."""
+    ask = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    ask.add_argument("--seed", type=int, default=0)
+    ask.add_argument("--n", type=int, default=150)
+    ask.add_argument("--jobs", type=int, default=2)
+    ask.add_argument("--out", type=Path, default=None)
+    ask.add_argument("--rooms", nargs="*", default=list(ROOMS), help="folders of the package")
+    ask.add_argument("--list", action="store_true", help="show the places and try nothing")
+    given = ask.parse_args()
+    chosen = sampled(given.seed, given.n, given.rooms)
+    if given.list:
+        print("\n".join(f"{p.file}:{p.line}  {p.was!r} -> {p.now!r}" for p in chosen))
+        return
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    out = given.out or ROOT / f"mutants-{given.seed}.json"
+    began, done = time.monotonic(), list[Tried]()
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(given.jobs) as pool:
+        copies = Copies(Path(scratch), given.jobs)
+        for found in pool.map(lambda place: tried(copies, place), chosen):
+            done.append(found)
+            alive = [asdict(t.place) | {"by": t.by} for t in done if t.verdict == "survived"]
+            value = {"commit": commit, "seed": given.seed, "n": len(done), "survived": len(alive),
+                     "minutes": round((time.monotonic() - began) / 60, 1), "alive": alive,
+                     "mutants": [asdict(t) for t in done]}  # fmt: skip
+            out.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    killed = sum(t.verdict == "killed" for t in done)
+    print(f"{killed} of {len(done)} killed; {out}")
+
+
+if __name__ == "__main__":
+    main()
