@@ -186,7 +186,9 @@ class PretendedDevice(TorchFunctionMode):
     def made(self, func, name, args, kwargs):
         """All else, where a device or a generator may be given."""
         target = named(kwargs.get("device"))
-        if target is not None:
+        if target is None and name == "new_tensor":
+            target = where(args[0])
+        elif target is not None:
             kwargs["device"] = torch.device(CPU)
         if kwargs.get("generator") is not None:
             own = args and isinstance(args[0], torch.Tensor) and where(args[0]) == GPU and name in DRAWS

@@ -126,7 +126,7 @@ def unread(m):
 
 @pytest.mark.parametrize("slug", METHODS)
 def test_every_setting_is_read(slug):
-    assert unread(catalogue.get(slug, "controller")) == []
+    assert unread(catalogue.get(slug, "control")) == []
 
 
 def test_a_misspelt_setting_is_seen():

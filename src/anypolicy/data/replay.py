@@ -11,16 +11,20 @@ from torch import Tensor
 from anypolicy.data.packed import Packing
 from anypolicy.data.transitions import Transitions, concatenate, unpack
 from anypolicy.errors import InputError
+from anypolicy.parts.noise import CPU
 from anypolicy.parts.td import n_step
 
 
 class Replay:
     """The newest `capacity` transitions. Memory is taken as they come; the first `pixels` numbers of an observation
-    take a byte each."""
+    take a byte each. It stands on the processor; what is taken from it goes to `device`."""
 
-    def __init__(self, capacity: int, observations: int, actions: int, pixels: int = 0):
+    def __init__(
+        self, capacity: int, observations: int, actions: int, pixels: int = 0, device: torch.device = CPU
+    ):  # fmt: skip
         if capacity < 1:
             raise InputError("capacity", capacity, "use at least 1")
+        self.device = device
         self.observations, self.actions, self.packing = observations, actions, Packing(observations, actions, pixels)
         try:
             self.matrix = self.packing.empty(capacity)
@@ -47,7 +51,7 @@ class Replay:
         """n packed rows, uniformly with replacement."""
         if not self.size:
             raise InputError("replay", "empty", "nothing can be drawn from it: add transitions first")
-        return self.matrix.index_select(0, torch.randint(self.size, (n,), generator=generator))
+        return self.matrix.index_select(0, torch.randint(self.size, (n,), generator=generator)).to(self.device)
 
     def sample(self, n: int, generator: torch.Generator) -> Transitions:
         """n transitions, uniformly with replacement."""
@@ -56,13 +60,14 @@ class Replay:
     def all(self) -> Transitions:
         """Everything it holds, oldest first."""
         order = (torch.arange(self.size) + (self.next if self.size == self.capacity else 0)) % self.capacity
-        return self.packing.unpack(self.matrix[order])
+        return self.packing.unpack(self.matrix[order].to(self.device))
 
     def newest(self, n: int) -> Transitions:
         """The last n that were added, oldest first."""
         if not 0 < n <= self.size:
             raise InputError("newest", n, f"the replay holds {self.size}")
-        return self.packing.unpack(self.matrix[(self.next - n + torch.arange(n)) % self.capacity])
+        rows = self.matrix[(self.next - n + torch.arange(n)) % self.capacity]
+        return self.packing.unpack(rows.to(self.device))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""

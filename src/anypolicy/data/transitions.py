@@ -56,6 +56,10 @@ class Transitions:
         """Every field changed in the same way."""
         return Transitions(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
 
+    def to(self, device: torch.device) -> Transitions:
+        """All on a device."""
+        return self if self.reward.device == device else self.each(lambda x: x.to(device))
+
     def drawn(self, n: int, generator: torch.Generator) -> Transitions:
         """n rows, uniformly with replacement; none if there are none."""
         return self.select(torch.randint(len(self), (n,), generator=generator)) if len(self) else self

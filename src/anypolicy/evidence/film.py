@@ -10,7 +10,7 @@ import numpy as np
 
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import RAISED, InputError
-from anypolicy.learners.base import Learner, observing
+from anypolicy.learners.base import Learner, acting
 from anypolicy.loops.control import parts_of
 from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.seeds import generator
@@ -40,9 +40,9 @@ def film(learner: Learner, task: EnvironmentTask, path: Path, seed: int) -> int:
     frames: list[np.ndarray] = []
     try:
         environments = Environments(vector, seed)
-        rng, observe, over = generator(seed, "film"), observing(learner), False
+        rng, act, over = generator(seed, "film"), acting(learner, explore=False), False
         while not over and len(frames) < LONGEST:
-            for action in parts_of(learner.act(observe(environments.current), rng, explore=False), task):
+            for action in parts_of(act(environments.current, rng), task):
                 frames.append(np.array(vector.envs[0].render()))
                 environments.step(action)
                 over = bool(environments.take().returns)

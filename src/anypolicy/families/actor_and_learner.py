@@ -86,7 +86,7 @@ def act_on(written: str, address: tuple[str, int], secret: str, pace: Pace) -> N
         if (weights := end.weights()) is not None:
             load_modules(world.learner, weights)
         rng, seen = generator(p.settings.seed, "act", steps), loop.observe(world.environments.current)
-        acted = loop.warm(seen, rng) if steps < loop.warmup else world.learner.act(seen, rng, explore=True)
+        acted = loop.warm(seen, rng) if steps < loop.warmup else loop.explore(seen, rng)
         stepped = world.environments.step(acted.executed)
         made = transitions(stepped, acted.stored, loop.observe, loop.recipe.discount)
         real = stepped.real.nonzero().squeeze(1)

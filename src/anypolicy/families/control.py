@@ -25,7 +25,7 @@ from anypolicy.evidence.film import film
 from anypolicy.families.base import Family
 from anypolicy.families.control_pages import explain, page, summary
 from anypolicy.knobs import Knob
-from anypolicy.learners.base import Learner, load_modules, observing, prepare, tell_budget, weights_of
+from anypolicy.learners.base import Learner, load_modules, observing, place, prepare, tell_budget, weights_of
 from anypolicy.learners.recipe import (
     OfflineRecipe,
     OffPolicyRecipe,
@@ -40,6 +40,7 @@ from anypolicy.loops.choose import give, learner_of, loop_of
 from anypolicy.loops.control import OffPolicyLoop, OnPolicyLoop, evaluate
 from anypolicy.loops.several import SeedsLoop
 from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint
+from anypolicy.runs.devices import choose_device
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, use_products
@@ -97,7 +98,8 @@ class ControlSettings:
     threads: int | None = None
     """processor threads of torch; default 1, which small networks like best"""
     device: str = "cpu"
-    """where networks compute: cpu (fastest for small ones), auto (a GPU if there is one), cuda or cuda:N; a run may go on on another"""
+    """where networks compute: cpu (fastest for small ones), auto (a GPU if there is one), cuda or cuda:N; a run may go
+    on on another"""
     products: Products | None = None
     """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
     method_file: tuple[Path, ...] = ()
@@ -206,7 +208,7 @@ class World:
         s = p.settings
         assert s.threads is not None and s.products is not None
         torch.set_num_threads(s.threads)
-        use_products(s.products)
+        use_products(s.products, choose_device(s.device))
         self.plan = p
         self.environments = Environments(p.task.vector(p.recipe.environments), number(s.seed, "environments") % 2**31)
         self.learner = learner_for(p)
@@ -230,8 +232,10 @@ class World:
 
 
 def learner_for(p: ControlPlan) -> Learner:
-    """The learner of a plan with its first weights."""
-    return learner_of(p.recipe, p.task.space, number(p.settings.seed, "weights") % 2**31)
+    """The learner of a plan with its first weights, on the device."""
+    learner = learner_of(p.recipe, p.task.space, number(p.settings.seed, "weights") % 2**31)
+    place(learner, choose_device(p.settings.device))
+    return learner
 
 
 def evaluated(
@@ -259,7 +263,8 @@ def offline(p: ControlPlan, episodes: list[Episode], observe: Callable[[Tensor],
     if not sum(map(len, made)):
         raise InputError("demos", p.settings.demos, f"{p.method} can use no transition of it: record longer episodes")
     width, pixels = made[0].observation.shape[1], 0 if observe else p.task.space.pixels
-    replay = Replay(sum(map(len, made)), width, made[0].action.shape[1], pixels)
+    device = choose_device(p.settings.device)
+    replay = Replay(sum(map(len, made)), width, made[0].action.shape[1], pixels, device)
     for t in made:
         replay.add(t)
     return replay
@@ -357,7 +362,7 @@ def trained(run: RunDirectory, *, trust: bool = False) -> tuple[ControlPlan, Lea
         raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")
     assert p.settings.threads is not None and p.settings.products is not None
     torch.set_num_threads(p.settings.threads)
-    use_products(p.settings.products)
+    use_products(p.settings.products, choose_device(p.settings.device))
     learner = learner_for(p)
     found = Checkpoint(0, {"learner": read_tensors(saved, "run")}, {"loop": {}}) if folder is None else None
     with put_back(found or made_checkpoint(run, p.written())) as (_, tensors):

@@ -24,6 +24,7 @@ from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
 from anypolicy.policies.diffusion.denoisers import DiffusionModel
 from anypolicy.policies.diffusion.image_models import PipelineModel, load_model
 from anypolicy.runs.checkpoint import Position
+from anypolicy.runs.devices import choose_device
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import disk_errors, write_bytes
@@ -163,6 +164,7 @@ def model_of(p: DiffusionPlan) -> DiffusionModel:
         model = task.fresh(s.seed)
     else:
         model = load_model(s.policy)
+    model.to(choose_device(s.device))
     adjust(model, s)
     fits(model, p)
     return model

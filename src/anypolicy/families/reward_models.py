@@ -23,6 +23,7 @@ from anypolicy.policies.language.causal_lm import CausalLM
 from anypolicy.policies.language.load import load_policy
 from anypolicy.policies.language.reward_model import RewardModel
 from anypolicy.runs.checkpoint import Position
+from anypolicy.runs.devices import choose_device
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder

@@ -29,6 +29,10 @@ class Acted(NamedTuple):
     executed: Float[Tensor, "environments actions"]
     stored: Float[Tensor, "environments actions"]
 
+    def cpu(self) -> Acted:
+        """Both on the processor, where environments and replays are."""
+        return Acted(self.executed.cpu(), self.stored.cpu())
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -61,7 +65,8 @@ class Trained(Protocol):
 
 
 class Learner(Trained, Protocol):
-    """What every learner of control has."""
+    """What every learner of control has. What it is given is where its modules are; environments, replays and random
+    numbers stay on the processor (`parts/noise.py`)."""
 
     @property
     def needs(self) -> Needs: ...
@@ -131,14 +136,36 @@ def check_learner(learner: Learner) -> Learner:
     return learner
 
 
+def place(learner: Learner, device: torch.device) -> None:
+    """Move its networks, before it has learnt anything."""
+    for module in learner.modules.values():
+        module.to(device)
+
+
+def device_of(learner: Trained) -> torch.device:
+    """Where its networks are."""
+    return next(p.device for module in learner.modules.values() for p in module.parameters())
+
+
 def observing(learner: Learner) -> Callable[[Tensor], Tensor]:
-    """What the learner sees of an observation, and stores."""
-    return cast(Observes, learner).observe if learner.needs.observe else lambda observation: observation
+    """What the learner sees of an observation, and stores, on the processor."""
+    if not learner.needs.observe:
+        return lambda observation: observation
+    observe, device = cast(Observes, learner).observe, device_of(learner)
+    return lambda observation: observe(observation.to(device)).cpu()
+
+
+def acting(learner: Learner, *, explore: bool) -> Callable[[Tensor, torch.Generator], Acted]:
+    """What the learner does where it sees an observation of the environments, on the processor."""
+    observe, device = observing(learner), device_of(learner)
+    return lambda observation, rng: learner.act(observe(observation).to(device), rng, explore=explore).cpu()
 
 
 def warm_up(learner: Learner, space: Space, seen: Tensor, rng: torch.Generator) -> Acted:
-    """How it acts before it learns: in its own way, or uniformly."""
-    return cast(Warms, learner).warm(seen, rng) if learner.needs.warm else uniform(space, len(seen), rng)
+    """How it acts before it learns: in its own way, or uniformly; on the processor."""
+    if not learner.needs.warm:
+        return uniform(space, len(seen), rng)
+    return cast(Warms, learner).warm(seen.to(device_of(learner)), rng).cpu()
 
 
 def uniform(space: Space, n: int, rng: torch.Generator) -> Acted:

@@ -203,7 +203,7 @@ class SideBySide:
         q = self.critics.ahead(self.every(t.observation, action)).view(self.seeds, self.ensemble, -1)
         low, least = q.min(1)
         batch = low.shape[1]
-        first = torch.arange(self.seeds)[:, None] * self.ensemble
+        first = torch.arange(self.seeds, device=least.device)[:, None] * self.ensemble
         net, order = (first + least).flatten().sort(stable=True)
         by_action = torch.empty_like(action)
         by_action.flatten(0, 1)[order] = self.critics.by_input(net, order % batch, t.observation.shape[-1])
@@ -234,4 +234,4 @@ def stacked(batches: Sequence[Transitions]) -> Transitions:
 def noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Standard normal numbers, those of each seed from its own generator."""
     draw = [torch.randn(like.shape[1:], generator=g, dtype=like.dtype) for g in generators]
-    return draw[0][None] if len(draw) == 1 else torch.stack(draw)
+    return (draw[0][None] if len(draw) == 1 else torch.stack(draw)).to(like.device)

@@ -174,7 +174,7 @@ class LinearBaseline(nn.Module):
     def forward(
         self, observation: Float[Tensor, "steps observations"], time: Int[Tensor, " steps"]
     ) -> Float[Tensor, " steps"]:
-        ridge = RIDGE * torch.eye(len(self.gram), dtype=torch.float64)
+        ridge = RIDGE * torch.eye(len(self.gram), dtype=torch.float64, device=self.gram.device)
         weights = torch.linalg.solve(self.gram + ridge, self.moment)
         return (self.features(observation, time) @ weights).to(observation.dtype)
 

@@ -14,7 +14,17 @@ from anypolicy.data.replay import NStep, Replay, mixed
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import Environments, Stepped
 from anypolicy.errors import InputError
-from anypolicy.learners.base import Acted, Learner, load_tensors, observing, pixels_of, tensors_of, warm_up
+from anypolicy.learners.base import (
+    Acted,
+    Learner,
+    acting,
+    device_of,
+    load_tensors,
+    observing,
+    pixels_of,
+    tensors_of,
+    warm_up,
+)
 from anypolicy.learners.recipe import OfflineRecipe, OffPolicyRecipe, OnPolicyRecipe, check_given, warmup_of
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Pause, go_on
@@ -39,9 +49,9 @@ class OffPolicyLoop:
         horizon: int | None = None,
     ):  # fmt: skip
         self.recipe, self.learner, self.environments, self.space, self.seed = recipe, learner, environments, space, seed
-        self.observe: Callable[[Tensor], Tensor] = observing(learner)
+        self.observe, self.device = observing(learner), device_of(learner)
         width = self.observe(environments.current).shape[1]
-        self.replay = Replay(recipe.capacity, width, space.action_width, pixels_of(learner, space))
+        self.replay = Replay(recipe.capacity, width, space.action_width, pixels_of(learner, space), self.device)
         self.windows = NStep(recipe.n_step, recipe.discount, len(environments))
         self.offline: Replay | None = None
         self.warmup, self.steps, self.updates, self.beyond = warmup_of(recipe, horizon), 0, 0, 0
@@ -64,7 +74,7 @@ class OffPolicyLoop:
         """One step of every environment, then the updates."""
         rng = generator(self.seed, "act", self.steps)
         seen = self.observe(self.environments.current)
-        acted = self.warm(seen, rng) if self.steps < self.warmup else self.learner.act(seen, rng, explore=True)
+        acted = self.warm(seen, rng) if self.steps < self.warmup else self.explore(seen, rng)
         stepped = self.environments.step(acted.executed)
         self.store(stepped, acted.stored)
         begin, self.steps = self.steps, self.steps + int(stepped.took.sum())
@@ -75,6 +85,10 @@ class OffPolicyLoop:
         for name, value in self.learner.update(batches, rng).items():
             logs[name].append(value)
         self.updates += count
+
+    def explore(self, seen: Tensor, rng: torch.Generator) -> Acted:
+        """What the learner does to find out more."""
+        return self.learner.act(seen.to(self.device), rng, explore=True).cpu()
 
     def warm(self, seen: Tensor, rng: torch.Generator) -> Acted:
         """Uniform actions, or the learner's own way."""
@@ -115,7 +129,8 @@ class OnPolicyLoop:
         self, recipe: OnPolicyRecipe, learner: Learner, environments: Environments, space: Space, seed: int
     ):  # fmt: skip
         self.recipe, self.learner, self.environments, self.space, self.seed = recipe, learner, environments, space, seed
-        self.observe: Callable[[Tensor], Tensor] = observing(learner)
+        self.observe, self.act = observing(learner), acting(learner, explore=True)
+        self.device = device_of(learner)
         if not environments.same_step:
             raise InputError("autoreset_mode", "next step", "rollouts are made with environments that reset at once")
         assert recipe.horizon is not None
@@ -130,7 +145,9 @@ class OnPolicyLoop:
         while self.steps < self.asked:
             begin = self.steps
             rollout = self.collect() if self.recipe.episodes is None else self.collect_episodes(self.recipe.episodes)
-            for name, value in self.learner.update([rollout], generator(self.seed, "update", begin)).items():
+            for name, value in self.learner.update(
+                [rollout.to(self.device)], generator(self.seed, "update", begin)
+            ).items():
                 self.logs[name].append(value)
             self.updates += 1
             if self.steps < self.asked:
@@ -142,7 +159,7 @@ class OnPolicyLoop:
         """`horizon` steps of every environment; fields are (steps, environments, …)."""
         rng, made = generator(self.seed, "act", self.steps), []
         for _ in range(self.horizon):
-            acted = self.learner.act(self.observe(self.environments.current), rng, explore=True)
+            acted = self.act(self.environments.current, rng)
             stepped = self.environments.step(acted.executed)
             made.append(transitions(stepped, acted.stored, self.observe, self.recipe.discount))
         self.steps += self.horizon * len(self.environments)
@@ -155,7 +172,7 @@ class OnPolicyLoop:
         age, count = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
         last = torch.zeros(n, dtype=torch.int64)
         while (count < each).any():
-            acted = self.learner.act(self.observe(self.environments.current), rng, explore=True)
+            acted = self.act(self.environments.current, rng)
             t = transitions(self.environments.step(acted.executed), acted.stored, self.observe, self.recipe.discount)
             over = (t.terminated + t.truncated) > 0
             cut = (age + 1 >= self.horizon) & ~over
@@ -242,10 +259,9 @@ def evaluate(
 ) -> tuple[dict[str, float], list[float]]:
     """Mean return, length and (where the environment says so) success of complete episodes, with the standard error of
     the return; and the returns."""
-    observe: Callable[[Tensor], Tensor] = observing(learner)
-    done = environments.take()
+    act, done = acting(learner, explore=False), environments.take()
     while len(done.returns) < episodes:
-        environments.step(learner.act(observe(environments.current), rng, explore=False).executed)
+        environments.step(act(environments.current, rng).executed)
         more = environments.take()
         done.returns += more.returns
         done.lengths += more.lengths

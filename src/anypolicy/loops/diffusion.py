@@ -73,7 +73,7 @@ class Pool:
         copies = defaultdict[int, dict[str, Tensor]](dict)
         for key, value in tensors.items():
             k, _, name = key.partition("/")
-            copies[int(k)][name] = value
+            copies[int(k)][name] = value if not self.copies else value.to(next(iter(self.copies[0].values())).device)
         own = [described(weights) for weights in self.copies[:1]]
         self.copies = [copies[k] for k in sorted(copies)]
         if any(described(weights) not in own for weights in self.copies):

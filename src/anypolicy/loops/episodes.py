@@ -7,7 +7,7 @@ from torch import Tensor
 
 from anypolicy.data.demonstrations import Episode
 from anypolicy.engines.environments import Environments, Stepped
-from anypolicy.learners.base import Learner, observing
+from anypolicy.learners.base import Learner, acting
 from anypolicy.loops.control import parts_of
 from anypolicy.tasks.control.environments import EnvironmentTask
 
@@ -16,10 +16,10 @@ def recorded(
     learner: Learner, task: EnvironmentTask, environments: Environments, rng: torch.Generator, explore: bool
 ) -> Episode:  # fmt: skip
     """One episode, action by action, from where the environment has just begun anew."""
-    observe = observing(learner)
+    act = acting(learner, explore=explore)
     seen, acted, steps, over = [environments.current[0]], list[Tensor](), list[Stepped](), False
     while not over:
-        for action in parts_of(learner.act(observe(environments.current), rng, explore=explore), task):
+        for action in parts_of(act(environments.current, rng), task):
             steps.append(environments.step(action))
             acted.append(action[0] if task.space.discrete else action[0].clamp(-1, 1))
             seen.append(steps[-1].next_observation[0])

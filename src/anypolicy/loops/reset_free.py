@@ -24,6 +24,7 @@ from anypolicy.learners.base import (
     Learner,
     Needs,
     check_learner,
+    device_of,
     load_tensors,
     pixels_of,
     prepare,
@@ -32,6 +33,7 @@ from anypolicy.learners.base import (
 )
 from anypolicy.learners.recipe import OffPolicyRecipe, warmup_of
 from anypolicy.loops.control import averages, logged, transitions
+from anypolicy.parts.noise import CPU
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.stop import Pause, go_on
 from anypolicy.tasks.control.environments import Space
@@ -81,8 +83,8 @@ def by_task(offline: Replay | None, tasks: int) -> list[Replay | None]:
         mine = rows.select(rows.observation[:, -1] == t)
         if not len(mine):
             raise InputError("demos", f"none of task {t}", f"give demonstrations of all {tasks} tasks")
-        replay = Replay(len(mine), offline.observations, offline.actions, offline.packing.pixels)
-        replay.add(mine)
+        replay = Replay(len(mine), offline.observations, offline.actions, offline.packing.pixels, offline.device)
+        replay.add(mine.to(CPU))
         out.append(replay)
     return out
 
@@ -98,8 +100,9 @@ class ResetFreeLoop:
         if recipe.n_step != 1:
             raise InputError("n_step", recipe.n_step, "without resets an episode is cut at every change of task: use 1")
         self.recipe, self.learner, self.environments, self.space, self.seed = recipe, agents, environments, space, seed
+        self.device = device_of(agents)
         self.replays = [
-            Replay(recipe.capacity, space.observations, space.action_width, pixels_of(agents, space))
+            Replay(recipe.capacity, space.observations, space.action_width, pixels_of(agents, space), self.device)
             for _ in range(space.tasks)
         ]
         self.parts: list[Replay | None] = [None] * space.tasks
@@ -136,7 +139,11 @@ class ResetFreeLoop:
         """One step of every environment, then the updates of the tasks that made it."""
         rng, seen = generator(self.seed, "act", self.steps), self.environments.current
         warm = self.steps < self.warmup
-        acted = uniform(self.space, len(seen), rng) if warm else self.learner.act(seen, rng, explore=True)
+        acted = (
+            uniform(self.space, len(seen), rng)
+            if warm
+            else self.learner.act(seen.to(self.device), rng, explore=True).cpu()
+        )
         stepped = self.environments.step(acted.executed)
         made = transitions(stepped, acted.stored, lambda x: x, self.recipe.discount)
         begin, self.steps = self.steps, self.steps + len(self.environments)

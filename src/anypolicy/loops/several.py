@@ -61,4 +61,5 @@ class SeedsLoop:
         seen = [x.observe(x.environments.current) for x in self.loops]
         if begin < self.loops[0].warmup:
             return [x.warm(s, rng) for x, s, rng in zip(self.loops, seen, rngs, strict=True)]
-        return [Acted(a, a) for a in self.all.act(torch.stack(seen), rngs)]
+        acted = self.all.act(torch.stack(seen).to(self.loops[0].device), rngs).cpu()
+        return [Acted(a, a) for a in acted]

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from anypolicy.parts.noise import indices
+
 
 def random_shift(
     pictures: Float[Tensor, "batch channels height width"], by: int, generator: torch.Generator
@@ -17,7 +19,9 @@ def random_shift(
     if not by:
         return pictures
     wide = pad(pictures, (by, by, by, by), mode="replicate")
-    down, right = torch.randint(2 * by + 1, (2, n, 1), generator=generator)
-    rows = (down + torch.arange(height)).view(n, 1, height, 1)
-    columns = (right + torch.arange(width)).view(n, 1, 1, width)
-    return wide[torch.arange(n).view(n, 1, 1, 1), torch.arange(channels).view(1, channels, 1, 1), rows, columns]
+    here = wide.device
+    down, right = indices(2 * by + 1, (2, n, 1), generator, here)
+    rows = (down + torch.arange(height, device=here)).view(n, 1, height, 1)
+    columns = (right + torch.arange(width, device=here)).view(n, 1, 1, width)
+    first, second = torch.arange(n, device=here), torch.arange(channels, device=here)
+    return wide[first.view(n, 1, 1, 1), second.view(1, channels, 1, 1), rows, columns]

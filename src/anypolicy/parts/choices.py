@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from anypolicy.parts.noise import indices, uniform
+
 
 def taken(q: Float[Tensor, "batch choices"], action: Float[Tensor, "batch 1"]) -> Float[Tensor, " batch"]:
     """q(s, a) of the action in each row, an index."""
@@ -45,8 +47,8 @@ def epsilon_greedy(
 ) -> Float[Tensor, "batch 1"]:
     """The best action, or with probability ε a uniform one."""
     n, choices = q.shape
-    uniform = torch.randint(choices, (n, 1), generator=generator).to(q.dtype)
-    return torch.where(torch.rand(n, 1, generator=generator) < epsilon, uniform, best(q))
+    any_choice = indices(choices, (n, 1), generator, q.device).to(q.dtype)
+    return torch.where(uniform((n, 1), generator, q.device) < epsilon, any_choice, best(q))
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anypolicy.parts.noise import normal_like
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -19,8 +21,7 @@ class Gaussian:
 
     def sample(self, generator: torch.Generator) -> Float[Tensor, "*batch actions"]:
         """m + σ ε."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
-        return self.mean + self.log_std.exp() * noise
+        return self.mean + self.log_std.exp() * normal_like(self.mean, generator)
 
     def mode(self) -> Float[Tensor, "*batch actions"]:
         """m."""
@@ -54,8 +55,8 @@ class Categorical:
     def sample(self, generator: torch.Generator) -> Float[Tensor, "*batch 1"]:
         """An index drawn from p."""
         p = self.log_probabilities.exp()
-        drawn = torch.multinomial(p.view(-1, p.shape[-1]), 1, generator=generator)
-        return drawn.view(*p.shape[:-1], 1).to(p.dtype)
+        drawn = torch.multinomial(p.view(-1, p.shape[-1]).cpu(), 1, generator=generator)
+        return drawn.view(*p.shape[:-1], 1).to(p.device, p.dtype)
 
     def mode(self) -> Float[Tensor, "*batch 1"]:
         """The likeliest choice."""

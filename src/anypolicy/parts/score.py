@@ -20,8 +20,8 @@ LogProbabilities = Callable[[Tensor], Tensor]
 def positions(ended: Bool[Tensor, " steps"]) -> tuple[Int[Tensor, " steps"], Int[Tensor, " steps"]]:
     """Trajectory and time of every step, of trajectories one after the other; `ended` marks their last steps."""
     trajectory = ended.long().cumsum(0) - ended.long()
-    steps = torch.arange(len(ended))
-    first = torch.cat([torch.zeros(1, dtype=torch.int64), steps[ended] + 1])
+    steps = torch.arange(len(ended), device=ended.device)
+    first = torch.cat([steps.new_zeros(1), steps[ended] + 1])
     return trajectory, steps - first[trajectory]
 
 
@@ -52,6 +52,6 @@ def hessian_product(
         total = along
         if not curvature_only:
             slope = grad(along, factor, retain_graph=True)[0]
-            whole = torch.zeros(trajectories, dtype=slope.dtype).index_add(0, trajectory, slope)
+            whole = slope.new_zeros(trajectories).index_add(0, trajectory, slope)
             total = along + (factor.detach() * whole[trajectory] * value).sum()
         return grad(total / trajectories, x)[0]

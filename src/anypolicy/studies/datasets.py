@@ -21,7 +21,7 @@ from anypolicy.data.transitions import Transitions, concatenate
 from anypolicy.engines.environments import Environments
 from anypolicy.errors import InputError, check_numbers, settled
 from anypolicy.families.control import ControlPlan, ControlSettings, World, plan
-from anypolicy.learners.base import load_modules, weights_of
+from anypolicy.learners.base import acting, load_modules, weights_of
 from anypolicy.learners.base import uniform as uniform_actions
 from anypolicy.learners.recipe import OffPolicyRecipe
 from anypolicy.loops.control import OffPolicyLoop, transitions
@@ -103,13 +103,13 @@ def five(p: ControlPlan, s: DatasetSettings, *, quiet: bool) -> Datasets:
         raise InputError("method", p.method, "the behaviour policy must learn by acting, from a replay")
     if not p.recipe.n_step == p.recipe.chunk == p.recipe.environments == 1 or world.learner.needs.observe:
         raise InputError("method", p.method, "its replay must hold single steps of one environment, as observed")
-    space = p.task.space
+    space, act = p.task.space, acting(world.learner, explore=False)
 
     def uniform(seen: Tensor, rng: torch.Generator) -> Tensor:
         return uniform_actions(space, len(seen), rng).executed
 
     def expert(seen: Tensor, rng: torch.Generator) -> Tensor:
-        return world.learner.act(seen, rng, explore=False).executed
+        return act(seen, rng).executed
 
     with counting(s.evaluations + 3, "make-datasets", quiet=quiet) as tick:
         replay, evaluations = learn(world, world.loop, s, tick)

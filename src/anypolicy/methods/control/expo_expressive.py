@@ -165,7 +165,7 @@ class OnTheFlyLearner:
         members, (rows, n, _) = subset(s.ensemble, s.subset, generator), options.shape
         q = q_values(self.targets, observation.repeat_interleave(n, 0), options.flatten(0, 1), members)
         index = chosen(q.view(-1, rows, n))
-        return options[torch.arange(rows), index], index >= s.samples
+        return options[torch.arange(rows, device=index.device), index], index >= s.samples
 
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
         action, _ = self.on_the_fly(observation, generator, averaged=True)

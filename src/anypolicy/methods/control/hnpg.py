@@ -152,11 +152,12 @@ class HybridNaturalGradientLearner:
         (x, step), next_x = state_and_step(t.observation), state_and_step(t.next_observation)[0]
         action, reward = self.space.native(t.action.double()), t.reward.double()
         ends = t.terminated.double(), t.truncated.double()
-        inside = (ends[0] + ends[1] == 0) & (torch.arange(len(step)) < len(step) - 1)[:, None]
+        inside = (ends[0] + ends[1] == 0) & (torch.arange(len(step), device=step.device) < len(step) - 1)[:, None]
         cut = ~inside & (ends[0] == 0)
         behind = sampled_values(*nets, next_x, step + 1, cut, s.value_samples, generator)
         returns = generalised_advantage(reward, torch.zeros_like(reward), behind, *ends, 1.0, 1.0)
-        offline = [pool.drawn(step.numel() // self.horizon, own) for pool in self.pools]
+        count, device = step.numel() // self.horizon, t.reward.device
+        offline = [pool.drawn(count, own).to(device) for pool in self.pools]
         losses, made = list[float](), list[tuple[float, bool]]()
         for h in reversed(range(self.horizon)):
             here = step == h
@@ -186,7 +187,7 @@ class HybridNaturalGradientLearner:
             target = target + off.continues * self.critics(h + 1, next_x, action).detach()
         states = torch.cat([state_and_step(off.observation)[0], x])
         actions = torch.cat([self.space.native(off.action.double()), a])
-        y, loss = torch.cat([target, returns]), torch.zeros(())
+        y, loss = torch.cat([target, returns]), target.new_zeros(())
         adam = make_optimiser(Adam, self.critics.at[h].parameters(), lr=self.settings.critic_lr, fused=True)
         for _ in range(self.settings.critic_steps if len(y) else 0):
             error = self.critics(h, states, actions) - y

@@ -36,7 +36,7 @@ def quantile_loss(theta: Float[Tensor, "batch quantiles"], y: Float[Tensor, "bat
     """mean_B mean_j Σ_i |τ_i − 1[δ_ij < 0]| L(δ_ij), δ_ij = y_j − θ_i, τ_i = (i − ½)/N, L the Huber loss with threshold
     1 (arXiv 1710.10044, eq. 10)."""
     n = theta.shape[1]
-    tau = (torch.arange(n, dtype=theta.dtype) + 0.5) / n
+    tau = (torch.arange(n, dtype=theta.dtype, device=theta.device) + 0.5) / n
     delta = y[:, None, :] - theta[:, :, None]
     weight = (tau[None, :, None] - (delta < 0).to(theta.dtype)).abs()
     return (weight * functional.smooth_l1_loss(delta, torch.zeros_like(delta), reduction="none")).mean(2).sum(1).mean()
@@ -93,7 +93,7 @@ class QuantileQLearner:
 
     def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
         [batch], s = batches, self.settings
-        rows = torch.arange(len(batch))
+        rows = torch.arange(len(batch), device=batch.reward.device)
         with torch.no_grad():
             later = batch.next_observation
             choice = self.split(self.critic(later)).mean(2).argmax(1)

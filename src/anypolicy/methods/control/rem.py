@@ -27,14 +27,15 @@ from anypolicy.learners.choices import OfChoices
 from anypolicy.learners.recipe import OfflineRecipe, fed
 from anypolicy.optimisers.step import adam, apply
 from anypolicy.parts.choices import best, copy_every, double_target, huber, taken
+from anypolicy.parts.noise import CPU, uniform
 from anypolicy.policies.control.mlp import choice_critic
 from anypolicy.policies.control.statistics import Counter
 from anypolicy.tasks.control.environments import Space
 
 
-def mixture(heads: int, generator: torch.Generator) -> Float[Tensor, " heads"]:
+def mixture(heads: int, generator: torch.Generator, device: torch.device = CPU) -> Float[Tensor, " heads"]:
     """α′_k ~ U(0, 1), α = α′ / Σ α′ (arXiv 1907.04543, section 4.2)."""
-    drawn = torch.rand(heads, generator=generator)
+    drawn = uniform((heads,), generator, device)
     return drawn / drawn.sum()
 
 
@@ -87,12 +88,12 @@ class EnsembleMixtureLearner:
     @torch.no_grad()
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
         k = self.settings.heads
-        action = best(mixed(self.critic(observation), torch.full((k,), 1 / k)))
+        action = best(mixed(self.critic(observation), observation.new_full((k,), 1 / k)))
         return Acted(action, action)
 
     def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
         [batch], s = batches, self.settings
-        alpha = mixture(s.heads, generator)
+        alpha = mixture(s.heads, generator, batch.reward.device)
         with torch.no_grad():
             q_next, target_next = (mixed(net(batch.next_observation), alpha) for net in (self.critic, self.target))
             y = double_target(batch.reward, batch.continues, q_next, target_next)

@@ -41,6 +41,7 @@ from anypolicy.learners.base import Acted, Needs
 from anypolicy.learners.recipe import OffPolicyRecipe, fed
 from anypolicy.methods.control.bc import base_policy
 from anypolicy.optimisers.step import adamw, apply
+from anypolicy.parts.noise import normal_like, uniform
 from anypolicy.parts.td import polyak, soft_target, subset
 from anypolicy.policies.control.cloned import Frozen, OnBase, Scales
 from anypolicy.policies.control.mlp import MLP, critics, q_values
@@ -162,13 +163,13 @@ class ResidualLearner:
     @torch.no_grad()
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
         pre = self.actor(observation)
-        noise = self.settings.noise * torch.randn(pre.shape, generator=generator) if explore else 0.0
+        noise = self.settings.noise * normal_like(pre, generator) if explore else 0.0
         return self.done(observation, residual(pre, self.settings.action_scale, noise))
 
     def warm(self, observation: Tensor, generator: torch.Generator) -> Acted:
         """The base with uniform noise."""
-        uniform = 2 * torch.rand(len(observation), self.sizes[1], generator=generator) - 1
-        return self.done(observation, self.settings.warmup_noise * uniform)
+        drawn = 2 * uniform((len(observation), self.sizes[1]), generator, observation.device) - 1
+        return self.done(observation, self.settings.warmup_noise * drawn)
 
     def update(self, batches: list[Transitions], generator: torch.Generator) -> dict[str, float]:
         """Critics on every batch; after their warm-up the actor on every few."""
@@ -185,7 +186,7 @@ class ResidualLearner:
         s = self.settings
         with torch.no_grad():
             state, base = batch.next_observation.split(self.sizes, 1)
-            noise = s.noise * s.target_noise * torch.randn(base.shape, generator=generator)
+            noise = s.noise * s.target_noise * normal_like(base, generator)
             r = residual(self.target_actor(batch.next_observation), s.action_scale, noise, s.noise_clip)
             members = subset(s.ensemble, s.subset, generator)
             y = soft_target(batch.reward, batch.continues, q_values(self.targets, state, executed(base, r), members))

@@ -25,6 +25,7 @@ from anypolicy.knobs import Knob
 from anypolicy.learners.base import Acted, Needs
 from anypolicy.learners.recipe import OffPolicyRecipe, fed
 from anypolicy.optimisers.step import adam, apply
+from anypolicy.parts.noise import normal_like
 from anypolicy.parts.td import polyak, soft_target
 from anypolicy.policies.control.mlp import MLP, critics, q_values
 from anypolicy.policies.control.statistics import Counter
@@ -99,7 +100,7 @@ class TwinDelayedLearner:
     def act(self, observation: Tensor, generator: torch.Generator, *, explore: bool) -> Acted:
         action = self.actor(observation).tanh()
         if explore:
-            noise = self.settings.noise * torch.randn(action.shape, generator=generator)
+            noise = self.settings.noise * normal_like(action, generator)
             action = (action + noise).clamp(-1, 1)
         return Acted(action, action)
 
@@ -116,7 +117,7 @@ class TwinDelayedLearner:
         """Σ_i mean (Q_i(s, a) − y)², y = r + γ(1 − d) min_i Q̄_i(s′, ã)."""
         s = self.settings
         with torch.no_grad():
-            noise = s.target_noise * torch.randn(batch.action.shape, generator=generator)
+            noise = s.target_noise * normal_like(batch.action, generator)
             action = smoothed(self.target_actor(batch.next_observation).tanh(), noise, s.noise_clip)
             y = soft_target(batch.reward, batch.continues, q_values(self.targets, batch.next_observation, action))
         q = q_values(self.critics, batch.observation, batch.action)

@@ -13,6 +13,7 @@ from torch.optim import Adam, Optimizer
 
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.parts.noise import indices, permutation, uniform
 from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.parts.success import (
     classifier_loss,
@@ -51,7 +52,7 @@ class SuccessClassifier(nn.Module):
         """The logit of features; with a generator hidden units are dropped."""
         x = torch.addmm(self.bias, features, self.first)
         if generator is not None and self.dropout:
-            x = x * (torch.rand(x.shape, generator=generator) >= self.dropout) / (1 - self.dropout)
+            x = x * (uniform(x.shape, generator, x.device) >= self.dropout) / (1 - self.dropout)
         return (functional.relu(self.norm(x)) @ self.last + self.offset).squeeze(-1)
 
 
@@ -67,9 +68,9 @@ def fit(
             raise InputError(name, 0, "a classifier needs at least one example of each kind")
     optimiser, losses = make_optimiser(Adam, net.parameters(), lr=lr), list[float]()
     half = batch // 2
-    label = torch.cat([torch.ones(half), torch.zeros(half)])
+    label = halves(half, successes.device)
     for _ in range(updates):
-        drawn = [x[torch.randint(len(x), (half,), generator=generator)] for x in (successes, failures)]
+        drawn = [x[indices(len(x), (half,), generator, x.device)] for x in (successes, failures)]
         seen = net.perception.shifted(torch.cat(drawn), generator)
         loss = classifier_loss(net.head(net.perception(seen), generator), label)
         optimiser.zero_grad()
@@ -77,6 +78,11 @@ def fit(
         optimiser.step()
         losses.append(float(loss.detach()))
     return losses
+
+
+def halves(n: int, device: torch.device) -> Float[Tensor, " both"]:
+    """n ones, then n zeros."""
+    return torch.cat([torch.ones(n, device=device), torch.zeros(n, device=device)])
 
 
 def vice_update(
@@ -88,11 +94,11 @@ def vice_update(
     half = len(goals)
     seen = torch.cat([goals, visited])
     features = net.perception(torch.cat([seen, net.perception.shifted(seen, generator)]))
-    label = smoothed(torch.cat([torch.ones(half), torch.zeros(half)]).repeat(2))
-    share, order = torch.rand((), generator=generator), torch.randperm(4 * half, generator=generator)
+    label = smoothed(halves(half, seen.device).repeat(2))
+    share, order = uniform((), generator, seen.device), permutation(4 * half, generator, seen.device)
     mixed = share * features + (1 - share) * features[order]
     loss = mixup_loss(net.head(mixed, generator), label, label[order], share)
-    between = torch.rand(half, 1, generator=generator)
+    between = uniform((half, 1), generator, seen.device)
     point = between * features[:half] + (1 - between) * features[half : 2 * half]
     point = point if point.requires_grad else point.requires_grad_()
     slope = torch.autograd.grad(net.head(point).sum(), point, create_graph=True)[0]
@@ -123,14 +129,14 @@ class LearnedReward(nn.Module):
             raise InputError("demos", "no episode that terminates", "a classifier learns from ends in success")
         successes = offline.next_observation[won]
         fit(self.classifier, successes, offline.next_observation[~won], generator)
-        self.goals.copy_(successes[torch.randint(len(successes), (len(self.goals),), generator=generator)])
+        self.goals.copy_(successes[indices(len(successes), (len(self.goals),), generator, successes.device)])
 
     def refine(self, batch: Transitions, generator: torch.Generator) -> dict[str, float]:
         """The step of VICE that belongs to an update, if any: goals against all states visited, not last ones only."""
         if self.kind != "vice":
             return {}
         visited = batch.next_observation[int(self.share * len(batch)) :]
-        goals = self.goals[torch.randint(len(self.goals), (len(visited),), generator=generator)]
+        goals = self.goals[indices(len(self.goals), (len(visited),), generator, self.goals.device)]
         return {"loss/classifier": vice_update(self.classifier, self.optimiser, goals, visited, generator)}
 
     @torch.no_grad()

@@ -73,8 +73,8 @@ class OnBase:
 def fixed_noise(observation: Float[Tensor, "batch observations"], actions: int) -> Float[Tensor, "batch actions"]:
     """Standard normal numbers that depend on the observation alone: a state has one base action wherever it appears,
     when it is acted on, in the replay, and as another transition's next state."""
-    rows = [named(0, "base", row.tobytes().hex()) for row in observation.contiguous().numpy()]
-    return torch.stack([torch.randn(actions, generator=g) for g in rows])
+    rows = [named(0, "base", row.tobytes().hex()) for row in observation.contiguous().cpu().numpy()]
+    return torch.stack([torch.randn(actions, generator=g) for g in rows]).to(observation.device)
 
 
 class Frozen(nn.Module):

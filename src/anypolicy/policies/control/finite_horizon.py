@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from anypolicy.parts.noise import normal_like
 from anypolicy.policies.control.mlp import MLP
 
 
@@ -50,14 +51,14 @@ class GaussianPerStep(nn.Module):
     def sample(self, h: int, x: Float[Tensor, "batch observations"], generator: torch.Generator) -> Tensor:
         """a ~ π_h(·|s)."""
         pi: Normal = self.at[h](x)
-        return pi.loc + pi.scale * torch.randn(pi.loc.shape, generator=generator, dtype=x.dtype)
+        return pi.loc + pi.scale * normal_like(pi.loc, generator)
 
     @torch.no_grad()
     def act(
         self, x: Float[Tensor, "batch observations"], step: Int[Tensor, " batch"], generator: torch.Generator | None
     ) -> Float[Tensor, "batch actions"]:
         """Rows at whatever step; the means without a generator."""
-        action = torch.empty(len(x), self.actions, dtype=x.dtype)
+        action = x.new_empty(len(x), self.actions)
         for h in step.unique().tolist():
             here = step == h
             action[here] = self.at[h](x[here]).loc if generator is None else self.sample(h, x[here], generator)
@@ -93,7 +94,7 @@ def sampled_values(
     where: Bool[Tensor, "*rows"], samples: int, generator: torch.Generator,
 ) -> Float[Tensor, "*rows"]:  # fmt: skip
     """V of rows at whatever step; 0 behind the last step and where it is not asked for."""
-    out = torch.zeros(step.shape, dtype=x.dtype)
+    out = x.new_zeros(step.shape)
     for h in range(len(actors.at)):
         here = where & (step == h)
         out[here] = sampled_value(actors, critics, h, x[here], samples, generator)

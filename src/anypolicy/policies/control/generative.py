@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
+from anypolicy.parts import noise as noises
 from anypolicy.parts.diffusion import Schedule, betas_of, ddim_indices, ddim_step, ddpm_mean, diffused, noise_loss
 from anypolicy.parts.flow import euler, flow_loss, straight
 from anypolicy.parts.td import polyak
@@ -131,8 +132,8 @@ class FlowPolicy(nn.Module):
 
     def loss(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> Float[Tensor, ""]:
         """Flow matching at times drawn uniformly."""
-        noise = torch.randn(action.shape, generator=generator)
-        t = torch.rand(len(action), 1, generator=generator)
+        noise = noises.normal_like(action, generator)
+        t = noises.uniform((len(action), 1), generator, action.device)
         x, velocity = straight(noise, action, t)
         return flow_loss(self.network(observation, x, t), velocity)
 
@@ -144,7 +145,7 @@ class FlowPolicy(nn.Module):
         """The action that w becomes."""
 
         def field(x: Tensor, t: float) -> Tensor:
-            return self.network(observation, x, torch.full((len(x), 1), t), averaged=averaged)
+            return self.network(observation, x, x.new_full((len(x), 1), t), averaged=averaged)
 
         return euler(field, noise, self.steps).clamp(-1, 1)
 
@@ -176,12 +177,12 @@ class DiffusionPolicy(nn.Module):
 
     def loss(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> Float[Tensor, ""]:
         """The loss on the noise at indices drawn uniformly."""
-        noise = torch.randn(action.shape, generator=generator)
-        k = torch.randint(len(self.betas), (len(action), 1), generator=generator)
+        noise = noises.normal_like(action, generator)
+        k = noises.indices(len(self.betas), (len(action), 1), generator, action.device)
         return noise_loss(self.network(observation, diffused(action, noise, self.kept[k]), k.float()), noise)
 
     def predicted(self, observation: Tensor, x: Tensor, k: int, averaged: bool) -> Tensor:
-        return self.network(observation, x, torch.full((len(x), 1), float(k)), averaged=averaged)
+        return self.network(observation, x, x.new_full((len(x), 1), float(k)), averaged=averaged)
 
     @torch.no_grad()
     def decode(
@@ -237,7 +238,7 @@ Generative = FlowPolicy | DiffusionPolicy | MeanPolicy
 
 def normal(observation: Tensor, actions: int, generator: torch.Generator) -> Float[Tensor, "batch actions"]:
     """Standard normal noise, a row for every observation."""
-    return torch.randn(len(observation), actions, generator=generator)
+    return noises.normal((len(observation), actions), generator, observation.device)
 
 
 def generative(

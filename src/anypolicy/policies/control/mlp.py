@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anypolicy.errors import InputError
+from anypolicy.parts.noise import normal_like
 from anypolicy.parts.perceptron import normalised_networks, relu_network
 from anypolicy.parts.squashed import squashed
 
@@ -134,7 +135,7 @@ class SquashedGaussian(nn.Module):
     ) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, " batch"]]:
         """Reparameterised actions and their log-densities."""
         mean, log_std = self(observation)
-        return squashed(mean, log_std, torch.randn(mean.shape, generator=generator, dtype=mean.dtype))
+        return squashed(mean, log_std, normal_like(mean, generator))
 
     def mode(self, observation: Float[Tensor, "batch observations"]) -> Float[Tensor, "batch actions"]:
         """tanh of the mean."""

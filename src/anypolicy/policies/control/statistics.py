@@ -84,16 +84,16 @@ class ReturnScale(nn.Module):
     @torch.no_grad()
     def take(self, steps: Transitions) -> None:
         """Follow a rollout, its fields (steps, environments)."""
-        reward = steps.reward.double().numpy()
-        goes_on = self.discount * (1 - (steps.terminated + steps.truncated).clamp(max=1).double().numpy())
-        carry = self.carry.expand(reward.shape[1]).numpy()
-        returns = torch.empty_like(steps.reward, dtype=torch.float64)
+        reward = steps.reward.double().cpu().numpy()
+        goes_on = self.discount * (1 - (steps.terminated + steps.truncated).clamp(max=1).double().cpu().numpy())
+        carry = self.carry.cpu().expand(reward.shape[1]).numpy()
+        returns = torch.empty(reward.shape, dtype=torch.float64)
         for t in range(len(reward)):
             carry = carry + reward[t]
             returns[t] = torch.from_numpy(carry)
             carry = carry * goes_on[t]
-        self.carry = torch.from_numpy(carry.copy())
-        self.moments.take(returns.reshape(-1, 1))
+        self.carry = torch.from_numpy(carry.copy()).to(steps.reward.device)
+        self.moments.take(returns.reshape(-1, 1).to(steps.reward.device))
 
     def scaled(self, reward: Float[Tensor, "*shape"], clip: float = 10.0) -> Float[Tensor, "*shape"]:
         """r/√(variance + 10⁻⁸), clipped to ± clip."""
@@ -150,6 +150,6 @@ def any_shape(module: nn.Module, *names: str) -> None:
     def reshape(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         for name in names:
             if (saved := state.get(prefix + name)) is not None:
-                setattr(module, name, torch.empty_like(saved))
+                setattr(module, name, torch.empty_like(saved, device=getattr(module, name).device))
 
     module.register_load_state_dict_pre_hook(reshape)

@@ -20,6 +20,7 @@ from anypolicy.data.readers import check_sizes, load_weights, read_tensors
 from anypolicy.errors import InputError, check_values
 from anypolicy.parts.denoising import Prediction, denoising_error, noised
 from anypolicy.parts.diffusion import ddpm_mean
+from anypolicy.parts.noise import indices, normal
 from anypolicy.policies.control.generative import Denoiser
 from anypolicy.runs.seeds import generator as named
 from anypolicy.runs.strict_json import json_text
@@ -30,7 +31,7 @@ Label = int | str
 
 
 class DiffusionModel(Protocol):
-    """`kept` is ᾱ_t for every t of training, `shape` that of one sample while it is diffused (of latents, where the
+    """`kept` is ᾱ_t for every t of training, where the model computes; `shape` that of one sample while it is diffused (of latents, where the
     model has an autoencoder), `micro` the number of samples in one pass of the network."""
 
     module: nn.Module
@@ -38,6 +39,10 @@ class DiffusionModel(Protocol):
     prediction: Prediction
     shape: tuple[int, ...]
     micro: int
+
+    def to(self, device: torch.device) -> None:
+        """Compute there from now on; samples come from the processor, and noise is drawn there."""
+        ...
 
     def condition(self, labels: Sequence[Label]) -> Tensor:
         """One row for every label, as `predict` takes it."""
@@ -95,17 +100,18 @@ def pair_errors(
 
 def drawn(model: DiffusionModel, n: int, generator: torch.Generator) -> tuple[Tensor, Int[Tensor, " n"]]:
     """Noise and a uniform time for n samples."""
-    noise = torch.randn(n, *model.shape, generator=generator)
-    return noise, torch.randint(len(model.kept), (n,), generator=generator)
+    noise = normal((n, *model.shape), generator, model.kept.device)
+    return noise, indices(len(model.kept), (n,), generator, model.kept.device)
 
 
 @torch.no_grad()
 def samples_of(
     model: DiffusionModel, labels: Sequence[Label], generator: torch.Generator, weights: Weights | None = None
 ) -> Tensor:
-    """Decoded samples for labels, `micro` at a time."""
+    """Decoded samples for labels, `micro` at a time, on the processor."""
     parts = [labels[i : i + model.micro] for i in range(0, len(labels), model.micro)]
-    return torch.cat([model.decode(model.sample(model.condition(part), generator, weights)) for part in parts])
+    made = [model.decode(model.sample(model.condition(part), generator, weights)) for part in parts]
+    return torch.cat(made).cpu()
 
 
 def pretrain(
@@ -152,26 +158,30 @@ class PointDiffusion:
         self.betas = torch.linspace(low, high, steps)
         self.kept = (1 - self.betas).cumprod(0)
 
+    def to(self, device: torch.device) -> None:
+        self.module.to(device)
+        self.betas, self.kept = self.betas.to(device), self.kept.to(device)
+
     def condition(self, labels: Sequence[Label]) -> Tensor:
-        return torch.eye(self.classes)[class_rows(labels, self.classes)][:, 1:]
+        return torch.eye(self.classes)[class_rows(labels, self.classes)][:, 1:].to(self.kept.device)
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor, weights: Weights | None = None) -> Tensor:
         return called(self.module, weights, condition, x, t[:, None].float())
 
     @torch.no_grad()
     def sample(self, condition: Tensor, generator: torch.Generator, weights: Weights | None = None) -> Tensor:
-        n = len(condition)
-        x = torch.randn(n, *self.shape, generator=generator)
+        n, device = len(condition), self.kept.device
+        x = normal((n, *self.shape), generator, device)
         for k in reversed(range(len(self.kept))):
             x = ddpm_mean(
-                x, self.predict(x, torch.full((n,), k), condition, weights), self.betas[k], self.kept[k]
+                x, self.predict(x, torch.full((n,), k, device=device), condition, weights), self.betas[k], self.kept[k]
             )  # fmt: skip
             if k > 0:
-                x = x + self.betas[k].sqrt() * torch.randn(n, *self.shape, generator=generator)
+                x = x + self.betas[k].sqrt() * normal((n, *self.shape), generator, device)
         return x
 
     def encode(self, samples: Tensor) -> Tensor:
-        return samples
+        return samples.to(self.kept.device)
 
     def decode(self, x: Tensor) -> Tensor:
         return x

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anypolicy.data.readers import first_line, json_object
 from anypolicy.errors import InputError
 from anypolicy.parts.denoising import Prediction
+from anypolicy.parts.noise import normal
 from anypolicy.policies.diffusion.denoisers import DiffusionModel, Label, PointDiffusion, Weights, called, class_rows
 from anypolicy.runs.seeds import number
 from anypolicy.runs.strict_json import json_text
@@ -22,12 +23,12 @@ from anypolicy.runs.strict_json import json_text
 
 def reverse(
     scheduler: Any, predict: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], generator: torch.Generator,
-    steps: int,
+    steps: int, device: torch.device,
 ) -> Tensor:  # fmt: skip
     """The reverse process of a diffusers scheduler in `steps` steps, from fresh noise."""
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
-    x = torch.randn(shape, generator=generator) * scheduler.init_noise_sigma
+    scheduler.set_timesteps(steps, device=device)
+    x = normal(shape, generator, device) * scheduler.init_noise_sigma
     more = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for t in scheduler.timesteps:
         out = predict(scheduler.scale_model_input(x, t), t.expand(len(x)))
@@ -72,8 +73,12 @@ class UNetModel:
         scheduler = diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True)
         return cls(unet, scheduler)
 
+    def to(self, device: torch.device) -> None:
+        self.module.to(device)
+        self.kept = self.kept.to(device)
+
     def condition(self, labels: Sequence[Label]) -> Tensor:
-        return class_rows(labels, self.classes)
+        return class_rows(labels, self.classes).to(self.kept.device)
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor, weights: Weights | None = None) -> Tensor:
         return called(self.module, weights, x, t, class_labels=condition).sample
@@ -82,11 +87,11 @@ class UNetModel:
     def sample(self, condition: Tensor, generator: torch.Generator, weights: Weights | None = None) -> Tensor:
         return reverse(
             self.scheduler, lambda x, t: self.predict(x, t, condition, weights), (len(condition), *self.shape),
-            generator, self.steps,
+            generator, self.steps, self.kept.device,
         )  # fmt: skip
 
     def encode(self, samples: Tensor) -> Tensor:
-        return 2 * samples - 1
+        return 2 * samples.to(self.kept.device) - 1
 
     def decode(self, x: Tensor) -> Tensor:
         return ((x + 1) / 2).clamp(0, 1)
@@ -129,6 +134,10 @@ class PipelineModel:
         self.shape: tuple[int, ...] = (pipeline.unet.config.in_channels, size, size)
         self.pixels: int = size * 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
 
+    def to(self, device: torch.device) -> None:
+        self.pipeline.to(device)
+        self.kept = self.kept.to(device)
+
     @torch.no_grad()
     def condition(self, labels: Sequence[Label]) -> Tensor:
         tokenizer = self.pipeline.tokenizer
@@ -136,7 +145,7 @@ class PipelineModel:
             [str(x) for x in labels], padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
             return_tensors="pt",
         ).input_ids  # fmt: skip
-        return self.pipeline.text_encoder(ids)[0]
+        return self.pipeline.text_encoder(ids.to(self.kept.device))[0]
 
     def predict(self, x: Tensor, t: Tensor, condition: Tensor, weights: Weights | None = None) -> Tensor:
         return called(self.module, weights, x, t, encoder_hidden_states=condition).sample
@@ -152,12 +161,12 @@ class PipelineModel:
             without, along = self.predict(torch.cat([x, x]), torch.cat([t, t]), both, weights).chunk(2)
             return without + self.guidance * (along - without)
 
-        return reverse(self.scheduler, guided, (len(condition), *self.shape), generator, self.steps)
+        return reverse(self.scheduler, guided, (len(condition), *self.shape), generator, self.steps, self.kept.device)
 
     @torch.no_grad()
     def encode(self, samples: Tensor) -> Tensor:
         vae = self.pipeline.vae
-        return vae.encode(2 * samples - 1).latent_dist.mode() * vae.config.scaling_factor
+        return vae.encode(2 * samples.to(self.kept.device) - 1).latent_dist.mode() * vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:

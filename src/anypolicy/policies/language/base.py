@@ -39,8 +39,8 @@ class DecodeState(Protocol):
 
 
 class Policy(Protocol):
-    """A language policy. `module` holds every parameter; those with requires_grad are trained and checkpointed. Batches,
-    contexts and tokens come on the processor, wherever the module is."""
+    """A language policy. `module` holds every parameter; those with requires_grad are trained and checkpointed.
+    Batches, contexts and tokens come on the processor, wherever the module is."""
 
     stop_ids: tuple[int, ...]
     context_length: int
@@ -81,8 +81,8 @@ class Policy(Protocol):
         ...
 
     def prefill(self, contexts: list[Tokens]) -> tuple[Any, Float[Tensor, "contexts vocabulary"]]:
-        """Read the contexts: a `DecodeState` of the policy's own, and the logits (temperature 1) of each next token, on the
-        policy's device."""
+        """Read the contexts: a `DecodeState` of the policy's own, and the logits (temperature 1) of each next token, on
+        the policy's device."""
         ...
 
     def step(self, state: Any, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocabulary"]:

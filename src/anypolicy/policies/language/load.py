@@ -22,6 +22,7 @@ from transformers import (
 
 from anypolicy.data.readers import first_line, json_object
 from anypolicy.errors import RAISED, InputError, check_values
+from anypolicy.parts.noise import CPU
 from anypolicy.policies.language.base import Policy
 from anypolicy.policies.language.causal_lm import CausalLM
 from anypolicy.policies.language.gguf import from_gguf, tried
@@ -35,7 +36,6 @@ from anypolicy.policies.language.vision_lm import VisionLM
 from anypolicy.runs.trust import allow, enter_model
 
 ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
-CPU = torch.device("cpu")
 MOST = 2 * 10**9
 """Weights of a model from scratch: this is to try things."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")

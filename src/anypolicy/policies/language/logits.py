@@ -22,8 +22,8 @@ class Logits:
     head: Callable[[Tensor], Tensor]
 
     def map(self, f: Callable[..., Tensor], *beside: Tensor) -> Tensor:
-        """f(logits of a chunk, the same positions of `beside` …) of all chunks, joined, on the processor. f may be called
-        twice for a chunk, so it must give the same both times: what it draws comes in through `beside`."""
+        """f(logits of a chunk, the same positions of `beside` …) of all chunks, joined, on the processor. f may be
+        called twice for a chunk, so it must give the same both times: what it draws comes in through `beside`."""
         beside = tuple(x.to(self.states.device) for x in beside)
 
         def one(states: Tensor, *rest: Tensor) -> Tensor:

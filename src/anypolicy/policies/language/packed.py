@@ -43,7 +43,10 @@ class Block:
 
     def to(self, device: torch.device) -> Block:
         """The tables on a device."""
-        return Block(*(x.to(device) for x in (self.queries, self.keys, self.own, self.real, self.first)))
+        queries, keys, own, real, first = (
+            x.to(device) for x in (self.queries, self.keys, self.own, self.real, self.first)
+        )
+        return Block(queries, keys, own, real, first)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "rows queries keys"]:
         """0 where a query sees a key: not padding, not later, less than `window` tokens back; −inf elsewhere."""
@@ -54,7 +57,9 @@ class Block:
             seen = self.real[:, None] & (back >= 0)
             if window is not None:
                 seen &= back < window
-            self.masks[window] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+            self.masks[window] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+                ~seen, -torch.inf
+            )
         return self.masks[window]
 
 
@@ -72,7 +77,8 @@ class Packing:
         """The tables on a device."""
         if device == self.tokens.device:
             return self
-        return Packing(*(x.to(device) for x in (self.tokens, self.position, self.before)), [b.to(device) for b in self.blocks])
+        tokens, position, before = (x.to(device) for x in (self.tokens, self.position, self.before))
+        return Packing(tokens, position, before, [b.to(device) for b in self.blocks])
 
 
 def pack(batch: Batch, heads: int) -> Packing:

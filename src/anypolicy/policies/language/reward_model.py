@@ -18,13 +18,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from anypolicy.data.readers import first_line, json_object
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError, check_values
+from anypolicy.parts.noise import CPU
 from anypolicy.policies.language.causal_lm import CausalLM
 from anypolicy.policies.language.load import has_tokenizer
 from anypolicy.policies.language.text import beginning, check_beside, known, left_out, quiet_transformers, readable
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.strict_json import json_text
 
-CPU = torch.device("cpu")
 Scale = Literal["none", "standard", "unit"]
 FILE = "reward.json"
 
@@ -188,7 +188,9 @@ class RewardModel:
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])[:3]
             raise InputError("reward_model", str(source), f"it lacks {missing}: is it a reward model?")
-        return cls(model.to(device), tokenizer, calibration_of(folder / FILE) if isfile(folder / FILE) else UNCALIBRATED, scale)
+        return cls(
+            model.to(device), tokenizer, calibration_of(folder / FILE) if isfile(folder / FILE) else UNCALIBRATED, scale
+        )
 
 
 def calibration_of(file: Path) -> Calibration:

@@ -98,7 +98,9 @@ class TablePolicy:
     def prefill(self, contexts: list[Tokens]) -> tuple[TableState, Tensor]:
         prompt = torch.tensor([int(c[0]) for c in contexts], device=self.device)
         # nothing follows a full response, so the logits after one are those of no token
-        position = torch.tensor([len(c) - 1 for c in contexts], device=self.device).clamp(max=self.module.logits.shape[1] - 1)
+        position = torch.tensor([len(c) - 1 for c in contexts], device=self.device).clamp(
+            max=self.module.logits.shape[1] - 1
+        )
         return TableState(prompt, position), self.module.logits[prompt, position]
 
     @torch.no_grad()
