@@ -93,7 +93,9 @@ def train_apart_command(Knobs: type, Settings: type) -> Callable[..., None]:
     return train_apart
 
 
-def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False, trust: bool = False) -> None:
+def resume(
+    run: Positional[Path], steps: int | None = None, device: str | None = None, quiet: bool = False, trust: bool = False
+) -> None:  # fmt: skip
     """Go on with a run that stopped, to the same numbers as if it had not.
 
       anypolicy resume runs/ngrpo-tiny-add-0
@@ -102,13 +104,14 @@ def resume(run: Positional[Path], steps: int | None = None, quiet: bool = False,
     Args:
         run: the run directory
         steps: make the run this long in all
+        device: auto, cpu, cuda or cuda:N, if not where it was; the numbers are then the same up to rounding
         quiet: no progress
         trust: run code that the run's recipe names, though you have not run it before
     """
     from anypolicy.families.base import family_of_run
 
     family = family_of_run(run)
-    finish(family, family.resume(run, steps=steps, quiet=quiet, trust=trust), quiet)
+    finish(family, family.resume(run, steps=steps, device=device, quiet=quiet, trust=trust), quiet)
 
 
 def evaluate_command(Options: type) -> Callable[..., None]:

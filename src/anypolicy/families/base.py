@@ -119,19 +119,21 @@ class Family(Generic[P, R]):
         return self.plan(method, settings, knobs)
 
     def resume(
-        self, path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False
+        self, path: str | Path, *, steps: int | None = None, device: str | None = None, quiet: bool = False,
+        trust: bool = False,
     ) -> R:  # fmt: skip
-        """Go on with a run as if it had never stopped; `steps` makes it longer, `trust` runs code that its recipe names
-        and the user has not run before (here, and where a run is evaluated)."""
+        """Go on with a run as if it had never stopped; `steps` makes it longer, on another `device` it goes on up to
+        rounding, `trust` runs code that its recipe names and the user has not run before (here, and where a run is
+        evaluated)."""
         with RunDirectory.open(path) as run:
             written = dict(stated(run))
             if "apart" in written:
                 raise InputError("run", str(path), "actor and learner stood apart: such a run cannot be resumed")
-            if steps is not None and "steps" not in written:
-                raise InputError(
-                    "steps", steps, f"a run of the {self.name} family has no number of steps: leave it out"
-                )
-            p, world = self.begin(self.plan_from(written | ({} if steps is None else {"steps": steps}), trust=trust))
+            given = {k: v for k, v in (("steps", steps), ("device", device)) if v is not None}
+            for name, value in given.items():
+                if name not in written:
+                    raise InputError(name, value, f"a run of the {self.name} family has no {name}: leave it out")
+            p, world = self.begin(self.plan_from(written | given, trust=trust))
             return self.go(p, run, world, quiet=quiet)
 
 
@@ -198,10 +200,12 @@ def train(method: str, *, knobs: dict[str, Any] | None = None, quiet: bool = Fal
 
 
 @checked
-def resume(path: str | Path, *, steps: int | None = None, quiet: bool = False, trust: bool = False) -> Any:
-    """Go on with a run of any family as if it had never stopped; `steps` makes it longer, `trust` runs code that its
-    recipe names and the user has not run before."""
-    return family_of_run(path).resume(path, steps=steps, quiet=quiet, trust=trust)
+def resume(
+    path: str | Path, *, steps: int | None = None, device: str | None = None, quiet: bool = False, trust: bool = False
+) -> Any:  # fmt: skip
+    """Go on with a run of any family as if it had never stopped; `steps` makes it longer, on another `device` it goes
+    on up to rounding, `trust` runs code that its recipe names and the user has not run before."""
+    return family_of_run(path).resume(path, steps=steps, device=device, quiet=quiet, trust=trust)
 
 
 @checked

@@ -40,7 +40,7 @@ from anypolicy.loops.choose import give, learner_of, loop_of
 from anypolicy.loops.control import OffPolicyLoop, OnPolicyLoop, evaluate
 from anypolicy.loops.several import SeedsLoop
 from anypolicy.runs.checkpoint import Checkpoint, Position, latest_checkpoint
-from anypolicy.runs.devices import choose_device
+from anypolicy.runs.devices import Where, choose_device, elsewhere
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, use_products
@@ -341,12 +341,12 @@ def restore(p: ControlPlan, run: RunDirectory, world: World) -> Position:
 def evaluate_run(
     path: str | Path, *, episodes: Annotated[int | None, Knob("how many fresh episodes", least=1)] = None,
     video: Annotated[Path | None, Knob("film the first episode into this .mp4 or .gif file")] = None,
-    trust: bool = False,
+    device: Where = None, trust: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Mean return of a run's newest checkpoint over fresh episodes. Writes samples/eval.jsonl, and the first episode
     as a film if asked for."""
     with RunDirectory.open(path, lock=False) as run:
-        p, learner = trained(run, trust=trust)
+        p, learner = trained(run, device, trust=trust)
         if video is not None:
             film(learner, p.task, video, number(p.settings.seed, "evaluation") % 2**31)
         log, returns = evaluated(p, learner, -1, episodes)
@@ -354,9 +354,9 @@ def evaluate_run(
         return log
 
 
-def trained(run: RunDirectory, *, trust: bool = False) -> tuple[ControlPlan, Learner]:
+def trained(run: RunDirectory, device: str | None = None, *, trust: bool = False) -> tuple[ControlPlan, Learner]:
     """The plan of a run, and its learner at the newest checkpoint, or as it was last saved where there are none."""
-    p = plan_from(stated(run), trust=trust)
+    p = plan_from(elsewhere(stated(run), device), trust=trust)
     folder, saved = latest_checkpoint(run.path), run.path / "policy" / "controller.safetensors"
     if folder is None and not saved.exists():
         raise InputError("run", str(run.path), "it has no checkpoint yet: go on with `anypolicy resume`")

@@ -24,7 +24,7 @@ from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
 from anypolicy.policies.diffusion.denoisers import DiffusionModel
 from anypolicy.policies.diffusion.image_models import PipelineModel, load_model
 from anypolicy.runs.checkpoint import Position
-from anypolicy.runs.devices import choose_device
+from anypolicy.runs.devices import Where, choose_device, elsewhere
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import disk_errors, write_bytes
@@ -223,11 +223,11 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
 @checked
 def evaluate_run(
     path: str | Path, *, samples: Annotated[int | None, Knob("how many samples to make", least=2)] = None,
-    trust: bool = False,
+    device: Where = None, trust: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Evaluate a run's newest checkpoint. Writes samples/eval.png."""
     with RunDirectory.open(path, lock=False) as run:
-        p = plan_from(stated(run), trust=trust)
+        p = plan_from(elsewhere(stated(run), device), trust=trust)
         saved, model = made_checkpoint(run, p.written()), model_of(p)
         loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, p.settings.seed)
         with put_back(saved) as (_, tensors):

@@ -32,7 +32,7 @@ from anypolicy.policies.language.base import Denoises, Policy
 from anypolicy.policies.language.load import load_policy, placed
 from anypolicy.policies.language.reward_model import RewardModel, Scale
 from anypolicy.runs.checkpoint import Position
-from anypolicy.runs.devices import choose_device
+from anypolicy.runs.devices import Where, choose_device, elsewhere
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.processor import Products, choose_products, choose_threads, use_products
@@ -367,12 +367,13 @@ def fit(
 @checked
 def evaluate_run(
     path: str | Path, *, prompts: Annotated[int | None, Knob("how many held-out prompts", least=1)] = None,
-    temperature: Annotated[float, Knob("of sampling; 0 is greedy", least=0)] = 0.0, trust: bool = False,
+    temperature: Annotated[float, Knob("of sampling; 0 is greedy", least=0)] = 0.0, device: Where = None,
+    trust: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Held-out accuracy of a run's newest checkpoint, with its interval; `trust` runs code that its recipe names and
     the user has not run before. Writes samples/eval.jsonl."""
     with RunDirectory.open(path, lock=False) as run:
-        p = FAMILY.plan_from(stated(run), trust=trust)
+        p = FAMILY.plan_from(elsewhere(stated(run), device), trust=trust)
         world = world_of(p)
         loop = group_loop(p, world)
         saved = made_checkpoint(run, p.written())

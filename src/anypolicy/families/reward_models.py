@@ -23,7 +23,7 @@ from anypolicy.policies.language.causal_lm import CausalLM
 from anypolicy.policies.language.load import load_policy
 from anypolicy.policies.language.reward_model import RewardModel
 from anypolicy.runs.checkpoint import Position
-from anypolicy.runs.devices import choose_device
+from anypolicy.runs.devices import Where, choose_device, elsewhere
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.drive import Schedule, drive
 from anypolicy.runs.files import new_folder
@@ -175,14 +175,14 @@ def train_reward_model(
 
 
 @checked
-def evaluate(path: str | Path, *, trust: bool = False) -> dict[str, float]:
+def evaluate(path: str | Path, *, device: Where = None, trust: bool = False) -> dict[str, float]:
     """Held-out accuracy of a finished run's model."""
     with RunDirectory.open(path, lock=False) as run:
-        p = FAMILY.plan_from(stated(run), trust=trust)
+        p = FAMILY.plan_from(elsewhere(stated(run), device), trust=trust)
         if not (run.path / FOLDER).is_dir():
             raise InputError("run", str(path), "it has no reward model yet: go on with `anypolicy resume`")
-        device = choose_device(p.settings.device)
-        model = RewardModel.load(run.path, dtype=p.settings.dtype or "float32", device=device)
+        where = choose_device(p.settings.device)
+        model = RewardModel.load(run.path, dtype=p.settings.dtype or "float32", device=where)
         return evaluate_pairs(model, fitted(p, model).heldout)
 
 

@@ -11,11 +11,15 @@ import re
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Annotated, Any
 
 import torch
 
 from anypolicy.errors import InputError
+from anypolicy.knobs import Knob
 
+Where = Annotated[str | None, Knob("auto, cpu, cuda or cuda:N, if not where the run trained")]
+"""Where a run is evaluated."""
 ALLOWED = "use auto, cpu, cuda, or cuda:N for the GPU of that number"
 
 
@@ -33,6 +37,11 @@ def choose_device(given: str) -> torch.device:
         count = f"{there} GPU{'s' if there > 1 else ''}" if there else "no GPU"
         raise InputError("device", given, f"torch finds {count} here: {ALLOWED}")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def elsewhere(written: dict[str, Any], device: str | None) -> dict[str, Any]:
+    """A recipe, for another device if one is given."""
+    return written if device is None else written | {"device": device}
 
 
 @functools.cache

@@ -31,8 +31,8 @@ Label = int | str
 
 
 class DiffusionModel(Protocol):
-    """`kept` is ᾱ_t for every t of training, where the model computes; `shape` that of one sample while it is diffused (of latents, where the
-    model has an autoencoder), `micro` the number of samples in one pass of the network."""
+    """`kept` is ᾱ_t for every t of training, where the model computes; `shape` that of one sample while it is diffused
+    (of latents, where the model has an autoencoder), `micro` the number of samples in one pass of the network."""
 
     module: nn.Module
     kept: Float[Tensor, " times"]
