@@ -1,6 +1,7 @@
 """Would the tests notice? Random changes of one place of the code, each against the tests that belong to its module.
 
     make mutate SEED=1 N=150
+    scripts/mutate.py --devices        every place that moves a tensor, against the pretended GPU
 
 A place is an operator, a comparison, a number, a default, a `not`, a condition, a call that stands alone, a reduction
 such as `amin`. All places are equally likely, so that constants have the share they have in the code; annotations,
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -162,6 +163,28 @@ def compiles(source: bytes) -> bool:
     return True
 
 
+def unmoved(path: Path) -> list[Place]:
+    """Every `.to(…)`, `.cpu()` and `device=…` of a file, left out."""
+    source = path.read_bytes()
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    out: list[Place] = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(ast.Attribute(of, "to" | "cpu")):
+                now = ast.unparse(of)
+            case ast.Call(f, arguments, keywords) if any(k.arg == "device" for k in keywords):
+                now = ast.unparse(ast.Call(f, arguments, [k for k in keywords if k.arg != "device"]))
+            case _:
+                continue
+        begin, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[operator]
+        was = source[begin:end].decode()
+        if re.search("device|cpu|CPU|master|like|here", was):
+            out.append(Place(str(path.relative_to(ROOT)), node.lineno, begin, end, was, f"({now})"))
+    return out
+
+
 # --- which tests -----------------------------------------------------------------------------------------------------
 @cache
 def imports(path: Path) -> frozenset[str]:
@@ -210,6 +233,17 @@ def conformance(file: Path) -> list[list[str]]:
         wanted = EXAMPLES
     each = {name: " or ".join(f"[{slug}]" for slug in slugs) for name, slugs in wanted.items()}
     return [[f"tests/conformance/test_every_{name}.py", "-k", x] for name, x in each.items()]
+
+
+DEVICES = ["tests/conformance/test_every_device.py"]
+KINDS = {"language": "language or reward", "control": "controller", "diffusion": "diffusion"}
+"""Rooms, and the tests on the pretended GPU that belong to them."""
+
+
+def on_devices(file: Path) -> dict[int, list[list[str]]]:
+    """The tests on the pretended GPU: those of the file's kind, then all."""
+    kind = next((k for k in KINDS if k in file.parts or file.stem == k), None)
+    return {1: [[*DEVICES, "-k", KINDS[kind]]] if kind else [], 2: [DEVICES]}
 
 
 def levels(file: Path) -> dict[int, list[list[str]]]:
@@ -272,14 +306,17 @@ def run(folder: Path, arguments: list[str], seconds: float) -> tuple[bool, str]:
     return True, found[1] if found else ""
 
 
-def tried(copies: Copies, place: Place) -> Tried:
+Levels = Callable[[Path], dict[int, list[list[str]]]]
+
+
+def tried(copies: Copies, place: Place, levels: Levels) -> Tried:
     """One mutant, level by level until a test fails."""
     folder, began = copies.free.get(), time.monotonic()
     file = folder / place.file
     source = file.read_bytes()
     file.write_bytes(mutated(source, place))
     try:
-        found = asked(copies, folder, place)
+        found = asked(copies, folder, place, levels)
     finally:
         file.write_bytes(source)
         copies.free.put(folder)
@@ -288,7 +325,7 @@ def tried(copies: Copies, place: Place) -> Tried:
     return found
 
 
-def asked(copies: Copies, folder: Path, place: Place) -> Tried:
+def asked(copies: Copies, folder: Path, place: Place, levels: Levels) -> Tried:
     """What the levels say of the mutant that stands in a copy."""
     last = ""
     for level, runs in levels(ROOT / place.file).items():
@@ -317,9 +354,13 @@ def main() -> None:
     ask.add_argument("--jobs", type=int, default=2)
     ask.add_argument("--out", type=Path, default=None)
     ask.add_argument("--rooms", nargs="*", default=list(ROOMS), help="folders of the package")
+    ask.add_argument("--devices", action="store_true", help="leave out what moves tensors, place by place")
     ask.add_argument("--list", action="store_true", help="show the places and try nothing")
     given = ask.parse_args()
-    chosen = sampled(given.seed, given.n, given.rooms)
+    chosen, which = sampled(given.seed, given.n, given.rooms), levels
+    if given.devices:
+        every = sorted((ROOT / "src" / "anypolicy").rglob("*.py"))
+        chosen, which = [place for path in every for place in unmoved(path)], on_devices
     if given.list:
         print("\n".join(f"{p.file}:{p.line}  {p.was!r} -> {p.now!r}" for p in chosen))
         return
@@ -328,7 +369,7 @@ def main() -> None:
     began, done = time.monotonic(), list[Tried]()
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(given.jobs) as pool:
         copies = Copies(Path(scratch), given.jobs)
-        for found in pool.map(lambda place: tried(copies, place), chosen):
+        for found in pool.map(lambda place: tried(copies, place, which), chosen):
             done.append(found)
             alive = [asdict(t.place) | {"by": t.by} for t in done if t.verdict == "survived"]
             value = {"commit": commit, "seed": given.seed, "n": len(done), "survived": len(alive),

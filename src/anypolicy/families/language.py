@@ -30,6 +30,7 @@ from anypolicy.loops.describe import outlined
 from anypolicy.loops.group import GroupLoop
 from anypolicy.policies.language.base import Denoises, Policy
 from anypolicy.policies.language.load import load_policy, placed
+from anypolicy.policies.language.recompute import recompute
 from anypolicy.policies.language.reward_model import RewardModel, Scale
 from anypolicy.runs.checkpoint import Position
 from anypolicy.runs.devices import Where, choose_device, elsewhere
@@ -104,6 +105,9 @@ class Settings:
     """of the policy; the optimiser keeps float32 master weights"""
     lora_rank: int = 0
     """train low-rank adapters of this rank (peft); 0 trains all weights"""
+    recompute: bool = False
+    """keep no activations inside the blocks of a transformer, compute them again in the backward pass: less memory, a
+    third more time"""
     micro_tokens: int = 8192
     """padded tokens in one forward pass; memory, not results"""
     eval_every: int | None = None
@@ -263,6 +267,8 @@ def world_of(p: Plan) -> World:
     else:
         assert isinstance(p.task, MakesPolicy)
         policy = placed(p.task.make_policy(s.seed), device)
+    if s.recompute:
+        recompute(policy)
     reward = load_reward(s.reward) if s.reward else None
     if s.reward_model:
         reward = RewardModel.load(s.reward_model, dtype=s.dtype, scale=s.reward_scale, device=device)

@@ -63,6 +63,9 @@ class RewardSettings:
     """pairs that the model does not hold: refuse, drop, truncate-left (the last tokens are kept)"""
     dtype: Literal["float32", "bfloat16"] | None = None
     """of the model; the optimiser keeps float32 master weights"""
+    recompute: bool = False
+    """keep no activations inside the blocks of a transformer, compute them again in the backward pass: less memory, a
+    third more time"""
     micro_tokens: int = 8192
     """padded tokens in one forward pass; memory, not results"""
     eval_every: int | None = None
@@ -155,7 +158,7 @@ def loop_of(p: RewardPlan) -> tuple[RewardPlan, PreferenceLoop]:
     if not isinstance(policy, CausalLM):
         raise InputError("policy", s.policy, "a reward model needs a transformer to start from")
     model = RewardModel.from_policy(policy, s.seed)
-    model.micro_tokens = s.micro_tokens
+    model.micro_tokens, model.recompute = s.micro_tokens, s.recompute
     p = fitted(p, model)
     return p, PreferenceLoop(p.recipe, model, p.train, s.seed)
 

@@ -21,7 +21,9 @@ from anypolicy.runs.trust import allow, check
 
 EVALUATION = "eval_"
 """How settings of evaluations begin."""
-MAY_CHANGE = ("steps", "trackers", "checkpoint_every", "checkpoint_minutes", "device")
+MAY_CHANGE = (
+    "steps", "trackers", "checkpoint_every", "checkpoint_minutes", "device", "micro_tokens", "recompute",
+)  # fmt: skip
 """Settings that may be others when a run goes on, as those of evaluations may."""
 S = TypeVar("S")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from anypolicy.policies.language.base import Scores
 from anypolicy.policies.language.decoder import Decoder, DecoderState, Unsupported
 from anypolicy.policies.language.logits import Logits
 from anypolicy.policies.language.packed import NAME, Packing, pack
+from anypolicy.policies.language.recompute import recomputing
 from anypolicy.policies.language.text import (
     chat_end,
     prompt_ids,
@@ -139,7 +142,7 @@ class CausalLM(HasHead):
     ):
         self.module = model.eval()
         self.decoder: Decoder | None = None
-        self.caches = True
+        self.caches, self.recompute = True, False
         self.tokenizer = tokenizer
         config: Any = model.config.get_text_config()
         self.config = config
@@ -286,24 +289,35 @@ class CausalLM(HasHead):
     def hidden_packed(self, batch: Batch, packing: Packing | None = None) -> Float[Tensor, "rows tokens width"]:
         """States before each response token; every context once, no padding."""
         packing = (packing or pack(batch, self.heads)).to(self.device)
+        with self.packed_attention(), self.recomputed(self.packed_attention):
+            out = self.model.base_model(
+                input_ids=packing.tokens[None], position_ids=packing.position[None], use_cache=False, packing=packing
+            )
+        return out.last_hidden_state[0][packing.before]
+
+    @contextmanager
+    def packed_attention(self) -> Generator[None]:
+        """Within it the model attends as `packed.attend`."""
         before = [c._attn_implementation for c in self.configs]
         try:
             for c in self.configs:
                 c._attn_implementation = NAME
-            out = self.model.base_model(
-                input_ids=packing.tokens[None], position_ids=packing.position[None], use_cache=False, packing=packing
-            )
+            yield
         finally:
             for c, name in zip(self.configs, before, strict=True):
                 c._attn_implementation = name
-        return out.last_hidden_state[0][packing.before]
+
+    def recomputed(self, again: Callable[[], AbstractContextManager[Any]] = nullcontext) -> AbstractContextManager[Any]:
+        """Gradient checkpointing, if it is asked for."""
+        return recomputing(self.model, again) if self.recompute else nullcontext()
 
     def hidden_plain(self, batch: Batch) -> Float[Tensor, "rows tokens width"]:
         """States before each response token, every row with its own context."""
         tokens = torch.cat([batch.context[batch.context_index], batch.response], 1).to(self.device)
         valid = torch.cat([batch.context_valid[batch.context_index], batch.valid], 1).to(self.device)
         position = (valid.cumsum(1) - 1).clamp(min=0)
-        states = self.trunk(tokens, valid, position, None)
+        with self.recomputed():
+            states = self.trunk(tokens, valid, position, None)
         return states[:, batch.context.shape[1] - 1 : -1]
 
     def trunk(self, tokens: Tensor, valid: Tensor, position: Tensor, cache: DynamicCache | None) -> Tensor:

@@ -6,6 +6,7 @@ transformers, and LLaDA's own class (arXiv 2502.09992).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from anypolicy.errors import InputError
 from anypolicy.parts.token_logp import at_least_float32
 from anypolicy.policies.language.base import Scores
 from anypolicy.policies.language.logits import Logits
+from anypolicy.policies.language.recompute import recomputing
 from anypolicy.policies.language.text import (
     chat_end,
     prompt_ids,
@@ -56,7 +58,7 @@ class MaskedDiffusionLM:
         self.turn_end = chat_end(tokenizer)
         self.stop_ids = stop_tokens(model, tokenizer, self.turn_end) if stop_ids is None else stop_ids
         self.mask_id = mask_token(self.config, tokenizer, self.vocabulary)
-        self.pads = True
+        self.pads, self.recompute = True, False
         self.pads = self.sees_both_sides()
 
     @torch.no_grad()
@@ -124,7 +126,8 @@ class MaskedDiffusionLM:
     ) -> Float[Tensor, "n vocabulary"]:
         """Logits, at least in float32, at the positions `where`; the mask token is never predicted (arXiv 2406.07524,
         section 3.2.3)."""
-        z = self.logits(tokens, valid)[where]
+        with recomputing(self.module) if self.recompute else nullcontext():
+            z = self.logits(tokens, valid)[where]
         return z.to(at_least_float32(z.dtype)).index_fill(-1, torch.tensor(self.mask_id, device=z.device), NEVER)
 
     def masked_logits(

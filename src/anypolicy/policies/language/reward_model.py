@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ from anypolicy.errors import InputError, check_values
 from anypolicy.parts.noise import CPU
 from anypolicy.policies.language.causal_lm import CausalLM
 from anypolicy.policies.language.load import has_tokenizer
+from anypolicy.policies.language.recompute import recomputing
 from anypolicy.policies.language.text import beginning, check_beside, known, left_out, quiet_transformers, readable
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.strict_json import json_text
@@ -60,7 +62,7 @@ class RewardModel:
             raise InputError("reward_model", model.config.model_type, "it must have one linear output, named `score`")
         self.module, self.tokenizer, self.calibration = model.eval(), tokenizer, calibration
         self.scale: Scale = scale
-        self.micro_tokens = micro_tokens
+        self.micro_tokens, self.recompute = micro_tokens, False
         self.context_length = int(model.config.get_text_config().max_position_embeddings)
 
     @classmethod
@@ -137,7 +139,8 @@ class RewardModel:
         for i, ids in enumerate(sequences):
             tokens[i, : len(ids)], valid[i, : len(ids)] = torch.tensor(ids), 1
         last, ids, seen = valid.sum(1) - 1, tokens.to(self.device), valid.to(self.device)
-        states = self.module.base_model(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
+        with recomputing(self.module) if self.recompute else nullcontext():
+            states = self.module.base_model(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
         score: Tensor = self.module.score(states[torch.arange(len(tokens)), last])[:, 0].cpu()
         return score if score.dtype == torch.float64 else score.float()
 
