@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from anypolicy import catalogue
 from anypolicy.errors import RAISED, InputError, check_names, check_values, checked
 from anypolicy.knobs import check_knobs, knobs_of
+from anypolicy.runs.devices import memory_errors
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import settings_from, stated
 
@@ -108,9 +110,14 @@ class Family(Generic[P, R]):
         name = self.folder(p).replace("/", "-").replace(":", "-")
         out = Path(p.settings.out or Path("runs") / name)
         RunDirectory.check_free(out)
-        p, world = self.begin(p)
-        with RunDirectory.create(out, p.written()) as run:
-            return self.go(p, run, world, quiet=quiet)
+        with self.memory():
+            p, world = self.begin(p)
+            with RunDirectory.create(out, p.written()) as run:
+                return self.go(p, run, world, quiet=quiet)
+
+    def memory(self) -> AbstractContextManager[None]:
+        """Memory that does not suffice is an error that names settings of the family."""
+        return memory_errors({f.name for f in fields(self.settings)})
 
     def plan_from(self, written: dict[str, Any], *, trust: bool = False) -> P:
         """The plan that a recipe.yaml describes."""
@@ -133,8 +140,9 @@ class Family(Generic[P, R]):
             for name, value in given.items():
                 if name not in written:
                     raise InputError(name, value, f"a run of the {self.name} family has no {name}: leave it out")
-            p, world = self.begin(self.plan_from(written | given, trust=trust))
-            return self.go(p, run, world, quiet=quiet)
+            with self.memory():
+                p, world = self.begin(self.plan_from(written | given, trust=trust))
+                return self.go(p, run, world, quiet=quiet)
 
 
 FAMILIES = ("language", "control", "diffusion", "reward_models")
@@ -219,7 +227,8 @@ def evaluate(path: str | Path, *, trust: bool = False, **options: Any) -> dict[s
             allowed = f"takes {', '.join(known)}" if known else "takes no options"
             raise InputError(name, value, f"an evaluation of the {family.name} family {allowed}", choices=known)
     check_knobs(knobs_of(family.evaluate), options)
-    return family.evaluate(path, trust=trust, **options)
+    with family.memory():
+        return family.evaluate(path, trust=trust, **options)
 
 
 def evaluation_options(family: Family[Any, Any]) -> dict[str, Any]:

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from anypolicy.evidence.plots import Curve, interval_dots, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Outline, Samples, Table, Text, write_report
+from anypolicy.policies.language.memory import Load, estimate, sizes_of, told
+from anypolicy.runs.devices import choose_device
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.notes import notes
+from anypolicy.stages.checks import stages
+from anypolicy.stages.needs import union
 from anypolicy.stages.recorded import RecordedRollout
 
 if TYPE_CHECKING:
@@ -37,8 +41,28 @@ def explain(p: Plan) -> str:
         "", f"  a step: {step}, {updates} optimiser step(s)", f"  the run: {s.steps} steps, {sampled}",
         f"  data: {len(p.task.train)} training prompts, {len(p.task.heldout)} held out",
     ]  # fmt: skip
+    if found := memory(p):
+        lines.append(f"  memory: {told(found)}")
     lines += [f"  {k} = {v}: suggested by the task or policy, not the paper's" for k, v in p.suggested.items()]
     return "\n".join(lines)
+
+
+def memory(p: Plan) -> dict[str, float] | None:
+    """Estimated bytes, where the sizes of the policy are known; a prompt is taken to have at most as many tokens as it
+    has letters."""
+    s, sizes = p.settings, sizes_of(p.settings.policy or "")
+    if sizes is None:
+        return None
+    prompts = [*p.task.train[:200], *p.task.heldout[:200]]
+    longest = max(len(x.tokens or "".join(m["content"] for m in x.messages)) for x in prompts)
+    rows, length = max(p.recipe.rollout.group_size, 1) * (s.prompts or 1), longest + (s.max_tokens or 0)
+    reference = s.reference is not None or union(stage.needs for stage in stages(p.recipe)).reference
+    sampled = rows if p.recipe.rollout.group_size else 0
+    load = Load(
+        min(s.micro_tokens, rows * length), sampled, length, s.dtype == "bfloat16", s.lora_rank > 0, reference,
+        s.recompute, choose_device(s.device).type != "cpu",
+    )  # fmt: skip
+    return estimate(sizes, load)
 
 
 def summary(run: Run, page: Path) -> str:

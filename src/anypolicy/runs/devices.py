@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -51,11 +51,24 @@ def told() -> torch.device:
     return torch.device("cuda", 0)
 
 
+REMEDIES = {
+    "micro_tokens": "fewer tokens in a forward pass", "recompute": "no activations kept", "lora_rank": "adapters alone",
+    "dtype": "bfloat16", "group_size": "fewer responses at once", "max_tokens": "shorter ones",
+    "micro": "fewer samples in a pass", "capacity": "a smaller replay", "envs": "fewer environments",
+}  # fmt: skip
+"""Settings that decide how much memory a run takes, and what helps."""
+
+
 @contextmanager
-def memory_errors(remedies: Callable[[], str]) -> Generator[None]:
-    """A GPU whose memory does not suffice is one error, which says what helps."""
+def memory_errors(settings: Iterable[str]) -> Generator[None]:
+    """Memory that does not suffice, of a GPU or of the machine, is one error, which says what helps among the settings
+    that there are."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        said = str(error).split(". ")[0]
-        raise InputError("device", "out of memory", f"{said}: {remedies()}") from error
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).strip()
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in text:
+            raise
+        helps = ", ".join(f"{name} ({REMEDIES[name]})" for name in REMEDIES if name in settings)
+        what = text.splitlines()[0][:160] if text else "none left"
+        raise InputError("memory", what, f"less is needed with another {helps}") from error
