@@ -299,7 +299,7 @@ def test_a_loop_does_not_run_without_the_demonstrations_it_needs(method, task):
     p = control.plan(method, control.ControlSettings(task, demos="given.safetensors", envs=1))
     assert p.recipe.needs_offline
     environments = Environments(p.task.vector(1), 0)
-    learner = type("Learner", (), {"needs": Needs()})()
+    learner = type("Learner", (), {"needs": Needs(), "modules": {}})()
     loop = control.loop_of(p.recipe, learner, environments, p.task.space, 0, horizon=p.task.horizon)
     with pytest.raises(InputError, match="demos: got None; this loop learns from demonstrations"):
         loop.run(1)

@@ -139,7 +139,7 @@ def test_a_misspelt_setting_is_seen():
         def recipe(self):
             return fed(OffPolicyRecipe, self)
 
-    assert unread(dataclasses.replace(catalogue.get("sac", "controller"), build=Misspelt)) == ["bacth"]
+    assert unread(dataclasses.replace(catalogue.get("sac", "control"), build=Misspelt)) == ["bacth"]
 
 
 @pytest.mark.parametrize("slug", METHODS)

@@ -38,9 +38,18 @@ def test_products_stay_exact_whatever_is_chosen():
     try:
         chosen = processor.measure_products()
         assert torch.get_float32_matmul_precision() == before
-        processor.use_products(chosen)
+        processor.use_products(chosen, torch.device("cpu"))
         a = torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
         assert float((a @ a - a.double() @ a.double()).abs().max()) < 5e-4
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_gpu_rounds_no_product():
+    before = torch.get_float32_matmul_precision()
+    try:
+        processor.use_products("onednn", torch.device("cuda", 0))
+        assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)
 

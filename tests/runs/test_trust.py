@@ -43,10 +43,10 @@ NO_CODE = {
     # names of data, looked up in tables or read as JSON, safetensors or arrays
     "task", "pairs", "demos", "reward_model", "trackers",
     # numbers, choices, places to write
-    "behaviour", "block_length", "checkpoint_every", "checkpoint_minutes", "denoising_steps", "dtype", "envs", "epochs", "epsilon",
+    "behaviour", "block_length", "checkpoint_every", "checkpoint_minutes", "denoising_steps", "device", "dtype", "envs", "epochs", "epsilon",
     "eval_episodes", "eval_every", "eval_prompts", "eval_samples", "evaluations", "expert", "group_size", "guidance",
     "heldout", "long_prompts", "lora_rank", "lr", "max_tokens", "micro", "micro_tokens", "minibatches", "mix", "optimiser", "out",
-    "products", "prompts", "record", "reward_scale", "sampler_steps", "seed", "steps", "temperature", "threads",
+    "products", "prompts", "record", "recompute", "reward_scale", "sampler_steps", "seed", "steps", "temperature", "threads",
     "top_k", "top_p", "transitions",
 }  # fmt: skip
 KNOBS_NO_CODE = {
@@ -450,4 +450,4 @@ def test_a_model_enters_before_its_code_is_loaded():
     [door] = [n.lineno for n in calls if ast.unparse(n.func) == "enter_model"]
     assert all(door < n.lineno for n in calls if ast.unparse(n.func).endswith("from_pretrained"))
     others = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n not in calls]
-    assert not [n for n in others if ast.unparse(n.func) == "masked_diffusion" and len(n.args) != 3]
+    assert not [n for n in others if ast.unparse(n.func) == "masked_diffusion" and len(n.args) != 4]

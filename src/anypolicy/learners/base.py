@@ -20,6 +20,7 @@ from anypolicy.data.replay import Replay
 from anypolicy.data.transitions import Transitions
 from anypolicy.errors import InputError
 from anypolicy.optimisers.step import check_moments
+from anypolicy.parts.noise import CPU
 from anypolicy.tasks.control.environments import Space
 
 
@@ -143,8 +144,8 @@ def place(learner: Learner, device: torch.device) -> None:
 
 
 def device_of(learner: Trained) -> torch.device:
-    """Where its networks are."""
-    return next(p.device for module in learner.modules.values() for p in module.parameters())
+    """Where its networks are; one without any acts on the processor."""
+    return next((p.device for module in learner.modules.values() for p in module.parameters()), CPU)
 
 
 def observing(learner: Learner) -> Callable[[Tensor], Tensor]:
