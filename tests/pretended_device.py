@@ -47,7 +47,9 @@ def put(t, device):
 
 def named(device):
     """The side that a device, or a device's name, means."""
-    return None if device is None else GPU if str(device).startswith(GPU) or isinstance(device, int) else CPU
+    if device is None or str(device) == "meta":
+        return None
+    return GPU if str(device).startswith(GPU) or isinstance(device, int) else CPU
 
 
 def line():
@@ -172,8 +174,8 @@ class PretendedDevice(TorchFunctionMode):
             if isinstance(a, torch.Tensor):
                 target, args[i] = where(a), a.dtype
             elif isinstance(a, (torch.device, str)):
-                target, args[i] = named(a), torch.device(CPU)
-        if kwargs.get("device") is not None:
+                target, args[i] = named(a), torch.device(CPU) if named(a) else a
+        if named(kwargs.get("device")) is not None:
             target, kwargs["device"] = named(kwargs["device"]), torch.device(CPU)
         if target is None or target == where(x):
             return torch.Tensor.to(*args, **kwargs)

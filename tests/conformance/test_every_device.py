@@ -11,13 +11,14 @@ import anypolicy as ap
 from anypolicy import catalogue
 from anypolicy.compose import compose
 from anypolicy.families import control, diffusion
-from anypolicy.learners.base import device_of
+from anypolicy.learners.base import device_of, weights_of
 from anypolicy.policies.language.load import load_policy
 from anypolicy.tasks.language import shapes
 from tests.conformance import test_every_controller as controllers
 from tests.conformance import test_every_diffusion_method as denoisers
 from tests.conformance.test_every_controller import demonstrations  # noqa: F401
 from tests.helpers import lock_loop
+from tests.policies.test_image_models import images, pipeline  # noqa: F401
 from tests.pretended_device import PretendedDevice, WrongDevice
 
 GPU = torch.device("cuda", 0)
@@ -140,6 +141,66 @@ def close(x, y):
     if x != y:
         pair = [torch.frombuffer(bytearray(z), dtype=torch.float32) for z in (x, y)]
         torch.testing.assert_close(*pair, **SAME)
+
+
+SERL = {"hidden": (16, 16), "ensemble": 2, "batch": 8, "warmup": 10, "critic_actor_ratio": 1, "channels": (4, 4)}
+DEMOS = "scripted:episodes=3"
+WORLDS = {
+    "agents for several tasks": ("serl", SERL, {"task": "back-and-forth:horizon=8", "demos": f"{DEMOS},worlds=2"}),
+    "pictures and a learnt reward": (
+        "serl",
+        SERL | {"reward": "vice"},
+        {"task": "tip:images=true", "demos": f"{DEMOS},images=true"},
+    ),
+    "standardised": (
+        "rlpd",
+        {"hidden": (16, 16), "batch": 8, "warmup": 10, "standardise": True},
+        {"task": "reacher-sparse", "demos": DEMOS},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WORLDS)
+def test_a_loop_of_control(kind, tmp_path):
+    method, knobs, given = WORLDS[kind]
+    given |= {
+        "knobs": knobs,
+        "quiet": True,
+        "eval_every": 0,
+        "eval_episodes": 1,
+        "checkpoint_every": 20,
+        "trackers": (),
+    }
+    whole = control.train_controller(method, steps=40, out=tmp_path / "whole", **given)
+    control.train_controller(method, steps=20, out=tmp_path / "part", **given)
+    with PretendedDevice():
+        part = control.resume(tmp_path / "part", steps=40, device="cuda", quiet=True)
+        learnt = {name: x.cpu() for name, x in weights_of(part.learner).items()}
+    for name, x in weights_of(whole.learner).items():
+        torch.testing.assert_close(learnt[name], x, **SAME)
+
+
+def test_several_seeds_in_one_process():
+    learnt = []
+    knobs = {"hidden": (16, 16), "batch": 16, "warmup": 20}
+    with PretendedDevice():
+        for device in ("cpu", "cuda"):
+            together = control.several("sac", task="gym/Pendulum-v1", seeds=[3, 4], knobs=knobs, device=device)
+            together.run(40)
+            learnt.append([{k: x.cpu() for k, x in weights_of(loop.learner).items()} for loop in together.loops])
+    for one, other in zip(*learnt, strict=True):
+        for name, x in one.items():
+            torch.testing.assert_close(other[name], x, **SAME)
+
+
+def test_a_pipeline_of_text_and_images(pipeline, images, tmp_path):  # noqa: F811
+    small = {"task": f"{images}:size=16", "policy": str(pipeline), "sampler_steps": 2, "eval_samples": 2}
+    whole = denoisers.trained("diffusion-dpo", tmp_path / "whole", 2, **small)
+    with PretendedDevice():
+        there = denoisers.trained("diffusion-dpo", tmp_path / "there", 2, device="cuda", **small)
+        learnt = weights(there.model.module)
+    for name, x in weights(whole.model.module).items():
+        torch.testing.assert_close(learnt[name], x, **SAME)
 
 
 PICTURES = [("seppo", "digits:winners=20")]
