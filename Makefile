@@ -8,7 +8,7 @@ BIN := .venv/bin
 TRAIN := train ngrpo --policy smollm2-135m --lr 2e-5 --prompts 8 --minibatches 2 --steps 30 --eval-every 15 --checkpoint-every 15 \
   --task "reasoning-gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2,extract=last-number,max_tokens=12,instruction=Reply with the answer only."
 
-.PHONY: setup train test test-all fuzz lint types contracts docs readme bench bench-compare measure check clean
+.PHONY: setup train test test-all test-gpu bench-gpu mutate fuzz lint types contracts docs readme bench bench-compare measure check clean
 
 setup: .venv/.ready
 
@@ -34,6 +34,19 @@ test: .venv/.ready-dev
 # the tests, and every stage in every method
 test-all: .venv/.ready-dev
 	@EVERY_PAIR=1 $(BIN)/python -m pytest -n auto
+
+# on a machine with a GPU: what a pretended one cannot say, and the benchmarks beside TRL and Stable-Baselines3
+test-gpu: .venv/.ready-dev
+	@$(BIN)/python -m pytest -n 0 tests/gpu
+
+bench-gpu: .venv/.ready-dev
+	@$(BIN)/python benchmarks/gpu_grpo.py
+
+# random changes of one place of the code: which do the tests notice?
+SEED ?= 0
+N ?= 150
+mutate: .venv/.ready-dev
+	@$(BIN)/python scripts/mutate.py --seed $(SEED) --n $(N)
 
 # new cases of everything that is read: CASES of them, shared out over all kinds
 CASES ?= 1000

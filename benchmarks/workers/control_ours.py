@@ -18,7 +18,7 @@ from anypolicy.version import __version__
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(1)
-use_products(choose_products())
+use_products(choose_products(), torch.device("cpu"))
 data = {k: torch.from_numpy(v) for k, v in np.load(given["data"]).items()}
 rng, n, batch = torch.Generator().manual_seed(0), len(data["reward"]), len(data["now"])
 rows = Transitions(data["observation"], data["action"], data["reward"], data["next_observation"], data["terminated"],
@@ -74,7 +74,8 @@ KNOBS = {"hidden": (64, 64), "batch": 64, "warmup": 100}
 
 
 def seeds():
-    loop = control.several("sac", task="gym/Pendulum-v1", seeds=range(given["seeds"]), knobs=KNOBS)
+    device = given.get("device", "cpu")
+    loop = control.several("sac", task="gym/Pendulum-v1", seeds=range(given["seeds"]), knobs=KNOBS, device=device)
     loop.run(100)
     return {"once": lambda: loop.run(50)}
 
@@ -89,4 +90,5 @@ def seeds_loop():
 
 makers = {"sac-update-2": update, "sac-update-10": update, "replay-sample": draw, "ppo": ppo, "ppo-pendulum": ppo,
           "seeds-10": seeds, "seeds-10-loop": seeds_loop}  # fmt: skip
-serve(makers[given["work"]](), {"anypolicy": __version__, "torch": torch.__version__}, resident())
+device = given.get("device", "cpu")
+serve(makers[given["work"]](), {"anypolicy": __version__, "torch": torch.__version__}, resident(), device)

@@ -116,7 +116,7 @@ def ppo():
 def seeds():
     models = [
         SAC("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [64, 64]}, batch_size=64, learning_starts=100,
-            seed=s, buffer_size=100_000, device="cpu")
+            seed=s, buffer_size=100_000, device=given.get("device", "cpu"))
         for s in range(given["seeds"])
     ]  # fmt: skip
     for model in models:
@@ -127,4 +127,5 @@ def seeds():
 
 makers = {"sac-update-2": update, "sac-update-10": update, "replay-sample": draw, "ppo": ppo, "ppo-pendulum": ppo,
           "seeds-10": seeds}  # fmt: skip
-serve(makers[given["work"]](), {"stable-baselines3": stable_baselines3.__version__}, resident())
+device = given.get("device", "cpu")
+serve(makers[given["work"]](), {"stable-baselines3": stable_baselines3.__version__}, resident(), device)

@@ -19,13 +19,15 @@ from anypolicy.engines.native import NativeEngine
 from anypolicy.families.language import Settings
 from anypolicy.loops.group import GroupLoop
 from anypolicy.policies.language.load import load_policy
+from anypolicy.runs.devices import choose_device
 from anypolicy.stages.recipe import World
 from anypolicy.tasks.language.base import Score
 from anypolicy.version import __version__
 
 given = json.loads(sys.argv[1])
 torch.set_num_threads(given.get("threads", 1))
-policy = load_policy(given["model"], dtype=given.get("dtype", "float32"))
+device = choose_device(given.get("device", "cpu"))
+policy = load_policy(given["model"], dtype=given.get("dtype", "float32"), device=device)
 policy.stop_ids = ()
 work = json.loads(Path(given["work"]).read_text())
 
@@ -94,11 +96,11 @@ def gradient():
     terms = recipe.loss(policy.score(part, 1.0), part).terms
     total = sum(terms.values())
     total.backward()
-    grads = {n: p.grad.clone() for n, p in policy.module.named_parameters() if p.grad is not None}
+    grads = {n: p.grad.cpu() for n, p in policy.module.named_parameters() if p.grad is not None}
     policy.module.zero_grad()
     save_file(grads, given["out"])
     return {"loss": float(total.detach())}
 
 
 versions = {"anypolicy": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-serve({"update": update, "step": loop.step, "gradient": gradient}, versions, base)
+serve({"update": update, "step": loop.step, "gradient": gradient}, versions, base, device)

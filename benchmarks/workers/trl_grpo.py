@@ -31,7 +31,8 @@ def reward(prompts, completion_ids, **_):
 
 
 config = GRPOConfig(
-    output_dir=given["scratch"], use_cpu=True, bf16=False, report_to=[], logging_strategy="no", save_strategy="no",
+    output_dir=given["scratch"], use_cpu=given.get("device", "cpu") == "cpu", bf16=False, report_to=[],
+    logging_strategy="no", save_strategy="no",
     per_device_train_batch_size=rows // passes, gradient_accumulation_steps=passes, num_generations=given["group"],
     max_completion_length=given["completion"],
     learning_rate=given["lr"], lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, loss_type="grpo",
@@ -47,7 +48,7 @@ trainer.current_gradient_accumulation_steps = passes
 trainer.model.train()
 
 if "lengths" in given:
-    plain, ends = model.generate, torch.tensor(given["lengths"])
+    plain, ends = model.generate, torch.tensor(given["lengths"], device=model.device)
 
     class Lengths(StoppingCriteria):
         """Every row ends at its own length."""
@@ -73,10 +74,12 @@ def padded(rows, dtype):
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(r, dtype=dtype) for g in rows for r in g], batch_first=True)
 
 
+device = trainer.accelerator.device
 flat, noise = padded(work["completions"], torch.long), padded(work["noise"], torch.float32)
 valid = padded([[[1] * len(r) for r in g] for g in work["completions"]], torch.long)
 context = torch.tensor([ids for ids in work["prompts"] for _ in range(given["group"])])
-r = torch.tensor(work["rewards"])
+flat, noise, valid, context = (x.to(device) for x in (flat, noise, valid, context))
+r = torch.tensor(work["rewards"], device=device)
 advantage = ((r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-4)).flatten()
 with torch.no_grad():
     whole, seen = torch.cat([context, flat], 1), torch.cat([torch.ones_like(context), valid], 1)
@@ -107,10 +110,10 @@ def step():
 def gradient():
     loss = trainer.compute_loss(trainer.model, inputs)
     loss.backward()
-    save_file({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}, given["out"])
+    save_file({n: p.grad.cpu() for n, p in trainer.model.named_parameters() if p.grad is not None}, given["out"])
     trainer.optimizer.zero_grad()
     return {"loss": float(loss.detach())}
 
 
 versions = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-serve({"update": update, "step": step, "gradient": gradient}, versions, base)
+serve({"update": update, "step": step, "gradient": gradient}, versions, base, device)

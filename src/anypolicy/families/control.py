@@ -275,7 +275,9 @@ def several(
 ) -> SeedsLoop:  # fmt: skip
     """A run of the method for each seed, all in this process and together: `.run(steps)` trains them, `.loops[i]` is
     that of the i-th seed. For small networks, whose update is mostly overhead."""
-    loops = [World(plan(method, ControlSettings(task, seed=seed, trackers=(), device=device), knobs)).loop for seed in seeds]
+    loops = [
+        World(plan(method, ControlSettings(task, seed=seed, trackers=(), device=device), knobs)).loop for seed in seeds
+    ]
     return SeedsLoop([x for x in loops if isinstance(x, OffPolicyLoop)])
 
 
