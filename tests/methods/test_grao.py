@@ -13,6 +13,7 @@ from anypolicy.data.records import Group, Prompt, Trajectory
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.native import NativeEngine
 from anypolicy.errors import InputError
+from anypolicy.families.language import Settings, plan
 from anypolicy.loops.group import GroupLoop
 from anypolicy.methods.language.grao import AlignmentLoss, ComparedAdvantage, ComparedReward, ReferenceRollout, grao
 from anypolicy.policies.language.base import Scores
@@ -204,7 +205,7 @@ def test_the_reference_stands_beside_the_group():
 
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(InputError, match="reference"):
-        lock_loop(grao(), references=False)
+        plan("grao", Settings("tabular-lock"))
     loop = lock_loop(grao())
     loop.world.task.train[:] = [replace(p, reference=()) for p in loop.world.task.train]
     with pytest.raises(InputError, match="reference"):

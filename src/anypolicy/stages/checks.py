@@ -98,8 +98,8 @@ def check_task(recipe: GroupRecipe, task: Task) -> None:
         if isinstance(stage, ChecksTask):
             stage.check_task(task)
     if recipe.reward.needs.verifier and not verifies(task):
-        raise InputError("task", task.name, "it has no answers to verify, only responses: see the methods that learn "
-                         "from those in `anypolicy methods`")  # fmt: skip
+        raise InputError("task", task.name, "it has no answers to verify, only responses: give every row an 'answer', "
+                         "or see the methods that learn from responses in `anypolicy methods`")  # fmt: skip
 
 
 def check_images(policy: Policy, prompts: Iterable[Prompt]) -> None:

@@ -72,9 +72,15 @@ class RecordedRollout:
 
     def check_task(self, task: Task) -> None:
         """Every training prompt must have at least `least` scored responses."""
+        one = "" if self.least > 1 else "'completion' and 'label', or "
+        fields = f"a row needs {one}'chosen' and 'rejected', or two lists of one length, 'responses' and 'scores'"
         for prompt in task.train:
+            if not {"responses", "scores"} & prompt.info.keys():
+                raise InputError("responses", prompt.id, f"this prompt has no scored responses: {fields}")
             if len(recorded(prompt)) < self.least:
-                raise InputError("responses", prompt.id, f"a prompt needs at least {self.least} scored responses")
+                raise InputError(
+                    "responses", prompt.id, f"a prompt needs at least {self.least} scored responses: {fields}"
+                )
 
     def __call__(self, world: World, prompts: list[Prompt], rng: torch.Generator) -> list[Group]:
         groups: list[Group] = []

@@ -59,8 +59,8 @@ def reported(task: Task, prompt: Prompt) -> tuple[list[Revision], bool]:
     if "report" in prompt.info:
         return prompt.info["report"], bool(prompt.info.get("truncated", False))
     if not isinstance(task, Revises) or "responses" not in prompt.info:
-        raise InputError("task", prompt.id, "this prompt has no answer with an expert's report on it: make a file of "
-                         "them with `anypolicy revise`")  # fmt: skip
+        raise InputError("task", prompt.id, "this prompt has no answer with an expert's report on it: a row needs "
+                         "'reference', 'generated' and 'report', as `anypolicy revise` writes them")  # fmt: skip
     given, _ = min(recorded(prompt), key=lambda r: r[1])
     text = given if isinstance(given, str) else " ".join(map(str, given))
     return task.revise(prompt, text), False
@@ -69,7 +69,7 @@ def reported(task: Task, prompt: Prompt) -> tuple[list[Revision], bool]:
 def revised_item(policy: Policy, task: Task, prompt: Prompt) -> Revised:
     """The prompt's item as ids of this policy."""
     if prompt.reference is None:
-        raise InputError("task", task.name, f"prompt {prompt.id!r} has no reference response to learn from")
+        raise InputError("task", task.name, f"prompt {prompt.id!r} has no reference response: give it a 'reference'")
     report, truncated = reported(task, prompt)
     generated, of_generated = joined(policy, prompt, [r.sentence for r in report], ends=not truncated)
     revision, of_revision = joined(policy, prompt, [r.rewrite for r in report], ends=True)

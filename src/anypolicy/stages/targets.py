@@ -11,10 +11,22 @@ from torch import Tensor
 
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Prompt, Segment, Tokens, Trajectory
+from anypolicy.errors import InputError
 from anypolicy.parts.reduce import Mode, reduce
 from anypolicy.policies.language.base import Policy, Scores, media_of
 from anypolicy.stages.needs import Needs
 from anypolicy.stages.recipe import Loss, LossTerms
+from anypolicy.tasks.language.base import Task
+
+REFERENCE = "a row needs 'response' (or the field that the task's reference=… names)"
+
+
+def check_references(task: Task) -> None:
+    """Refuse a task that has a prompt without a reference response."""
+    for prompt in task.train:
+        if prompt.reference is None:
+            raise InputError("task", task.name, f"prompt {prompt.id!r} has no reference response to learn from: "
+                             f"{REFERENCE}, or 'chosen' and 'rejected'")  # fmt: skip
 
 
 def reference_target(policy: Policy, prompt: Prompt) -> Trajectory:

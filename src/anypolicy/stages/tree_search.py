@@ -93,7 +93,8 @@ class TreeSearch:
     def check_task(self, task: Task) -> None:
         """Paths need a verdict, and a bonus for another solution than the known one needs that one."""
         if not verifies(task):
-            raise InputError("task", task.name, "it has no answers to verify, and the search needs verdicts")
+            raise InputError("task", task.name, "it has no answers to verify, and the search needs verdicts: give "
+                             "every row an 'answer'")  # fmt: skip
         if self.novel_bonus and (unknown := [p.id for p in task.train if p.reference is None]):
             raise InputError("novel_bonus", True, f"prompt {unknown[0]!r} has no reference response to differ from")
 

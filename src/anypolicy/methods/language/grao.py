@@ -36,7 +36,8 @@ from anypolicy.policies.language.base import Scores
 from anypolicy.stages.common import GroupRollout, NoClip, PolicyLoss, VerifierReward
 from anypolicy.stages.needs import Gives, Needs
 from anypolicy.stages.recipe import GroupRecipe, LossTerms, Reward, World
-from anypolicy.stages.targets import reference_target
+from anypolicy.stages.targets import REFERENCE, reference_target
+from anypolicy.tasks.language.base import Task
 
 Stats = Literal["outputs+reference", "outputs"]
 
@@ -48,9 +49,9 @@ class ReferenceRollout:
     needs, gives = Needs(), Gives()
     group_size: int = 8
 
-    def check(self, world: World) -> None:
-        if all(p.reference is None for p in world.task.train):
-            raise InputError("task", world.task.name, "none of its prompts has a reference response (`reference`)")
+    def check_task(self, task: Task) -> None:
+        if all(p.reference is None for p in task.train):
+            raise InputError("task", task.name, f"none of its prompts has a reference response: {REFERENCE}")
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         groups = GroupRollout(self.group_size)(world, prompts, generator)

@@ -95,12 +95,13 @@ class AgainstDissatisfaction:
 
     def check_task(self, task: Task) -> None:
         for prompt in task.train:
-            if not recorded(prompt):
-                raise InputError("responses", prompt.id, "a prompt needs a recorded response that was bad")
+            if "responses" not in prompt.info or not recorded(prompt):
+                raise InputError("responses", prompt.id, "a prompt needs a recorded response that was bad: give "
+                                 "'conversation' with \"satisfied\": false on the user's message after it")  # fmt: skip
             shown = prompt.info.get("feedback")
             if self.guided and not isinstance(task, ShowsFeedback) and not (prompt.messages and isinstance(shown, str)):
-                raise InputError("feedback", prompt.id, "this prompt has no message of its user to improve by: log it, "
-                                 "or set guided to false")  # fmt: skip
+                raise InputError("feedback", prompt.id, "this prompt has no message of its user to improve by: give "
+                                 "'conversation' with \"satisfied\": false on it, or set guided to false")  # fmt: skip
 
     def check(self, world: World) -> None:
         for prompt in world.task.train if self.guided else ():

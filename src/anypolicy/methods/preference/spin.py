@@ -19,7 +19,6 @@ import torch
 from anypolicy import knobs
 from anypolicy.catalogue import Card, method
 from anypolicy.data.records import Group, Prompt
-from anypolicy.errors import InputError
 from anypolicy.knobs import Knob
 from anypolicy.methods.preference import CONFLICTS
 from anypolicy.methods.preference.dpo import Sigmoid, dpo
@@ -29,6 +28,7 @@ from anypolicy.stages.pairs import MakePairs, PairLoss
 from anypolicy.stages.recipe import GroupRecipe, World
 from anypolicy.stages.recorded import RecordedReward, recorded_group
 from anypolicy.stages.reference import PerRound
+from anypolicy.stages.targets import check_references
 from anypolicy.tasks.language.base import Task
 
 
@@ -40,9 +40,7 @@ class AgainstOwn:
     group_size: int = 2
 
     def check_task(self, task: Task) -> None:
-        for prompt in task.train:
-            if prompt.reference is None:
-                raise InputError("task", task.name, f"prompt {prompt.id!r} has no reference response to learn from")
+        check_references(task)
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         groups = GroupRollout(self.group_size - 1)(world, prompts, generator)

@@ -18,14 +18,13 @@ from torch import Tensor
 from anypolicy.catalogue import Card, method
 from anypolicy.data.batch import Batch
 from anypolicy.data.records import Group, Prompt
-from anypolicy.errors import InputError
 from anypolicy.knobs import Knob
 from anypolicy.parts.reduce import Mode
 from anypolicy.policies.language.base import Scores
 from anypolicy.stages.common import KeepAll, UniformSampler
 from anypolicy.stages.needs import Gives, Needs
 from anypolicy.stages.recipe import GroupRecipe, LossTerms, Optimiser, World
-from anypolicy.stages.targets import reduce_targets, reference_target, target_of
+from anypolicy.stages.targets import check_references, reduce_targets, reference_target, target_of
 from anypolicy.tasks.language.base import Task
 
 
@@ -37,9 +36,7 @@ class ReferenceRollout:
     needs, gives = Needs(), Gives(targets=True)
 
     def check_task(self, task: Task) -> None:
-        for prompt in task.train:
-            if prompt.reference is None:
-                raise InputError("task", task.name, f"prompt {prompt.id!r} has no reference response to learn from")
+        check_references(task)
 
     def __call__(self, world: World, prompts: list[Prompt], generator: torch.Generator) -> list[Group]:
         return [Group(p.id, p, [reference_target(world.policy, p)]) for p in prompts]

@@ -81,7 +81,10 @@ class PromptTask:
         """One checked row."""
         for field in self.needed:
             if not has(row, field):
-                raise InputError(self.name, where, f"it has no {field!r} (fields: {', '.join(row)})", choices=row)
+                neither = field == answer and not has(row, self.reference)
+                or_else = f" to verify, nor a {self.reference!r} to learn from" if neither else ""
+                told = f"it has no {field!r}{or_else} (fields: {', '.join(row)})"
+                raise InputError(self.name, where, told, choices=row)
         check_rendering(self.name, where, row)
         messages = self.messages(where, prompt, row[prompt])
         label = self.label(where, answer, row[answer], kind) if self.verifies else None
