@@ -74,11 +74,12 @@ def test_what_a_refusal_asks_for_is_accepted(slug, tmp_path):
             assert told[k] is None or None in [told[k2] for k2 in offers(k)], f"{slug} asks for {k} and refuses it"
 
 
-def test_a_row_with_nothing_to_learn_from_is_told_both_fields(tmp_path):
+def test_a_row_with_nothing_but_a_prompt_is_told_what_each_method_learns_from(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}')
-    with pytest.raises(InputError, match=r"line 1.*no 'answer' to verify, nor a 'response' to learn from"):
-        language.plan("sft", language.Settings(str(path)))
+    for slug, told in (("sft", "a row needs 'response'"), ("grpo", "'answer', or a reward of your own")):
+        with pytest.raises(InputError, match=told):
+            language.plan(slug, language.Settings(str(path)))
 
 
 @pytest.mark.parametrize("missing", ["prompt", "chosen", "rejected"])

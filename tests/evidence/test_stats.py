@@ -8,7 +8,6 @@ from anypolicy.evidence import compare
 from anypolicy.evidence.compare import compare_runs
 from anypolicy.evidence.plots import Curve, save_curves
 from anypolicy.evidence.stats import Interval, bootstrap, iqm, mean_interval, probability_of_improvement, seeds_needed
-from anypolicy.families.control import FAMILY
 from anypolicy.studies.compare import summarise
 
 RNG = np.random.default_rng(0)
@@ -80,7 +79,7 @@ def test_runs_without_a_finite_value_are_left_out_and_named(tmp_path):
               for s in range(4)}
         for arm, base, lost in (("a", 5.0, [2]), ("b", 1.0, []))
     }  # fmt: skip
-    c = summarise(rows, None, tmp_path, "t", FAMILY)
+    c = summarise(rows, None, tmp_path, "t", ("eval/success", "eval/return"), "")
     assert c.metric == "eval/return" and c.left_out == {"a": [2]}
     assert c.sentences()[0] == "a: seeds 2 ended without a finite eval/return and are left out"
     assert c.differences[0].pairs == 3
@@ -89,7 +88,7 @@ def test_runs_without_a_finite_value_are_left_out_and_named(tmp_path):
     for s in (0, 1):
         del rows["a"][s][1]["eval/return"]
     with pytest.raises(InputError, match="too many runs"):
-        summarise(rows, None, tmp_path, "t", FAMILY)
+        summarise(rows, None, tmp_path, "t", ("eval/success", "eval/return"), "")
 
 
 def test_a_clear_winner_is_named_with_its_cost(tmp_path):

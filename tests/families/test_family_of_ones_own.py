@@ -109,7 +109,7 @@ NUMBER = base.Family(
     go=go, evaluate=evaluate, explain=lambda p: f"{p.method} goes to {p.target} in {p.settings.steps} steps",
     summary=lambda run, where: f"ended at {run.number:.3f}; report {where}",
     page=lambda run: write_report(run.path / "report.html", "a number", [Text([f"{run.number}"])]),
-    metrics=("eval/score",),
+    metrics=lambda _: ("eval/score",),
 )  # fmt: skip
 FILE = '''
 """Descent: a method of a family from outside."""

@@ -13,8 +13,9 @@ from anypolicy.errors import InputError
 from anypolicy.families.language import fit, reference_of
 from anypolicy.loops.describe import describe
 from anypolicy.loops.group import GroupLoop
-from anypolicy.stages.common import DropSolved, SumReward, VerifierReward, call_reward
+from anypolicy.stages.common import DropSolved, SumReward, VerifierReward
 from anypolicy.stages.needs import Needs
+from anypolicy.stages.rewards import own_rewards
 from anypolicy.tasks.language.tabular_lock import TabularLock
 from tests.helpers import lock_loop, segment
 
@@ -166,6 +167,6 @@ class Few:
 
 @pytest.mark.parametrize("value", [1.1e18, -1e308, float("inf"), float("nan")])
 def test_rewards_that_no_float32_can_square_are_refused(value):
-    assert call_reward(lambda p, texts: [1e18], Prompt("p"), ["a"]) == [1e18]
+    assert own_rewards(lambda p, texts: [1e18])([(Prompt("p"), ["a"])]) == [[{"<lambda>": 1e18}]]
     with pytest.raises(InputError, match="at most 1e\\+18"):
-        call_reward(lambda p, texts: [value], Prompt("p"), ["a"])
+        own_rewards(lambda p, texts: [value])([(Prompt("p"), ["a"])])

@@ -116,5 +116,5 @@ def test_a_mended_reward_goes_on_and_says_so(tmp_path, capsys):
     written = recipe_of("grpo", {}, training.Settings("tabular-lock", reward=f"{file}:mine"))
     assert settings_from(training.Settings, written, trust=True) and not capsys.readouterr().err
     file.write_text("a = 2\n")
-    assert settings_from(training.Settings, written, trust=True)[2].reward == f"{file}:mine"
+    assert settings_from(training.Settings, written, trust=True)[2].reward == (f"{file}:mine",)
     assert "has changed since the run began" in capsys.readouterr().err

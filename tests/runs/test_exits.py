@@ -16,7 +16,7 @@ from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError
 from anypolicy.families import language as training
 from anypolicy.runs.trackers import TrackerAdapter
-from anypolicy.stages.common import call_reward
+from anypolicy.stages.rewards import own_rewards
 from anypolicy.tasks.control.environments import load_environment
 from anypolicy.tasks.language.verify import verify
 from tests.runs.test_stopping import driven, run  # noqa: F401
@@ -104,7 +104,7 @@ def test_an_environment_that_exits_when_it_is_closed_costs_nothing(capsys):
 
 def test_a_reward_that_exits_has_failed():
     with pytest.raises(InputError, match=r"reward <lambda>: got 'SystemExit: 0'; .*prompt 'p'"):
-        call_reward(lambda prompt, texts: sys.exit(0), Prompt("p"), ["a"])
+        own_rewards(lambda prompt, texts: sys.exit(0))([(Prompt("p"), ["a"])])
 
 
 def test_a_verifier_that_exits_has_failed():

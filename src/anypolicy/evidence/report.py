@@ -120,6 +120,9 @@ def render(block: Block, name: str) -> str:
 
 
 def answer(sample: dict[str, Any]) -> str:
-    """A response with the verifier's verdict."""
+    """A response with the verifier's verdict, or with its rewards where these are the user's own."""
     kind, word = ("yes", "correct") if sample.get("correct") else ("no", "wrong")
+    if "rewards" in sample:
+        each = ", ".join(f"{name} {value:.3g}" for name, value in sample["rewards"].items())
+        kind, word = "of", f"reward {sample['reward']:.3g} ({html.escape(each)})" if each else "no reward"
     return f"<td><pre>{html.escape(str(sample.get('response', '')))}</pre><span class={kind}>{word}</span></td>"

@@ -70,8 +70,8 @@ class Family(Generic[P, R]):
     """a finished run on the screen; the path is that of its page"""
     page: Callable[[R], Path]
     """writes report.html of a finished run"""
-    metrics: tuple[str, ...]
-    """names of the evaluation rows, larger is better: runs are compared by the first that they have"""
+    metrics: Callable[[P], tuple[str, ...]]
+    """names of the evaluation rows of a plan, larger is better: runs are compared by the first that they have"""
     cost: str = ""
     """log name whose sum is what a run has cost, where that is not its steps"""
     composes: bool = False

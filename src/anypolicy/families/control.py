@@ -396,7 +396,7 @@ def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
 FAMILY = Family(
     settings=ControlSettings, plan=plan, folder=lambda p: f"{p.method}-{p.settings.task}-{p.settings.seed}",
     begin=lambda p: (p, World(p)), go=go, evaluate=evaluate_run, explain=explain, summary=summary, page=page,
-    metrics=("eval/success", "eval/return"),
+    metrics=lambda _: ("eval/success", "eval/return"),
 )  # fmt: skip
 train_controller, start, resume, plan_from = (
     checked(FAMILY.train),

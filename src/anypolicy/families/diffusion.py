@@ -309,7 +309,7 @@ FAMILY = Family(
     settings=DiffusionSettings, plan=plan,
     folder=lambda p: f"{p.method}-{Path(p.settings.task).name}-{p.settings.seed}",
     begin=lambda p: (p, model_of(p)), go=go, evaluate=evaluate_run, explain=explain, summary=summary, page=page,
-    metrics=("eval/preferred",),
+    metrics=lambda _: ("eval/preferred",),
 )  # fmt: skip
 train_diffusion, start, resume, plan_from = (
     checked(FAMILY.train),

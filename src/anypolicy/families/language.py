@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from os.path import isfile
 from pathlib import Path
@@ -13,10 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import tyro
 
 from anypolicy import catalogue
 from anypolicy.compose import Composition, compose
-from anypolicy.data.records import Prompt
 from anypolicy.engines.base import Sampling
 from anypolicy.engines.denoising import schedule
 from anypolicy.engines.of_policy import engine_for
@@ -53,10 +55,9 @@ from anypolicy.stages.lengths import Long, fit_prompts
 from anypolicy.stages.needs import union
 from anypolicy.stages.recipe import GroupRecipe, World
 from anypolicy.stages.recorded import stream_rows
+from anypolicy.stages.rewards import OwnReward, OwnRewards
 from anypolicy.tasks.language.base import MakesPolicy, Task
 from anypolicy.tasks.language.load import load_task
-
-RewardFunction = Callable[[Prompt, list[str]], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -126,18 +127,23 @@ class Settings:
     """where it computes: auto (a GPU if there is one), cpu, cuda or cuda:N; a run may go on on another"""
     products: Products | None = None
     """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
-    reward: str | None = None
-    """your own reward: FILE.py:FUNCTION(prompt, responses) -> one number each"""
+    reward: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """your own reward: FILE.py:FUNCTION(prompt, responses, …) -> one number each; several with weights, by repeating it
+    as FILE.py:FUNCTION:WEIGHT"""
     reference: str | None = None
     """policy that divergences are taken to, with the same tokens; default the policy as the run begins"""
     reward_model: str | None = None
-    """a learned reward: the run or folder of a reward model, or one of the Hugging Face hub"""
+    """a learned reward (beside your own, with weight 1): the run or folder of a reward model, or one of the Hub"""
     reward_scale: Scale = "none"
     """of a learned reward: none, standard (mean 0, std 1 on its training responses), unit (in (-1, 1))"""
     record: bool = False
     """keep every scored group in groups.jsonl, to train on the stream again"""
     method_file: tuple[Path, ...] = ()
     """.py files with methods of your own"""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reward, str):
+            object.__setattr__(self, "reward", (self.reward,))
 
 
 @dataclass
@@ -178,8 +184,6 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
     allow(vars(settings))
     for path in settings.method_file:
         catalogue.load_file(path)
-    if settings.reward and settings.reward_model:
-        raise InputError("reward_model", settings.reward_model, "a run has one reward: leave out reward or this")
     if settings.reward_scale != "none" and not settings.reward_model:
         raise InputError("reward_scale", settings.reward_scale, "it belongs to a reward_model: give one")
     composition = compose(method, knobs)
@@ -205,7 +209,7 @@ def plan(method: str, settings: Settings, knobs: dict[str, dict[str, Any]] | Non
     choose_device(s.device)
     check_trackers(s.trackers)
     assert s.prompts is not None
-    check(recipe, s.prompts, task)
+    check(recipe, s.prompts, task, rewarded=bool(s.reward or s.reward_model))
     return Plan(composition, s, recipe, task, {k: f"{v}" for k, v in taken.items()})
 
 
@@ -219,10 +223,10 @@ def suggestions(policy: str) -> dict[str, Any]:
 def overridden(recipe: GroupRecipe, s: Settings) -> GroupRecipe:
     """The recipe with the user's numbers in place of the method's."""
     for name in ("group_size", "reward"):
-        if recipe.rollout.group_size == 0 and getattr(s, name) is not None:
+        if recipe.rollout.group_size == 0 and getattr(s, name):
             raise InputError(name, getattr(s, name), "this method samples no responses: leave it out")
     for name in ("reward", "reward_model"):
-        if recipe.reward.needs.recorded and getattr(s, name) is not None:
+        if recipe.reward.needs.recorded and getattr(s, name):
             raise InputError(name, getattr(s, name), "this method learns from recorded scores: leave it out")
     if s.group_size is not None:
         recipe = replace(recipe, rollout=replace(recipe.rollout, group_size=s.group_size))  # type: ignore[type-var]
@@ -243,16 +247,26 @@ def positive(s: Settings) -> None:
         raise InputError("top_p", s.top_p, "use a number in (0, 1]")
 
 
-def load_reward(spec: str) -> RewardFunction:
-    """FILE.py:FUNCTION."""
-    path, _, name = spec.rpartition(":")
-    if not path.endswith(".py") or not isfile(path):
-        raise InputError("reward", spec, "give FILE.py:FUNCTION with an existing file")
-    module = load_module("reward", Path(path), "anypolicy_reward_file")
-    if not hasattr(module, name):
+def load_reward(spec: str) -> OwnReward:
+    """FILE.py:FUNCTION, or FILE.py:FUNCTION:WEIGHT."""
+    known = re.fullmatch(r"(.+\.py):([^:]+)(?::([^:]*))?", spec)
+    if known is None or not isfile(known[1]):
+        raise InputError("reward", spec, "give FILE.py:FUNCTION (and :WEIGHT) with an existing file")
+    path, name, weight = known[1], known[2], number_of(known[3] or "1")
+    if weight is None:
+        raise InputError("reward", spec, f"the weight is {known[3]!r}: write a number")
+    module = load_module("reward", Path(path), f"anypolicy_reward_{Path(path).stem}")
+    if not callable(getattr(module, name, None)):
         raise InputError("reward", name, f"{path} has no such function", choices=dir(module))
-    function: RewardFunction = getattr(module, name)
-    return function
+    return OwnReward(name, getattr(module, name), weight)
+
+
+def number_of(text: str) -> float | None:
+    """A finite number, or None."""
+    with suppress(ValueError):
+        value = float(text)
+        return value if math.isfinite(value) else None
+    return None
 
 
 def world_of(p: Plan) -> World:
@@ -269,9 +283,11 @@ def world_of(p: Plan) -> World:
         policy = placed(p.task.make_policy(s.seed), device)
     if s.recompute:
         recompute(policy)
-    reward = load_reward(s.reward) if s.reward else None
+    parts = [load_reward(spec) for spec in s.reward]
     if s.reward_model:
-        reward = RewardModel.load(s.reward_model, dtype=s.dtype, scale=s.reward_scale, device=device)
+        model = RewardModel.load(s.reward_model, dtype=s.dtype, scale=s.reward_scale, device=device)
+        parts.append(OwnReward("model", model))
+    reward = OwnRewards(parts) if parts else None
     return World(policy, engine_for(policy), p.task, sampling_of(s, policy), s.seed, reward_function=reward)
 
 
@@ -396,10 +412,16 @@ def prepared(p: Plan) -> tuple[Plan, GroupLoop]:
     return p, loop
 
 
+def metrics(p: Plan) -> tuple[str, ...]:
+    """What runs are compared by: the user's own reward, if there is one."""
+    own = ("eval/reward",) if p.settings.reward or p.settings.reward_model else ()
+    return (*own, "eval/accuracy", "eval/pair_accuracy", "eval/logp", "probe/success")
+
+
 FAMILY = Family(
     settings=Settings, plan=plan, folder=lambda p: f"{p.composition.spec}-{p.settings.task}-{p.settings.seed}",
     begin=prepared, go=go, evaluate=evaluate_run, explain=explain, summary=summary, page=page,
-    metrics=("eval/accuracy", "eval/pair_accuracy", "eval/logp", "probe/success"), cost="tokens/generated",
+    metrics=metrics, cost="tokens/generated",
     composes=True,
 )  # fmt: skip
 train, start, resume, plan_from = checked(FAMILY.train), FAMILY.start, checked(FAMILY.resume), FAMILY.plan_from

@@ -73,6 +73,11 @@ def summary(run: Run, page: Path) -> str:
         lines.append(
             f"held-out accuracy  {held_out(first)}  →  {held_out(last)}   ({last['eval/n']:.0f} prompts, greedy)"
         )
+    if "eval/reward_se" in last:
+        before, after = (f"{shown(r, 'eval/reward')} ± {shown(r, 'eval/reward_se')}" for r in (first, last))
+        lines.append(f"held-out reward  {before}  →  {after}   ({last['eval/n']:.0f} prompts, greedy)")
+        for name in (k for k in last if k.startswith("eval/reward/")):
+            lines.append(f"  {name.removeprefix('eval/reward/'):<16} {shown(first, name)}  →  {shown(last, name)}")
     if "eval/pair_accuracy" in last and "eval/pair_accuracy" in first:
         before, after = (f"{r['eval/pair_accuracy']:.3f} [{r['eval/pair_low']:.3f}, {r['eval/pair_high']:.3f}]" for r in
                          (first, last))  # fmt: skip
@@ -106,6 +111,10 @@ def held_out(row: dict[str, Any]) -> str:
 
 
 def verdict(sample: dict[str, Any]) -> str:
+    if "rewards" in sample:
+        each = [f"{name} {value:.3g}" for name, value in sample["rewards"].items()]
+        total = "no reward" if sample["reward"] is None else f"reward {sample['reward']:.3g}"
+        return f"{total} ({', '.join(each)})" if len(each) > 1 else total
     return "correct" if sample["correct"] else f"wrong, answer {sample['answer']}"
 
 
@@ -115,7 +124,7 @@ def pairs_of(run: Run) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
         steps = [r["step"] for r in run.evaluations()]
         before, after = (folder.read_samples(f"step-{s:06d}") for s in (steps[0], steps[-1]))
     both = [(a["prompt"], a, b) for a, b in zip(before, after, strict=False)]
-    return sorted(both, key=lambda row: row[1]["correct"] == row[2]["correct"])
+    return sorted(both, key=lambda row: (row[1]["correct"], row[1]["reward"]) == (row[2]["correct"], row[2]["reward"]))
 
 
 def page(run: Run) -> Path:
@@ -134,6 +143,10 @@ def page(run: Run) -> Path:
         drawn = [r for r in rows if "accuracy" in r]
         sampled = Curve("training prompts, sampled", [r["step"] for r in drawn], [[r["accuracy"] for r in drawn]])
         blocks.append(Figure("Accuracy", learning_curves([curve, sampled] if drawn else [curve], y="accuracy")))
+    if "eval/reward_se" in evaluations[-1]:
+        names = ["eval/reward", *(k for k in evaluations[-1] if k.startswith("eval/reward/"))]
+        curves = [Curve(k.removeprefix("eval/"), steps, [over(evaluations, k)]) for k in names]
+        blocks.append(Figure("Held-out reward, greedy", learning_curves(curves, y="reward")))
     blocks += reference_figures(evaluations)
     if "eval/perplexity" in evaluations[-1]:
         curve = Curve("held out", steps, [over(evaluations, "eval/perplexity")])

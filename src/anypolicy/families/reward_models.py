@@ -243,6 +243,7 @@ def page(run: RewardRun) -> Path:
 
 FAMILY = Family(
     settings=RewardSettings, plan=plan, folder=lambda p: f"{p.method}-{Path(p.settings.pairs).stem}-{p.settings.seed}",
-    begin=loop_of, go=go, evaluate=evaluate, explain=explain, summary=summary, page=page, metrics=("eval/accuracy",),
+    begin=loop_of, go=go, evaluate=evaluate, explain=explain, summary=summary, page=page,
+    metrics=lambda _: ("eval/accuracy",),
 )  # fmt: skip
 start, resume, plan_from = FAMILY.start, checked(FAMILY.resume), FAMILY.plan_from

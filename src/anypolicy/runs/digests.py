@@ -24,10 +24,11 @@ def digests_of(settings: dict[str, Any]) -> dict[str, str]:
     to the task, which says so."""
     out: dict[str, str] = {}
     for field in FIELDS:
-        spec = settings.get(field)
-        if isinstance(spec, str) and spec:
-            with suppress(OSError):
-                out |= {name: digest(path) for name, path in named(field, spec)}
+        given = settings.get(field)
+        for spec in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(spec, str) and spec:
+                with suppress(OSError):
+                    out |= {name: digest(path) for name, path in named(field, spec)}
     return out
 
 

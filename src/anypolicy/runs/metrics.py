@@ -80,6 +80,8 @@ NAMES: dict[str, str] = {
     "eval/kl_se": "its standard error over prompts",
     "eval/unscored": "held-out answers that were not scored and count as wrong, where there are any",
     "eval/reward": "mean reward of the held-out answers",
+    "eval/reward_se": "its standard error, where the rewards are the user's own",
+    "eval/reward/<part>": "mean of one of several rewards of the user's own over the held-out answers",
     "eval/length": "mean tokens of the held-out answers",
     "eval/logp": "mean log-probability of a token of the held-out reference responses, in nats, at temperature 1",
     "eval/perplexity": "exp(−eval/logp)",

@@ -128,8 +128,10 @@ def files(field: str, value: Any) -> Iterable[Code]:
 
 
 def function(field: str, value: Any) -> Iterable[Code]:
-    """FILE.py:FUNCTION."""
-    return files(field, str(value).rpartition(":")[0])
+    """FILE.py:FUNCTION, or FILE.py:FUNCTION:WEIGHT; or several."""
+    for spec in [value] if isinstance(value, str) else value:
+        path, extension, _ = str(spec).partition(".py:")
+        yield from files(field, path + extension.removesuffix(":"))
 
 
 def model(field: str, value: Any) -> Iterable[Code]:

@@ -18,9 +18,9 @@ def stages(recipe: GroupRecipe) -> list[Stage]:
     return [recipe.sampler, recipe.rollout, recipe.reward, recipe.advantage, recipe.selection, recipe.loss]
 
 
-def check(recipe: GroupRecipe, prompts: int, task: Task | None = None) -> None:
+def check(recipe: GroupRecipe, prompts: int, task: Task | None = None, *, rewarded: bool = False) -> None:
     """Refuse a recipe whose stages do not go together, a number of prompts that it cannot split, and a `task` without
-    what it learns from."""
+    what it learns from; `rewarded` says that the user's own functions or model reward its responses."""
     for stage in stages(recipe):
         if not isinstance(getattr(stage, "needs", None), Needs):
             raise InputError("method", type(stage).__name__, "it does not say what it needs: add `needs = Needs()`")
@@ -37,7 +37,7 @@ def check(recipe: GroupRecipe, prompts: int, task: Task | None = None) -> None:
     if recipe.optimiser.minibatches > prompts:
         raise InputError("minibatches", recipe.optimiser.minibatches, f"a step has only {prompts} groups to split")
     if task is not None:
-        check_task(recipe, task)
+        check_task(recipe, task, rewarded=rewarded)
 
 
 def check_partners(recipe: GroupRecipe) -> None:
@@ -92,14 +92,23 @@ def check_sizes(recipe: GroupRecipe) -> None:
             raise InputError("rollout", type(rollout).__name__, f"it gives no targets, from which {name} learns")
 
 
-def check_task(recipe: GroupRecipe, task: Task) -> None:
-    """Refuse a task without what the recipe learns from: whatever a stage checks itself, and answers to verify."""
+def check_task(recipe: GroupRecipe, task: Task, *, rewarded: bool = False) -> None:
+    """Refuse a task without what the recipe learns from: whatever a stage checks itself, and answers to verify (unless
+    responses are `rewarded` by the user's own functions or model)."""
     for stage in stages(recipe):
         if isinstance(stage, ChecksTask):
             stage.check_task(task)
-    if recipe.reward.needs.verifier and not verifies(task):
-        raise InputError("task", task.name, "it has no answers to verify, only responses: give every row an 'answer', "
-                         "or see the methods that learn from responses in `anypolicy methods`")  # fmt: skip
+    if verifies(task):
+        return
+    needing = [s for s in stages(recipe) if s.needs.verdicts or (s.needs.verifier and s is not recipe.reward)]
+    if needing:
+        who = type(needing[0]).__name__
+        told = f"it has no answers to verify, and {who} reads verdicts: give every row an 'answer'"
+        raise InputError("task", task.name, told)
+    if recipe.reward.needs.verifier and not rewarded:
+        raise InputError("task", task.name, "it has no answers to verify: give every row an 'answer', or a reward of "
+                         "your own (--reward FILE.py:FUNCTION, --reward-model), or see the methods that learn from "
+                         "responses in `anypolicy methods`")  # fmt: skip
 
 
 def check_images(policy: Policy, prompts: Iterable[Prompt]) -> None:

@@ -11,9 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from anypolicy.data.batch import Batch
-from anypolicy.data.records import LARGEST, Group, Prompt, Segment, Stop, Tokens, Trajectory
+from anypolicy.data.records import Group, Prompt, Segment, Stop, Tokens, Trajectory
 from anypolicy.engines.base import ask
-from anypolicy.errors import RAISED, InputError
 from anypolicy.parts import surrogate
 from anypolicy.parts.advantages import Std, group_normalise
 from anypolicy.parts.kl import Estimator, kl
@@ -22,8 +21,9 @@ from anypolicy.policies.language.base import Scores
 from anypolicy.runs.seeds import generator
 from anypolicy.stages.needs import Gives, Needs, union
 from anypolicy.stages.recipe import ChecksWorld, Choice, LossTerms, Reward, World
+from anypolicy.stages.rewards import own_rewards
 from anypolicy.tasks.language.base import Score
-from anypolicy.tasks.language.verify import verify
+from anypolicy.tasks.language.verify import verifies, verify
 
 
 # --- sampler ---------------------------------------------------------------------------------------------------------
@@ -89,54 +89,39 @@ def group_of(prompt: Prompt, answers: Sequence[tuple[Segment, Stop]], stage: str
 # --- reward ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class VerifierReward:
-    """The task's verifier: its score is the reward, its verdict is `correct`. A user's own reward function, if given,
-    replaces the score and leaves the verdict."""
+    """The task's verifier: its score is the reward, its verdict is `correct`. A user's own rewards, if given, replace
+    the score and leave the verdict; they need no verifier."""
 
     needs = Needs(labels=True, verifier=True)
 
     def __call__(self, world: World, groups: list[Group]) -> None:
-        texts = [[world.policy.decode(t.response) for t in g.trajectories] for g in groups]
-        given = [(g.prompt, t.response, x) for g, xs in zip(groups, texts) for t, x in zip(g.trajectories, xs)]
-        scores = iter(verify(world.task, given))
-        for group, shown in zip(groups, texts):
-            own = rewarded(world, group.prompt, shown, [next(scores) for _ in shown])
-            for t, score in zip(group.trajectories, own, strict=True):
-                t.correct, t.reward, t.rewards = score.correct, score.reward, {"task": score.reward}
+        given = [(g.prompt, [t.response for t in g.trajectories]) for g in groups]
+        for group, scores in zip(groups, scored(world, given), strict=True):
+            for t, score in zip(group.trajectories, scores, strict=True):
+                t.correct, t.reward, t.rewards = score.correct, score.reward, score.rewards or {"task": score.reward}
                 t.info |= score.note
 
 
 def verified(world: World, prompt: Prompt, responses: Sequence[Tokens]) -> list[Score]:
     """The task's verdicts on responses to one prompt, with the user's own rewards if there are any."""
-    texts = [world.policy.decode(r) for r in responses]
-    scores = verify(world.task, [(prompt, r, text) for r, text in zip(responses, texts, strict=True)])
-    return rewarded(world, prompt, texts, scores)
+    return scored(world, [(prompt, list(responses))])[0]
 
 
-def rewarded(world: World, prompt: Prompt, texts: list[str], scores: list[Score]) -> list[Score]:
-    """The scores, with the user's own rewards for one group in their place if there are any."""
+def scored(world: World, groups: Sequence[tuple[Prompt, list[Tokens]]]) -> list[list[Score]]:
+    """The task's verdicts on the responses to every prompt (none where it verifies nothing), with the user's own
+    rewards in place of its score if there are any."""
+    texts = [[world.policy.decode(r) for r in responses] for _, responses in groups]
+    flat = [(p, r, x) for (p, responses), xs in zip(groups, texts) for r, x in zip(responses, xs)]
+    verdicts = iter(verify(world.task, flat) if verifies(world.task) else [Score(0.0, None)] * len(flat))
+    out = [[next(verdicts) for _ in xs] for xs in texts]
     if world.reward_function is None:
-        return scores
-    rewards = call_reward(world.reward_function, prompt, texts)
-    return [score._replace(reward=reward) for reward, score in zip(rewards, scores, strict=True)]
-
-
-def call_reward(function: Any, prompt: Prompt, texts: list[str]) -> list[float]:
-    """Call a user's reward function on one group and check what it returns."""
-    name = f"reward {getattr(function, '__name__', function)}"
-    try:
-        values = [float(v) for v in function(prompt, texts)]
-    except RAISED as error:
-        given = f"{type(error).__name__}: {error}"
-        raise InputError(
-            name, given, f"it failed on prompt {prompt.id!r}; it must return one number per response"
-        ) from error
-    if len(values) != len(texts):
-        raise InputError(name, f"{len(values)} values", f"return one number for each of the {len(texts)} responses")
-    if bad := [v for v in values if not abs(v) <= LARGEST]:
-        raise InputError(
-            name, bad[0], f"rewards must be finite numbers of at most {LARGEST:g}; look at prompt {prompt.id!r}"
-        )
-    return values
+        return out
+    own = own_rewards(world.reward_function)
+    found = own([(prompt, xs) for (prompt, _), xs in zip(groups, texts, strict=True)])
+    return [
+        [score._replace(reward=own.total(named), rewards=named) for score, named in zip(scores, row, strict=True)]
+        for scores, row in zip(out, found, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from anypolicy.policies.language.text import beginning
 from anypolicy.stages.checks import check
 from anypolicy.stages.recipe import GroupRecipe, World
 from anypolicy.stages.recorded import recorded
+from anypolicy.stages.rewards import own_rewards
 from anypolicy.tasks.language.verify import verifies
 
 Long = Literal["refuse", "drop", "truncate-left"]
@@ -77,9 +78,11 @@ def fit_prompts(
     written = rollout.group_size > 0 if rollout.gives.reaches_limit is None else rollout.gives.reaches_limit
     sampled = written or (reference is not None and not task.heldout)
     learnt = labels and (known or rollout.gives.targets)
-    reward = world.reward_function if isinstance(world.reward_function, RewardModel) else None
+    parts = () if world.reward_function is None else own_rewards(world.reward_function).parts
+    reward = next((p.function for p in parts if isinstance(p.function, RewardModel)), None)
     train = Measure(world.policy, room, most * sampled, learnt, known, reward)
-    held = Measure(world.policy, room, most * (verifies(task) or reference is not None), True, reference is not None)
+    answered = verifies(task) or bool(parts) or reference is not None
+    held = Measure(world.policy, room, most * answered, True, reference is not None)
     sides = {"train": (train, list(task.train)), "heldout": (held, list(task.heldout))}
     over = {name: measure.over(own) for name, (measure, own) in sides.items()}
     counts = {name: len(found) for name, found in over.items()}
@@ -96,7 +99,7 @@ def fit_prompts(
         setattr(fitted, name, shortened(own, over[name], measure) if long == "truncate-left" else left(own, over[name]))
     if not fitted.train:
         raise InputError("long_prompts", long, f"{told}: nothing is left to train on")
-    check(recipe, prompts, fitted)
+    check(recipe, prompts, fitted, rewarded=bool(parts))
     print(f"note: {told}: {'dropped' if long == 'drop' else 'cut to their last tokens'}", file=sys.stderr)
     return replace(world, task=fitted), counts
 

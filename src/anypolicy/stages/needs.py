@@ -21,7 +21,7 @@ class Needs:
     labels: bool = False
     """of rewards and rollouts: the answers; other rewards get prompts without them"""
     verifier: bool = False
-    """of rewards: a task that verifies answers"""
+    """of rewards, rollouts, samplers: a task that verifies answers (a reward does without where users give theirs)"""
     recorded: bool = False
     """of rewards: recorded responses, whose scores it reads"""
     verdicts: bool = False

@@ -29,6 +29,7 @@ from anypolicy.errors import InputError, fits
 from anypolicy.policies.language.base import Policy, Scores
 from anypolicy.stages.needs import Gives, Needs
 from anypolicy.stages.reference import Fixed, ReferenceMode
+from anypolicy.stages.rewards import OwnRewards
 from anypolicy.tasks.language.base import Task
 
 
@@ -235,8 +236,8 @@ class GroupRecipe:
 
 @dataclass(frozen=True)
 class World:
-    """What the stages may use: the policy that samples, the engine, the task, the sampling settings, and a user's own
-    reward function (prompt, response texts of the whole group) → one number each.
+    """What the stages may use: the policy that samples, the engine, the task, the sampling settings, and the user's own
+    rewards: `OwnRewards`, or one function (prompt, response texts of the whole group) → one number each.
 
     `reference` samples from the frozen reference policy, where a stage needs it. `memory` holds what stages keep from
     step to step, each under a name of its own, as JSON values; it is part of every checkpoint.
@@ -248,7 +249,7 @@ class World:
     sampling: Sampling
     seed: int
     version: int = 0
-    reward_function: Callable[[Prompt, list[str]], Sequence[float]] | None = None
+    reward_function: OwnRewards | Callable[[Prompt, list[str]], Sequence[float]] | None = None
     reference: Engine | None = None
     memory: dict[str, Any] = field(default_factory=dict[str, Any])
 

@@ -198,7 +198,7 @@ class TreeSearch:
             if over:
                 [verdict] = verify(world.task, [(tree.prompt, response, policy.decode(response))])
                 novel = self.novel_bonus and not np.array_equal(response, tree.solution)
-                value += outcome(verdict.correct, depth, multiple_choice=self.multiple_choice, novel=novel)
+                value += outcome(bool(verdict.correct), depth, multiple_choice=self.multiple_choice, novel=novel)
             out.append(step._replace(value=value, terminal=over))
         return out
 
@@ -228,7 +228,7 @@ class TreeSearch:
         response = np.array(end.tokens, np.int64)
         [verdict] = verify(world.task, [(tree.prompt, response, tree.policy.decode(response))])
         finished = not stops or int(response[-1]) in stops
-        right = verdict.correct and finished
+        right = bool(verdict.correct) and finished
         whole = Trajectory("", [tree.segment([], path, world.version)], correct=right, info={"score": float(right)})
         whole.stop = "eos" if finished else "length"
         out = [Group(tree.prompt.id, tree.prompt, [whole])]

@@ -74,8 +74,7 @@ def compare(
     if seeds < 2:
         raise InputError("seeds", seeds, "a comparison needs at least 2 seeds")
     family = common_family(methods, settings.get("method_file", ()))
-    for arm in methods:
-        family.planned(arm, settings, knobs_of(arm, knobs or {}))
+    plans = [family.planned(arm, settings, knobs_of(arm, knobs or {})) for arm in methods]
     data = str(settings[family.data])
     folder = Path(out or Path("runs") / f"compare-{'-'.join(methods)}-{data}"[:150].replace("/", "-").replace(":", "-"))
     jobs = [
@@ -89,18 +88,18 @@ def compare(
         for arm, seed, rows in in_workers(one_run, jobs, workers):
             ledgers[arm][seed] = rows
             tick(f"{arm} seed {seed}")
-    return summarise(ledgers, metric, folder, data, family, equal_kl=equal_kl)
+    return summarise(ledgers, metric, folder, data, family.metrics(plans[0]), family.cost, equal_kl=equal_kl)
 
 
 def summarise(
     ledgers: dict[str, dict[int, list[dict[str, Any]]]], metric: str | None, folder: Path, data: str,
-    family: Family[Any, Any], *, equal_kl: bool = False,
+    known: tuple[str, ...], spent: str, *, equal_kl: bool = False,
 ) -> Comparison:  # fmt: skip
     """Final values, curves and cost of every arm, judged, and the report written."""
     ends = [[rows[-1] for rows in runs.values()] for runs in ledgers.values()]
     names = [k for k in dict.fromkeys(k for row in ends[0] for k in row) if k.startswith(("eval/", "probe/"))]
     names = [k for k in names if k != "eval/perplexity" and all(any(k in row for row in own) for own in ends)]
-    metric = metric or next((k for k in family.metrics if k in names), None)
+    metric = metric or next((k for k in known if k in names), None)
     if metric not in names:
         raise InputError("metric", metric, f"the evaluations have {', '.join(names)}", choices=names)
     final: dict[str, dict[int, float]] = {}
@@ -112,8 +111,7 @@ def summarise(
         final[arm] = {seed: rows[-1][metric] for seed, rows in evaluations.items() if metric in rows[-1]}
         lost[arm] = sorted(evaluations.keys() - final[arm].keys())
         cost[arm] = {
-            seed: sum(r.get(family.cost, 0) for r in rows) if family.cost else rows[-1]["step"]
-            for seed, rows in runs.items()
+            seed: sum(r.get(spent, 0) for r in rows) if spent else rows[-1]["step"] for seed, rows in runs.items()
         }
         [steps, *others] = [[r["step"] for r in rows] for rows in evaluations.values()]
         if any(other != steps for other in others):
@@ -130,7 +128,7 @@ def summarise(
                       if s not in lost[arm]} for arm, runs in ledgers.items()}  # fmt: skip
         target, final, over_kl = at_equal_divergence(both, metric)
         label = f"{metric} at {target:.3g} nats from the reference"
-    unit = family.cost.partition("/")[0] or "steps"
+    unit = spent.partition("/")[0] or "steps"
     comparison = compare_runs(final, curves=curves, costs=cost, metric=label, task=data, unit=unit, over_kl=over_kl,
                               left_out=left_out)  # fmt: skip
     comparison.report(folder / "report.html")

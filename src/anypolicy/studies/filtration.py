@@ -16,7 +16,7 @@ from anypolicy.parts.filtration import Rule, equal_count_means, fit_line, keep
 from anypolicy.runs.files import check_unused, make_place, write_text
 from anypolicy.runs.seeds import generator
 from anypolicy.runs.strict_json import json_text
-from anypolicy.tasks.language.verify import verify
+from anypolicy.tasks.language.verify import verifies, verify
 from anypolicy.tasks.lines import json_lines
 
 RULES: tuple[tuple[str, Rule, float], ...] = (
@@ -136,12 +136,14 @@ def collect_scores(
     All rules are then measured on these same responses of one policy.
     """
     settings = settled(settings)
-    if settings.reward is None and settings.reward_model is None:
+    if not settings.reward and settings.reward_model is None:
         raise InputError("reward_model", None, "give the reward to be judged: --reward-model or --reward")
     out = settings.out or Path("scores.jsonl")
     check_unused(out)
     make_place(out)
     p = training.plan(method, settings, knobs)
+    if not verifies(p.task):
+        raise InputError("task", p.task.name, "rewards are compared with true scores: give every row an 'answer'")
     if (p.settings.prompts or 0) > len(p.task.train):
         raise InputError("prompts", p.settings.prompts, f"the task has {len(p.task.train)} training prompts")
     world = training.world_of(p)

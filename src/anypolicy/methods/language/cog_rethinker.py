@@ -79,7 +79,7 @@ class FallbackRollout:
     responses to a prompt with one wrong response. Right responses of the last two become targets under the direct
     prompt (the `kept` shortest a prompt) and examples for later prompts."""
 
-    needs, gives = Needs(labels=True), Gives()
+    needs, gives = Needs(labels=True, verifier=True), Gives()
     group_size: int = 16
     stages: tuple[str, ...] = ("decompose", "reflect")
     examples: int = 2

@@ -70,7 +70,7 @@ def before(marker: str, policy: Policy, response: Tokens) -> Tokens:
 
 def correct(world: World, prompt: Prompt, response: Tokens) -> bool:
     """The task's verdict."""
-    return world.task.score(prompt, response, world.policy.decode(response)).correct
+    return bool(world.task.score(prompt, response, world.policy.decode(response)).correct)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SelfExplanation:
     """Ordinary groups and, for every prompt with an answer, targets: explanations sampled with the answer in sight, cut
     before their own answer, ended by the known one, to be trained under the plain prompt."""
 
-    needs, gives = Needs(labels=True), Gives()
+    needs, gives = Needs(labels=True, verifier=True), Gives()
     group_size: int = 8
     when: When = "always"
     explanations: int = 1

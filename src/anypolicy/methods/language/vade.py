@@ -98,7 +98,7 @@ class ThompsonOrder:
 class ThompsonSampler:
     """Thompson sampling of the information gain; `fast` forgets visited prompts, `slow` the others."""
 
-    needs = Needs()
+    needs = Needs(verifier=True)
     fast: float = 0.2
     slow: float = 0.999
     gain: Gain = "p(1-p)^2"

@@ -11,11 +11,13 @@ from anypolicy.policies.language.base import Policy
 
 class Score(NamedTuple):
     """A verifier's verdict on one response: the reward and, apart from it, whether the answer is correct; and why it
-    was not scored, where it was not: it must not be read (refused), time was up (timeout), its process died (ended)."""
+    was not scored, where it was not: it must not be read (refused), time was up (timeout), its process died (ended).
+    `rewards` are the user's own by name, where these make the reward."""
 
     reward: float
-    correct: bool
+    correct: bool | None
     unscored: Literal["", "refused", "timeout", "ended"] = ""
+    rewards: dict[str, float] | None = None
 
     @property
     def note(self) -> dict[str, str]:

@@ -86,7 +86,7 @@ class DigitChain:
             problems = [prompt(rng, n, str(i), held=i >= 200) for i in range(400)]
             requests = [Request(policy.encode(p)) for p in problems]
             answers = [s.response for [(s, _)] in NativeEngine(policy).generate(requests, Sampling(16), sampler)]
-            right = [self.score(p, r, "").correct for p, r in zip(problems, answers, strict=True)]
+            right = [bool(self.score(p, r, "").correct) for p, r in zip(problems, answers, strict=True)]
             out[f"direct_{n}"] = float(np.mean([r[0] == END for r in answers[:200]]))
             out[f"length_{n}"] = float(np.mean([len(r) for r in answers[:200]]))
             out[f"accuracy_{n}"], out[f"unseen_{n}"] = float(np.mean(right[:200])), float(np.mean(right[200:]))

@@ -37,9 +37,9 @@ class PromptTask:
     and reference. A prompt with several references is several prompts. Name and side of the split follow from the
     prompt without the instruction; further fields go into `info`, among them recorded `responses`.
 
-    Rows without answers, but with references, make a task without a verifier; so do recorded responses, with
-    `verifier_name` none. Of the latter nothing is held out. What a row shows in `image` or `images` (paths relative to
-    `folder`) belongs to its prompt.
+    Rows without answers make a task without a verifier, be they prompts alone or with references; so do recorded
+    responses, with `verifier_name` none. Of the latter nothing is held out. What a row shows in `image` or `images`
+    (paths relative to `folder`) belongs to its prompt.
     """
 
     def __init__(
@@ -51,8 +51,10 @@ class PromptTask:
         self.verifier = check_verifier("exact" if verifier_name == "none" else verifier_name)
         read = [(where, conversation(name, where, row, prompt, self.reference)) for where, row in rows]
         refers = bool(read) and has(read[0][1], self.reference)
-        self.verifies = verifier_name != "none" and (not read or has(read[0][1], answer) or not refers)
-        self.needed = (prompt, answer if self.verifies else self.reference if refers else "responses")
+        answers, streams = bool(read) and has(read[0][1], answer), bool(read) and "responses" in read[0][1]
+        self.verifies = verifier_name != "none" and (answers or (streams and not refers))
+        label = (answer,) if self.verifies else (self.reference,) if refers else ("responses",) if streams else ()
+        self.needed = (prompt, *label)
         prompts: dict[str, list[Prompt]] = {}
         every = [(where, self.read(where, row, prompt, answer, instruction, verifier_name)) for where, row in read]
         if self.verifies:
@@ -69,7 +71,7 @@ class PromptTask:
                 same.append(replace(one, id=f"{one.id}-{len(same)}") if same else one)
         if reference and prompts and all(p.reference is None for same in prompts.values() for p in same):
             raise InputError(name, reference, "no row has this field: name the field of the reference responses")
-        if not self.verifies and not refers:
+        if not self.verifies and not refers and streams:
             self.train, self.heldout = [p for same in prompts.values() for p in same], []
             return
         if len(prompts) < 2:
@@ -81,10 +83,7 @@ class PromptTask:
         """One checked row."""
         for field in self.needed:
             if not has(row, field):
-                neither = field == answer and not has(row, self.reference)
-                or_else = f" to verify, nor a {self.reference!r} to learn from" if neither else ""
-                told = f"it has no {field!r}{or_else} (fields: {', '.join(row)})"
-                raise InputError(self.name, where, told, choices=row)
+                raise InputError(self.name, where, f"it has no {field!r} (fields: {', '.join(row)})", choices=row)
         check_rendering(self.name, where, row)
         messages = self.messages(where, prompt, row[prompt])
         label = self.label(where, answer, row[answer], kind) if self.verifies else None
@@ -153,7 +152,9 @@ class PromptTask:
     def score_many(self, responses: Sequence[tuple[Prompt, Tokens, str]]) -> list[Score]:
         if not self.verifies:
             raise InputError(
-                "verifier", "none", "there is nothing to verify new responses with: learn from recorded ones"
+                "verifier",
+                "none",
+                "there is nothing to verify new responses with: learn from recorded ones, or give a reward of your own",
             )
         return verify(self.verifier, [(text, str(prompt.answer)) for prompt, _, text in responses])
 
