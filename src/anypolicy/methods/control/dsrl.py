@@ -13,6 +13,7 @@ Differs:
   network           3 × 128 tanh, LayerNorm (authors' for Hopper and Transport; 2,048 or 1,024 for others)
   warm-up           ten episodes of the base | 1,501 to 20,001 steps (authors)
   time limit        bootstraps | is terminal (authors)
+  replay            10⁶ transitions | 10⁷ (authors)
   chunk             rewards inside are discounted, γᵏ after k steps | summed, γ once (authors); γᵏ (pi0)
   noise of a chunk  all of it is chosen | one action's, repeated (pi0's long chunks)
   evaluation        draws from the actor | `deterministic_eval`: u = tanh(mean)

@@ -10,6 +10,7 @@ Differs:
   target entropy    0 | `target_entropy` none: −|A| (the code's −1)
   warm-up           ten episodes of the base with its noise clipped to the box | 1,501 to 20,001 steps of it (authors)
   time limit        bootstraps | is terminal (authors)
+  replay            10⁶ transitions | 10⁷ (authors)
   chunk             rewards inside are discounted, γᵏ after k steps | summed, γ once (authors)
   evaluation        draws from the actor | `deterministic_eval`: u = tanh(mean)
 """

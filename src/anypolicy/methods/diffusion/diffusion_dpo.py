@@ -7,6 +7,7 @@ Silent: nothing that matters here.
 Differs: β multiplies half of a difference of means over the numbers of a sample, as in the authors' code; the paper has
 β T ω(λ_t) before sums, which is the same with β = 2 D β T ω. A β for latents of Stable Diffusion (D = 16,384) is far
 too large for small D: keep β/D.
+  rate        2.05e-5 = 1e-8 for each of 2,048 pairs, as in the authors' launchers; the paper prints 2.048e-8 · 2,000/β
   warm-up     500 updates of 2,000 (Stable Diffusion 1.5), 200 (XL), as in the authors' launchers
   one noise and one time for both samples of a pair, as in the authors' code
 """

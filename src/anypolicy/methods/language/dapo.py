@@ -7,7 +7,7 @@ Changes: reward (length penalty near the limit), selection (drop all-equal group
 token mean, no KL).
 Silent: what happens when a step never fills; here at most `max_rounds` draws, then the step goes on with what it has.
 Differs: the paper's cache of 4096 of 20480 tokens stands here as a fraction of the generation limit. Surplus groups
-are dropped (verl's default).
+are dropped (verl's default). The paper makes 16 updates of a batch (`--minibatches 16`), here it is one.
 """
 
 from dataclasses import dataclass, replace

@@ -6,7 +6,8 @@ update keeps several updates on one batch from fitting the estimate itself.
 Changes: advantage (mean only), loss (clipped token ratio of one-pass estimates, no KL), optimiser (AdamW 5e-7 as in the
 paper that compares).
 Silent: BGPO's paper does not say which form of d1's loss it ran; here d1's, without its KL term.
-Differs: d1's code is not in reach; 0.15 for the prompt and 0.2 for the clip are its published settings.
+Differs: 0.15 for the prompt is d1's published setting. It makes 12 updates of a batch with a clip of 0.5; with one
+update, as here, no ratio leaves 1, and the clip is GRPO's 0.2.
 """
 
 from collections.abc import Iterator

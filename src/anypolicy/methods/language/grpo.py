@@ -4,7 +4,8 @@ Paper: DeepSeekMath, arXiv 2402.03300, section 4.1 (eq. 3 objective, eq. 4 KL es
 Idea: the group of responses to one prompt is its own baseline, so no critic is needed.
 Changes: nothing; it is what the others change.
 Silent: what an all-equal group gets. Here exactly 0: the rounding error of the mean divided by eps is not a signal.
-Differs: the standard deviation is the sample one (G − 1) as in verl and TRL; eps is 1e-6 (verl), TRL has 1e-4.
+Differs: the standard deviation is the sample one (G − 1) as in verl and TRL; eps is 1e-6 (verl), TRL has 1e-4. Groups
+of 8 and a KL coefficient of 0.001 are verl's and its users'; the paper has 64 and 0.04 (section 4.2).
 """
 
 from typing import Annotated

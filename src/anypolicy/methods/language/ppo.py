@@ -7,6 +7,7 @@ Changes: rollout (one response per prompt), advantage (GAE), loss (token mean, n
 Silent: the head's shape on a language model; here one linear layer from zero on the policy's last hidden state, whose
 gradient also reaches the trunk.
 Differs: verl whitens the advantage over the batch after the value target is made, as here; TRL kept a separate critic.
+The KL coefficient (0.001) and the value clip (0.5) are verl's; InstructGPT's KL coefficient is 0.02.
 """
 
 from dataclasses import dataclass, replace

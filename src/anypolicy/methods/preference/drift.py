@@ -13,7 +13,8 @@ one after it is a run of DPO before this one (docs/preferences.md), without such
 Differs: a round is one step of the loop over its `prompts`, not all the data. Training is under the plain prompt, which
 shows neither complaint nor request; where the request does not fit into the policy's window, the beginning of the
 history is left out. The authors' first 100 items are held out, here a share by prompt. They sample at temperature 0.7
-and top-p 0.9 (`--temperature 0.7 --top-p 0.9`) and use RMSprop at 5e-7 with a linear schedule; here AdamW at 5e-7.
+and top-p 0.9 (`--temperature 0.7 --top-p 0.9`) and use RMSprop at 5e-7 with a warm-up over a tenth and a
+linear schedule; here AdamW at 5e-7 without.
 `smoothing` is for logs with wrong marks. Without feedback (`guided` False) the expected step from θ = π_k only unlearns
 the bad answer: the sample's own score has mean 0 (our derivation). Nothing stops the push: watch the entropy.
 """
