@@ -9,8 +9,8 @@ suffice. A wrong response with a positive advantage (format bonus) is raised by 
 Differs: the code infers correctness by truncating the reward; here it is the verifier's verdict. It averages the
 surrogate over micro-batches of two responses; here over the whole mini-batch. It splits 128 prompts into 16 updates:
 `--prompts 128 --minibatches 16`, and warms up over 3 % of them, here not at all. With the released base
-1.00001 STCR reaches 1.01 at a thousand tokens of excess and
-does nothing on short responses; `stcr_half` names the excess at which the multiplier is to be 1.5.
+1.00001 STCR reaches 1.01 at a thousand tokens of excess and does nothing on short responses; `stcr_half` names the
+excess at which the multiplier is to be 1.5.
 """
 
 import math

@@ -8,7 +8,8 @@ this iteration and the last), loss, optimiser, reference (renewed every iteratio
 Silent: nothing that matters here.
 Differs: an iteration is one step of the loop over its `prompts`. The authors run RMSprop at 5e-7 (1e-7 and β = 5 in
 later iterations) with a warm-up over a tenth, a linear schedule and 3 to 6 epochs an iteration; here AdamW at 5e-7
-without, and one pass (`--epochs`, `--minibatches`). A sample that equals its target makes no pair. Log-probabilities are sums over tokens.
+without, and one pass (`--epochs`, `--minibatches`). A sample that equals its target makes no pair.
+Log-probabilities are sums over tokens.
 """
 
 from dataclasses import dataclass, replace
