@@ -217,6 +217,57 @@ def test_an_evaluation_needs_nothing_but_the_weights_and_changes_nothing(slug, t
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
 
 
+DRAWS = {
+    "bc": "a flow begins at drawn noise",
+    "crr": "samples its softmax when evaluated too, as its authors do",
+    "dsrl": "draws from the actor when evaluated too, as its authors do",
+    "dsrl-sac": "as dsrl",
+    "expo-expressive": "the best of drawn samples and edits is its policy",
+}
+"""Methods whose policy draws, explored or not."""
+
+
+def acts_of(learner, seen, **how):
+    """What it does where it sees this, with the random numbers of two generators."""
+    rngs = [torch.Generator().manual_seed(n) for n in (1, 2)]
+    return [learner.act(observing(learner)(seen), rng, **how).executed for rng in rngs]
+
+
+def watched(learner, monkeypatch):
+    """What its `act` is asked from now on: whether to explore."""
+    asked, act = [], learner.act
+
+    def ask(observation, generator, *, explore):
+        asked.append(explore)
+        return act(observation, generator, explore=explore)
+
+    monkeypatch.setattr(learner, "act", ask)
+    return asked
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_an_evaluation_does_not_explore(slug, tmp_path, demonstrations, monkeypatch):
+    """The action follows from the observation alone, unless the policy draws by itself."""
+    run = trained(slug, tmp_path / "run", 64, demonstrations)
+    knobs, settings = settings_of(slug, demonstrations)
+    plan = control.plan(slug, control.ControlSettings(**settings), knobs)
+    seen = torch.randn(5, plan.task.space.observations, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(*acts_of(run.learner, seen, explore=False)) == (slug not in DRAWS)
+    asked = watched(run.learner, monkeypatch)
+    control.evaluated(plan, run.learner, 7, 1)
+    assert asked and not any(asked)
+
+
+def test_noise_in_an_evaluation_is_seen(tmp_path, demonstrations, monkeypatch):
+    """Planted: TD3 adds its noise whether it is told to explore or not."""
+    from anypolicy.methods.control import td3
+
+    act = td3.TwinDelayedLearner.act
+    monkeypatch.setattr(td3.TwinDelayedLearner, "act", lambda self, x, rng, *, explore: act(self, x, rng, explore=True))
+    with pytest.raises(AssertionError):
+        test_an_evaluation_does_not_explore("td3", tmp_path, demonstrations, monkeypatch)
+
+
 @pytest.mark.parametrize("slug", METHODS)
 def test_truncation_bootstraps_and_termination_does_not(slug, demonstrations):
     knobs, settings = settings_of(slug, demonstrations)
