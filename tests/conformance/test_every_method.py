@@ -14,6 +14,7 @@ from anypolicy.compose import STAGES, compose
 from anypolicy.data.batch import TOKEN_FIELDS, from_groups
 from anypolicy.families import language as training
 from anypolicy.families.language import Settings
+from anypolicy.policies.language.load import load_policy
 from anypolicy.runs.metrics import documented
 from anypolicy.runs.recipes import alike
 from anypolicy.tasks.language.base import Score
@@ -174,16 +175,17 @@ def judged(loop, temperature):
 
 
 @pytest.mark.parametrize("slug", METHODS)
-def test_an_evaluation_has_nothing_of_what_the_method_adds_while_it_trains(slug):
-    """No hint, prefix, mask, search, teacher or replay: GRPO with the same weights answers the same; and a run that was
-    evaluated in between goes on as one that was not."""
+def test_an_evaluation_has_nothing_of_what_the_method_adds_while_it_trains(slug, tmp_path):
+    """No hint, prefix, mask, search, teacher or replay: GRPO with the policy that was saved answers the same; and a run
+    that was evaluated in between goes on as one that was not."""
     loop, other, plain = (lock_loop(compose(x).recipe) for x in (slug, slug, "grpo"))
     for _ in range(2):
         loop.step()
         other.step()
         asked = seen_by(loop.world.engine)
+        loop.world.policy.save(tmp_path)
+        plain.world.policy.module.load_state_dict(load_policy(str(tmp_path)).module.state_dict())
         for temperature in (0.0, 1.0):
-            plain.world.policy.module.load_state_dict(loop.world.policy.module.state_dict())
             before = copy.deepcopy(loop.state())
             log, samples = judged(loop, temperature)
             assert samples == judged(plain, temperature)[1]
