@@ -26,6 +26,12 @@ INDEXED = {
 }  # fmt: skip
 WAITS = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default}
 DRAWS = {"multinomial", "bernoulli", "uniform_", "normal_", "exponential_", "random_", "bernoulli_"}
+SAID = {
+    "is_available": True,
+    "device_count": 1,
+    "get_device_name": "a pretended GPU",
+    "is_current_stream_capturing": False,
+}
 HOST = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 
@@ -124,13 +130,14 @@ class PretendedDevice(TorchFunctionMode):
     def __enter__(self):
         super().__enter__()
         self.below.__enter__()
-        self.found = torch.cuda.is_available, torch.cuda.device_count, torch.cuda.get_device_name
-        torch.cuda.is_available, torch.cuda.device_count = (lambda: True), (lambda: 1)
-        torch.cuda.get_device_name = lambda *_: "a pretended GPU"
+        self.found = {name: getattr(torch.cuda, name) for name in SAID}
+        for name, value in SAID.items():
+            setattr(torch.cuda, name, lambda *_, value=value: value)
         return self
 
     def __exit__(self, *error):
-        torch.cuda.is_available, torch.cuda.device_count, torch.cuda.get_device_name = self.found
+        for name, own in self.found.items():
+            setattr(torch.cuda, name, own)
         self.below.__exit__(*error)
         return super().__exit__(*error)
 
