@@ -14,9 +14,8 @@ from anypolicy.cli.app import main
 from anypolicy.data.records import Prompt
 from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError
-from anypolicy.families import language as training
 from anypolicy.runs.trackers import TrackerAdapter
-from anypolicy.stages.rewards import own_rewards
+from anypolicy.stages.rewards import load_reward, own_rewards
 from anypolicy.tasks.control.environments import load_environment
 from anypolicy.tasks.language.verify import verify
 from tests.runs.test_stopping import driven, run  # noqa: F401
@@ -140,7 +139,7 @@ def test_a_claim_that_exits_has_failed(tmp_path, capsys, where, workers):
 def test_files_that_exit_when_they_are_imported(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("import sys\nsys.exit(0)\n")
-    for load in (lambda: catalogue.load_file(path, trust=True), lambda: training.load_reward(f"{path}:score")):
+    for load in (lambda: catalogue.load_file(path, trust=True), lambda: load_reward(f"{path}:score")):
         with pytest.raises(InputError, match="cannot be imported: SystemExit: 0"):
             load()
 

@@ -23,6 +23,7 @@ from anypolicy.policies.language.reward_model import RewardModel
 from anypolicy.runs import trust
 from anypolicy.runs.directory import RunDirectory
 from anypolicy.runs.recipes import MAY_CHANGE, recipe_of
+from anypolicy.stages.rewards import load_reward
 from anypolicy.studies import datasets, inspection, revisions
 from anypolicy.studies.record import record
 from anypolicy.studies.reproduce import CHECKOUT, reproduce
@@ -229,7 +230,7 @@ def test_what_the_user_wrote_runs_again_from_a_recipe(tmp_path, mark):
 
 # --- the door itself -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("enter", [
-    lambda path, folder: catalogue.load_file(path), lambda path, folder: training.load_reward(f"{path}:score"),
+    lambda path, folder: catalogue.load_file(path), lambda path, folder: load_reward(f"{path}:score"),
     lambda path, folder: load_policy(f"masked-diffusion:{folder},own-code=true"),
 ])  # fmt: skip
 def test_nothing_goes_through_that_was_not_allowed(enter, tmp_path, mark):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -49,13 +46,13 @@ from anypolicy.runs.recipes import (
 )
 from anypolicy.runs.stop import Pause
 from anypolicy.runs.trackers import check_trackers
-from anypolicy.runs.trust import allow, load_module
+from anypolicy.runs.trust import allow
 from anypolicy.stages.checks import check, stages
 from anypolicy.stages.lengths import Long, fit_prompts
 from anypolicy.stages.needs import union
 from anypolicy.stages.recipe import GroupRecipe, World
 from anypolicy.stages.recorded import stream_rows
-from anypolicy.stages.rewards import OwnReward, OwnRewards
+from anypolicy.stages.rewards import OwnReward, OwnRewards, load_reward
 from anypolicy.tasks.language.base import MakesPolicy, Task
 from anypolicy.tasks.language.load import load_task
 
@@ -245,28 +242,6 @@ def positive(s: Settings) -> None:
     )  # fmt: skip
     if s.top_p > 1:
         raise InputError("top_p", s.top_p, "use a number in (0, 1]")
-
-
-def load_reward(spec: str) -> OwnReward:
-    """FILE.py:FUNCTION, or FILE.py:FUNCTION:WEIGHT."""
-    known = re.fullmatch(r"(.+\.py):([^:]+)(?::([^:]*))?", spec)
-    if known is None or not isfile(known[1]):
-        raise InputError("reward", spec, "give FILE.py:FUNCTION (and :WEIGHT) with an existing file")
-    path, name, weight = known[1], known[2], number_of(known[3] or "1")
-    if weight is None:
-        raise InputError("reward", spec, f"the weight is {known[3]!r}: write a number")
-    module = load_module("reward", Path(path), f"anypolicy_reward_{Path(path).stem}")
-    if not callable(getattr(module, name, None)):
-        raise InputError("reward", name, f"{path} has no such function", choices=dir(module))
-    return OwnReward(name, getattr(module, name), weight)
-
-
-def number_of(text: str) -> float | None:
-    """A finite number, or None."""
-    with suppress(ValueError):
-        value = float(text)
-        return value if math.isfinite(value) else None
-    return None
 
 
 def world_of(p: Plan) -> World:

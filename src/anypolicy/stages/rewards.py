@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from anypolicy.data.records import LARGEST, Prompt
 from anypolicy.errors import RAISED, InputError
+from anypolicy.runs.trust import load_module
 
 Named = dict[str, float]
 """What each reward gave a response, those left out that abstained."""
@@ -128,3 +132,25 @@ def own_rewards(function: Any) -> OwnRewards:
     if isinstance(function, OwnRewards):
         return function
     return OwnRewards([OwnReward(str(getattr(function, "__name__", function)), function)])
+
+
+def load_reward(spec: str) -> OwnReward:
+    """FILE.py:FUNCTION, or FILE.py:FUNCTION:WEIGHT."""
+    known = re.fullmatch(r"(.+\.py):([^:]+)(?::([^:]*))?", spec)
+    if known is None or not isfile(known[1]):
+        raise InputError("reward", spec, "give FILE.py:FUNCTION (and :WEIGHT) with an existing file")
+    path, name, weight = known[1], known[2], number_of(known[3] or "1")
+    if weight is None:
+        raise InputError("reward", spec, f"the weight is {known[3]!r}: write a number")
+    module = load_module("reward", Path(path), f"anypolicy_reward_{Path(path).stem}")
+    if not callable(getattr(module, name, None)):
+        raise InputError("reward", name, f"{path} has no such function", choices=dir(module))
+    return OwnReward(name, getattr(module, name), weight)
+
+
+def number_of(text: str) -> float | None:
+    """A finite number, or None."""
+    with suppress(ValueError):
+        value = float(text)
+        return value if math.isfinite(value) else None
+    return None
