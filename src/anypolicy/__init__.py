@@ -20,11 +20,12 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys(
     os.environ |= {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 
 if TYPE_CHECKING:
+    from anypolicy import methods as methods
     from anypolicy.catalogue import Card as Card
     from anypolicy.catalogue import method as method
-    from anypolicy.catalogue import methods as methods
     from anypolicy.families.base import evaluate as evaluate
     from anypolicy.families.base import explain as explain
+    from anypolicy.families.base import load as load
     from anypolicy.families.base import resume as resume
     from anypolicy.families.base import train as train
     from anypolicy.families.language import Run as Run
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
 _HOME = {
     "Card": "catalogue",
     "method": "catalogue",
-    "methods": "catalogue",
     "train": "families.base",
     "resume": "families.base",
     "evaluate": "families.base",
     "explain": "families.base",
+    "load": "families.base",
     "Run": "families.language",
     "Settings": "families.language",
     "compare": "studies.compare",
@@ -52,10 +53,12 @@ _HOME = {
     "train_reward_model": "families.reward_models",
 }
 
-__all__ = ["InputError", "__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["InputError", "__version__", "methods", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "methods":
+        return importlib.import_module("anypolicy.methods")
     if name not in _HOME:
         raise AttributeError(f"module 'anypolicy' has no attribute {name!r}")
     return getattr(importlib.import_module(f"anypolicy.{_HOME[name]}"), name)

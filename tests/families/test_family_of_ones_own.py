@@ -94,6 +94,11 @@ def go(p, run, fit, *, quiet):
     return FitRun(run.path, run.read(), float(fit.x), time.monotonic() - began)
 
 
+def load(path, *, device=None, trust=False):
+    with RunDirectory.open(path, lock=False) as run, put_back(made_checkpoint(run, run.recipe())) as (_, tensors):
+        return FitRun(run.path, run.read(), float(tensors["fit"]["x"]))
+
+
 @checked
 def evaluate(path: str | Path, *, digits: int = 6, trust: bool = False) -> dict[str, float]:
     with RunDirectory.open(path, lock=False) as run:
@@ -106,7 +111,7 @@ def evaluate(path: str | Path, *, digits: int = 6, trust: bool = False) -> dict[
 
 NUMBER = base.Family(
     settings=FitSettings, plan=plan, folder=lambda p: f"{p.method}-{p.settings.seed}", begin=lambda p: (p, Fit(p)),
-    go=go, evaluate=evaluate, explain=lambda p: f"{p.method} goes to {p.target} in {p.settings.steps} steps",
+    go=go, load=load, evaluate=evaluate, explain=lambda p: f"{p.method} goes to {p.target} in {p.settings.steps} steps",
     summary=lambda run, where: f"ended at {run.number:.3f}; report {where}",
     page=lambda run: write_report(run.path / "report.html", "a number", [Text([f"{run.number}"])]),
     metrics=lambda _: ("eval/score",),

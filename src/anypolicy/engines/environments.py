@@ -56,6 +56,18 @@ class Episodes:
         return out
 
 
+def in_units(acts: Any, action: Float[Tensor, "environments actions"]) -> np.ndarray:
+    """Actions in [−1, 1] scaled to a box and never outside it (rounded, where it holds whole numbers), or an
+    environment's own numbers of the choices."""
+    if isinstance(acts, Discrete):
+        return action[:, 0].long().numpy() + acts.start
+    unit, whole = action.clamp(-1, 1).numpy(), np.issubdtype(acts.dtype, np.integer)
+    low, high = (x.astype(np.float64) if whole else x for x in (acts.low, acts.high))
+    scaled = low + (unit + 1) / 2 * (high - low)
+    nearest = np.rint(scaled) if whole else scaled
+    return np.minimum(np.maximum(nearest, low), high).astype(acts.dtype)
+
+
 class Environments:
     """A Gymnasium vector environment behind one contract, whichever of the two auto-reset modes it has."""
 
@@ -116,15 +128,8 @@ class Environments:
         return torch.from_numpy(x)
 
     def native(self, action: Float[Tensor, "environments actions"]) -> Any:
-        """Actions in [−1, 1] scaled to the box and never outside it (rounded, where it holds whole numbers), or the
-        environment's own numbers of the choices."""
-        if isinstance(self.acts, Discrete):
-            return action[:, 0].long().numpy() + self.acts.start
-        unit, whole = action.clamp(-1, 1).numpy(), np.issubdtype(self.acts.dtype, np.integer)
-        low, high = (x.astype(np.float64) if whole else x for x in (self.acts.low, self.acts.high))
-        scaled = low + (unit + 1) / 2 * (high - low)
-        nearest = np.rint(scaled) if whole else scaled
-        return np.minimum(np.maximum(nearest, low), high).astype(self.acts.dtype)
+        """Actions as the environments take them."""
+        return in_units(self.acts, action)
 
     def step(self, action: Float[Tensor, "environments actions"]) -> Stepped:
         """Act in every environment; those that have ended begin anew."""

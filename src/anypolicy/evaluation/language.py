@@ -12,7 +12,9 @@ import torch
 
 from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Tokens
-from anypolicy.engines.base import ask
+from anypolicy.engines.base import Sampling, ask
+from anypolicy.engines.of_policy import engine_for
+from anypolicy.errors import check_numbers
 from anypolicy.policies.language.base import Policy
 from anypolicy.runs.metrics import wilson
 from anypolicy.runs.seeds import generator
@@ -114,3 +116,16 @@ def likelihood(policy: Policy, prompts: Sequence[Prompt]) -> dict[str, float]:
         return {}
     mean = torch.tensor(total / tokens, dtype=torch.float64)
     return {"eval/logp": float(mean), "eval/perplexity": float((-mean).exp())}
+
+
+def responses(
+    policy: Policy, prompts: str | Sequence[Any], max_tokens: int, temperature: float, seed: int
+) -> list[str]:
+    """A response to every prompt: a text, or messages."""
+    given = [prompts] if isinstance(prompts, str) else list(prompts)
+    asked = [[{"role": "user", "content": x}] if isinstance(x, str) else x for x in given]
+    requests = [ask(policy, Prompt(str(i), tuple(messages))) for i, messages in enumerate(asked)]
+    sampling = Sampling(max_tokens, temperature)
+    check_numbers(sampling, positive=("max_tokens",), natural=("temperature",))
+    made = engine_for(policy).generate(requests, sampling, generator(seed, "responses")) if requests else []
+    return [policy.decode(segment.answer) for [(segment, _)] in made]

@@ -62,6 +62,8 @@ class Family(Generic[P, R]):
     """what a run needs, made before its directory: the plan (which may know more then) and the loop's world"""
     go: Callable[..., R]
     """(plan, run directory, world, quiet): the run itself, from its newest checkpoint on"""
+    load: Callable[..., R]
+    """(path, *, device, trust): a run as it stands, with what its newest checkpoint has learnt"""
     evaluate: Callable[..., dict[str, float]]
     """(path, *, trust, …): of the newest checkpoint; its other keywords are options of `anypolicy eval`"""
     explain: Callable[[P], str]
@@ -214,6 +216,15 @@ def resume(
     """Go on with a run of any family as if it had never stopped; `steps` makes it longer, on another `device` it goes
     on up to rounding, `trust` runs code that its recipe names and the user has not run before."""
     return family_of_run(path).resume(path, steps=steps, device=device, quiet=quiet, trust=trust)
+
+
+@checked
+def load(path: str | Path, *, device: str | None = None, trust: bool = False) -> Any:
+    """A run of any family as it stands: its ledger, and what its newest checkpoint has learnt (`run.predict` of a
+    controller, `run.generate` of a language model)."""
+    family = family_of_run(path)
+    with family.memory():
+        return family.load(path, device=device, trust=trust)
 
 
 @checked

@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +23,7 @@ from anypolicy.data.replay import Replay, chunked, join
 from anypolicy.data.transitions import Transitions
 from anypolicy.engines.environments import EnvironmentFailed, Environments
 from anypolicy.errors import InputError, check_numbers, checked, settled
+from anypolicy.evaluation.control import Predictor
 from anypolicy.evidence.film import film
 from anypolicy.families.base import Family
 from anypolicy.families.control_pages import explain, page, summary
@@ -108,12 +111,23 @@ class ControlSettings:
 
 @dataclass
 class ControlRun:
-    """A run that has ended: its directory, its ledger and its learner."""
+    """A run that has ended (or was loaded): its directory, its ledger, its learner and the environment it is for."""
 
     path: Path
     rows: list[dict[str, Any]]
     learner: Learner
+    task: EnvironmentTask
     seconds: float = 0.0
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The learner as it is asked from outside."""
+        return Predictor(self.learner, self.task)
+
+    def predict(self, observation: Any, *, deterministic: bool = True) -> tuple[np.ndarray, None]:
+        """The action for an observation as the environment gives it (or several stacked), as the environment takes it,
+        and no state: what Stable-Baselines3's `predict` returns."""
+        return self.predictor(observation, deterministic=deterministic), None
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Ledger rows of evaluations."""
@@ -324,7 +338,7 @@ def go(p: ControlPlan, run: RunDirectory, world: World, *, quiet: bool) -> Contr
     )  # fmt: skip
     run.save_policy(lambda folder: save_controller(folder, p, world.learner))
     world.environments.close()
-    return ControlRun(run.path, run.read(), world.learner, time.monotonic() - began)
+    return ControlRun(run.path, run.read(), world.learner, p.task, time.monotonic() - began)
 
 
 def restore(p: ControlPlan, run: RunDirectory, world: World) -> Position:
@@ -374,6 +388,14 @@ def trained(run: RunDirectory, device: str | None = None, *, trust: bool = False
     return p, learner
 
 
+@checked
+def load_run(path: str | Path, *, device: str | None = None, trust: bool = False) -> ControlRun:
+    """A run as it stands: its newest checkpoint."""
+    with RunDirectory.open(path, lock=False) as run:
+        p, learner = trained(run, device, trust=trust)
+        return ControlRun(run.path, run.read(), learner, p.task)
+
+
 def save_controller(folder: Path, p: ControlPlan, learner: Learner) -> None:
     """The learner's weights and what it takes to make it again."""
     save_file({k: v.contiguous() for k, v in weights_of(learner).items()}, folder / "controller.safetensors")
@@ -395,8 +417,8 @@ def load_controller(folder: str | Path) -> tuple[Learner, EnvironmentTask]:
 
 FAMILY = Family(
     settings=ControlSettings, plan=plan, folder=lambda p: f"{p.method}-{p.settings.task}-{p.settings.seed}",
-    begin=lambda p: (p, World(p)), go=go, evaluate=evaluate_run, explain=explain, summary=summary, page=page,
-    metrics=lambda _: ("eval/success", "eval/return"),
+    begin=lambda p: (p, World(p)), go=go, load=load_run, evaluate=evaluate_run, explain=explain,
+    summary=summary, page=page, metrics=lambda _: ("eval/success", "eval/return"),
 )  # fmt: skip
 train_controller, start, resume, plan_from = (
     checked(FAMILY.train),

@@ -221,17 +221,31 @@ def go(p: DiffusionPlan, run: RunDirectory, model: DiffusionModel, *, quiet: boo
 
 
 @checked
+def load_run(path: str | Path, *, device: str | None = None, trust: bool = False) -> DiffusionRun:
+    """A run as it stands: its newest checkpoint."""
+    with RunDirectory.open(path, lock=False) as run:
+        p, model = restored_model(run, device, trust=trust)
+        return DiffusionRun(run.path, run.read(), model, p.task)
+
+
+def restored_model(run: RunDirectory, device: str | None, *, trust: bool) -> tuple[DiffusionPlan, DiffusionModel]:
+    """The model of a run at its newest checkpoint."""
+    p = plan_from(elsewhere(stated(run), device), trust=trust)
+    saved, model = made_checkpoint(run, p.written()), model_of(p)
+    loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, p.settings.seed)
+    with put_back(saved) as (_, tensors):
+        load_modules(loop.learner, tensors["learner"])
+    return p, model
+
+
+@checked
 def evaluate_run(
     path: str | Path, *, samples: Annotated[int | None, Knob("how many samples to make", least=2)] = None,
     device: Where = None, trust: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Evaluate a run's newest checkpoint. Writes samples/eval.png."""
     with RunDirectory.open(path, lock=False) as run:
-        p = plan_from(elsewhere(stated(run), device), trust=trust)
-        saved, model = made_checkpoint(run, p.written()), model_of(p)
-        loop = DiffusionLoop(p.recipe, model, p.task.winners, p.task.losers, p.settings.seed)
-        with put_back(saved) as (_, tensors):
-            load_modules(loop.learner, tensors["learner"])
+        p, model = restored_model(run, device, trust=trust)
         log, made, _ = judged(p.task, model, samples or p.settings.eval_samples, p.settings.seed)
         write_png(run.path, "eval", picture(p.task, made))
         return log
@@ -308,8 +322,8 @@ def load_diffusion(folder: str | Path) -> DiffusionModel:
 FAMILY = Family(
     settings=DiffusionSettings, plan=plan,
     folder=lambda p: f"{p.method}-{Path(p.settings.task).name}-{p.settings.seed}",
-    begin=lambda p: (p, model_of(p)), go=go, evaluate=evaluate_run, explain=explain, summary=summary, page=page,
-    metrics=lambda _: ("eval/preferred",),
+    begin=lambda p: (p, model_of(p)), go=go, load=load_run, evaluate=evaluate_run, explain=explain,
+    summary=summary, page=page, metrics=lambda _: ("eval/preferred",),
 )  # fmt: skip
 train_diffusion, start, resume, plan_from = (
     checked(FAMILY.train),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -20,7 +20,7 @@ from anypolicy.engines.base import Sampling
 from anypolicy.engines.denoising import schedule
 from anypolicy.engines.of_policy import engine_for
 from anypolicy.errors import InputError, check_numbers, checked, settled
-from anypolicy.evaluation.language import evaluate
+from anypolicy.evaluation.language import evaluate, responses
 from anypolicy.evaluation.reference import beside_reference
 from anypolicy.families.base import Family
 from anypolicy.families.language_pages import explain, page, summary
@@ -155,6 +155,13 @@ class Run:
     def evaluations(self) -> list[dict[str, Any]]:
         """Ledger rows of held-out evaluations."""
         return [r for r in self.rows if r.get("event") == "eval"]
+
+    def generate(
+        self, prompts: str | Sequence[Any], *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """A response to every prompt (a text, or messages), greedy unless a temperature is given."""
+        assert self.policy is not None
+        return responses(self.policy, prompts, max_tokens, temperature, seed)
 
 
 @dataclass
@@ -362,6 +369,22 @@ def fit(
 
 
 @checked
+def load_run(path: str | Path, *, device: str | None = None, trust: bool = False) -> Run:
+    """A run as it stands: its newest checkpoint."""
+    with RunDirectory.open(path, lock=False) as run:
+        return Run(run.path, run.read(), restored_loop(run, device, trust=trust)[1].world.policy)
+
+
+def restored_loop(run: RunDirectory, device: str | None, *, trust: bool) -> tuple[Plan, GroupLoop]:
+    """The loop of a run at its newest checkpoint."""
+    p = FAMILY.plan_from(elsewhere(stated(run), device), trust=trust)
+    loop = group_loop(p, world_of(p))
+    with put_back(made_checkpoint(run, p.written()), loop.state()) as (state, tensors):
+        loop.restore(state, tensors["optimiser"])
+    return p, loop
+
+
+@checked
 def evaluate_run(
     path: str | Path, *, prompts: Annotated[int | None, Knob("how many held-out prompts", least=1)] = None,
     temperature: Annotated[float, Knob("of sampling; 0 is greedy", least=0)] = 0.0, device: Where = None,
@@ -370,12 +393,7 @@ def evaluate_run(
     """Held-out accuracy of a run's newest checkpoint, with its interval; `trust` runs code that its recipe names and
     the user has not run before. Writes samples/eval.jsonl."""
     with RunDirectory.open(path, lock=False) as run:
-        p = FAMILY.plan_from(elsewhere(stated(run), device), trust=trust)
-        world = world_of(p)
-        loop = group_loop(p, world)
-        saved = made_checkpoint(run, p.written())
-        with put_back(saved, loop.state()) as (state, tensors):
-            loop.restore(state, tensors["optimiser"])
+        p, loop = restored_loop(run, device, trust=trust)
         log, samples = held_out(p, loop, prompts, temperature)
         run.write_samples("eval", samples)
         return log
@@ -395,7 +413,7 @@ def metrics(p: Plan) -> tuple[str, ...]:
 
 FAMILY = Family(
     settings=Settings, plan=plan, folder=lambda p: f"{p.composition.spec}-{p.settings.task}-{p.settings.seed}",
-    begin=prepared, go=go, evaluate=evaluate_run, explain=explain, summary=summary, page=page,
+    begin=prepared, go=go, load=load_run, evaluate=evaluate_run, explain=explain, summary=summary, page=page,
     metrics=metrics, cost="tokens/generated",
     composes=True,
 )  # fmt: skip

@@ -178,14 +178,26 @@ def train_reward_model(
 
 
 @checked
+def load_run(path: str | Path, *, device: str | None = None, trust: bool = False) -> RewardRun:
+    """A finished run with its model."""
+    with RunDirectory.open(path, lock=False) as run:
+        return RewardRun(run.path, run.read(), trained(run, device, trust=trust)[1])
+
+
+def trained(run: RunDirectory, device: str | None, *, trust: bool) -> tuple[RewardPlan, RewardModel]:
+    """The model of a finished run."""
+    p = FAMILY.plan_from(elsewhere(stated(run), device), trust=trust)
+    if not (run.path / FOLDER).is_dir():
+        raise InputError("run", str(run.path), "it has no reward model yet: go on with `anypolicy resume`")
+    where = choose_device(p.settings.device)
+    return p, RewardModel.load(run.path, dtype=p.settings.dtype or "float32", device=where)
+
+
+@checked
 def evaluate(path: str | Path, *, device: Where = None, trust: bool = False) -> dict[str, float]:
     """Held-out accuracy of a finished run's model."""
     with RunDirectory.open(path, lock=False) as run:
-        p = FAMILY.plan_from(elsewhere(stated(run), device), trust=trust)
-        if not (run.path / FOLDER).is_dir():
-            raise InputError("run", str(path), "it has no reward model yet: go on with `anypolicy resume`")
-        where = choose_device(p.settings.device)
-        model = RewardModel.load(run.path, dtype=p.settings.dtype or "float32", device=where)
+        p, model = trained(run, device, trust=trust)
         return evaluate_pairs(model, fitted(p, model).heldout)
 
 
@@ -243,7 +255,7 @@ def page(run: RewardRun) -> Path:
 
 FAMILY = Family(
     settings=RewardSettings, plan=plan, folder=lambda p: f"{p.method}-{Path(p.settings.pairs).stem}-{p.settings.seed}",
-    begin=loop_of, go=go, evaluate=evaluate, explain=explain, summary=summary, page=page,
+    begin=loop_of, go=go, load=load_run, evaluate=evaluate, explain=explain, summary=summary, page=page,
     metrics=lambda _: ("eval/accuracy",),
 )  # fmt: skip
 start, resume, plan_from = FAMILY.start, checked(FAMILY.resume), FAMILY.plan_from
