@@ -235,7 +235,7 @@ def test_bad_settings_are_named(pairs, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_pairs(str(tmp_path / "nothing.jsonl"))
     for given, match in (({"reward_model": "nowhere"}, "config.json"), ({"reward_scale": "unit"}, "give one"),
-                         ({"reward_model": "x", "reward": "y.py:z"}, "one reward")):  # fmt: skip
+                         ({"reward_model": "x", "reward": "y.py:z"}, "existing file")):  # fmt: skip
         with pytest.raises(InputError, match=match):
             ap.train("grpo", task="tabular-lock", out=tmp_path / "run", trackers=(), **given)
     assert not (tmp_path / "run").exists()
