@@ -337,6 +337,10 @@ def test_penalty_buys_fairness():
         "Accuracy and fairness", "Errors above the best mixture fair at α − ε", "Rounds with a report",
     ]  # fmt: skip
     assert exp2(rounds=300, seed=1).tables == found.tables
+    known = found.tables["Best mixtures in hindsight"]
+    assert [r["learner"] for r in known] == [f"best mixture fair at {0.1 * k:.2g}" for k in range(1, 11)]
+    fairer = [(r["rounds with a report"], -r["error rate"]) for r in known]
+    assert fairer == sorted(fairer) and fairer[0] < fairer[-1], "what may be less fair errs less"
 
 
 def test_a_bound_without_a_comparator_is_void():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from torch import tensor
 from anypolicy.errors import InputError
 from anypolicy.parts.advantages import gae, group_normalise, leave_one_out, returns_to_go, token_rewards, whiten
 from anypolicy.parts.kl import kl
+from anypolicy.parts.mdp import check_distribution, check_kernel
 from anypolicy.parts.reduce import count, reduce
 from anypolicy.parts.surrogate import clip_active, clipped, clipped_value_loss, sequence_ratio, token_ratio
 
@@ -226,3 +228,13 @@ def test_the_clip_is_active_where_it_takes_the_gradient_away():
         off = tensor([0.5, 0.8, 0.95, 1.1, 1.3, 2.0], dtype=D).requires_grad_()
         [g] = torch.autograd.grad(clipped(off, torch.full_like(off, a), low, high).sum(), off)
         assert torch.equal(g == 0, clip_active(off, torch.full_like(off, a), low, high))
+
+
+def test_distributions_are_refused_by_each_of_their_faults():
+    """A sum, an infinity, and one number below 0 beside others that make the sum."""
+    check_distribution(np.array([[0.25, 0.75], [1.0, 0.0]]), "p")
+    for row in ([0.5, 0.6], [np.inf, 0.0], [-0.5, 1.5]):
+        with pytest.raises(InputError, match=r"p\[1\]"):
+            check_distribution(np.array([[0.5, 0.5], row]), "p")
+        with pytest.raises(InputError, match=r"kernel\[state 1, action 0\]"):
+            check_kernel(np.array([[[0.5, 0.5]], [row]]))
