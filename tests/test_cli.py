@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import anypolicy
 from anypolicy.cli.app import main
 
 ROOT = Path(__file__).parents[1]
@@ -240,3 +241,33 @@ def test_a_damaged_file_of_finished_runs_is_named(here, capsys):
         assert ".mine.runs.json" in said and "delete it" in said
     kept.write_text(json.dumps(good))
     assert main(["reproduce", "mine", "--claims", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train sac --task gym/Pendulum-v1 --sac.gamma 0.9", "sac.gamma: got '0.9'; here it is 'discount'"),
+        ("train sac --task gym/Pendulum-v1 --sac.learning-rate=1e-3", "sac.learning_rate: got '1e-3'; here it is 'lr'"),
+        (
+            "train grpo --task tiny-add --grpo.num_generations 4",
+            "grpo.num_generations: got '4'; here it is 'group_size'",
+        ),
+        ("train grpo+dapo --task tiny-add --dapo.clip-hgh 4", "did you mean 'clip_high'?"),
+        ("train ppo --task gym/CartPole-v1", "for controllers (ppo-control, sac, dqn, …)"),
+        ("train sac --task gym/CartPole-v1", "for choices use dqn or ppo-control"),
+        ("train dqn --task gym/Pendulum-v1", "for a box of actions use sac, td3 or ppo-control"),
+        ("train grpo --task tiny-add --trackers none tensorboard", "or none alone"),
+    ],
+)
+def test_what_other_libraries_call_otherwise_is_named_in_the_error(words, told, capsys):
+    assert main(words.split()) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert told in said and said.startswith("error: ") and said.count("error:") == 1
+
+
+def test_no_tracker_and_the_version(tmp_path, capsys):
+    words = f"train sac --task gym/Pendulum-v1 --sac.no-learn-alpha --sac.warmup 4 --steps 8 --trackers none --out {tmp_path}/run"
+    assert main([*words.split(), "--sac.hidden", "8", "--eval-episodes", "1", "--quiet"]) == 0
+    assert not (tmp_path / "run" / "tensorboard").exists() and (tmp_path / "run" / "metrics.jsonl").exists()
+    capsys.readouterr()
+    assert main(["--version"]) == 0 and capsys.readouterr().out.strip() == anypolicy.__version__

@@ -164,12 +164,29 @@ def get(slug: str, family: str | None = "language") -> Method:
     return known[slug]
 
 
+ELSEWHERE = {
+    "gamma": "discount", "learning_rate": "lr", "batch_size": "batch", "buffer_size": "capacity",
+    "learning_starts": "warmup", "n_epochs": "epochs", "num_generations": "group_size", "clip_range": "clip",
+    "epsilon": "clip_low", "epsilon_high": "clip_high", "beta": "kl_coef", "kl_coef": "beta", "ent_coef": "alpha",
+    "gae_lambda": "lam", "n_steps": "horizon", "gradient_steps": "updates", "net_arch": "hidden",
+}  # fmt: skip
+"""Names that settings have in other libraries."""
+
+
+def check_known(m: Method, name: str, value: Any) -> None:
+    """Refuse a setting that the method has not, with what it may be called here."""
+    if name in m.knobs:
+        return
+    here = ELSEWHERE.get(name)
+    allowed = f"{m.slug} has the settings: {', '.join(m.knobs) or 'nothing'}"
+    told = f"here it is {here!r}; {allowed}" if here in m.knobs else allowed
+    raise InputError(f"{m.slug}.{name}", value, told, choices=() if here in m.knobs else m.knobs)
+
+
 def build(m: Method, given: dict[str, Any]) -> Any:
     """Call the method's function with settings of its own; lists, as files have them, are tuples."""
     for name in given:
-        if name not in m.knobs:
-            allowed = ", ".join(m.knobs) or "nothing"
-            raise InputError(f"{m.slug}.{name}", given[name], f"{m.slug} has the settings: {allowed}", choices=m.knobs)
+        check_known(m, name, given[name])
     kinds, meanings = get_type_hints(m.build), m.meanings
     check_values(kinds, given, f"{m.slug}.", [name for name, knob in meanings.items() if knob.infinite])
     check_knobs(meanings, given, f"{m.slug}.")

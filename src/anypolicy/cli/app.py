@@ -7,7 +7,14 @@ from typing import Any
 
 import tyro
 
-from anypolicy.cli.options import NoKnobs, evaluation_type, family_named, knobs_type, settings_type
+from anypolicy.cli.options import (
+    NoKnobs,
+    check_settings_of_methods,
+    evaluation_type,
+    family_named,
+    knobs_type,
+    settings_type,
+)
 from anypolicy.cli.runs import (
     compare_command,
     evaluate_command,
@@ -31,6 +38,7 @@ from anypolicy.cli.studies import (
 )
 from anypolicy.errors import InputError, outliving
 from anypolicy.runs.ending import ended
+from anypolicy.version import __version__
 
 EXAMPLES = """Any policy learns by any published method.
 
@@ -56,6 +64,9 @@ EXAMPLES = """Any policy learns by any published method.
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 if it worked, 2 for input that cannot be used, 128 + n where signal n stopped it."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if args == ["--version"]:
+        print(__version__)
+        return 0
 
     def command() -> None:
         known = {name: outlived(own) for name, own in commands(args).items()}
@@ -101,6 +112,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
             )
         family = family_named(specs, files, args[0])
         Knobs, Settings = knobs_type(specs, family), settings_type(family, args[0])
+        check_settings_of_methods(Knobs, args)
     Options = evaluation_type() if args[:1] == ["eval"] else NoKnobs
     return {
         "train": train_command(Knobs, Settings),

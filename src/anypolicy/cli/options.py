@@ -58,6 +58,21 @@ def helped(kind: Any, knob: Knob | None) -> Any:
     return Annotated[kind, tyro.conf.arg(help=knob.meaning + (f" ({knob.limits})" if knob.range else ""))]
 
 
+def check_settings_of_methods(Knobs: type, args: list[str]) -> None:
+    """Refuse `--METHOD.SETTING` of a method that is named and has no such setting, with what it may be called."""
+    from anypolicy import catalogue
+
+    named = {f.name.replace("_", "-") for f in dataclasses.fields(Knobs)}
+    for i, word in enumerate(args):
+        slug, dot, setting = word.partition("=")[0].removeprefix("--").partition(".")
+        if word.startswith("--") and dot and slug in named:
+            name = setting.removeprefix("no-").replace("-", "_")
+            own = catalogue.methods(None)[slug]
+            value = word.partition("=")[2] or (args[i + 1] if i + 1 < len(args) else "")
+            known = name if name in own.knobs else setting.replace("-", "_")
+            catalogue.check_known(own, known, value)
+
+
 def settings_type(family: str, command: str) -> type:
     """The settings of a family's run, or of making data sets."""
     from anypolicy.families.base import families

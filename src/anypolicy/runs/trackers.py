@@ -85,11 +85,14 @@ def trackio(run: Path, recipe: dict[str, Any], first: int) -> TrackerAdapter:
 KINDS = {"tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow, "trackio": trackio}
 
 
+NONE = ("none",)
+
+
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Refuse unknown trackers and missing packages before any work."""
-    for name in names:
+    """Refuse unknown trackers and missing packages before any work; `none` alone is none."""
+    for name in names if names != NONE else ():
         if name not in KINDS:
-            raise InputError("trackers", name, f"use {', '.join(KINDS)}", choices=KINDS)
+            raise InputError("trackers", name, f"use {', '.join(KINDS)}, or none alone", choices=KINDS)
         if importlib.util.find_spec(name) is None:
             raise InputError("trackers", name, f"its package is missing: pip install {name}")
 
@@ -99,7 +102,7 @@ def make_trackers(
 ) -> list[TrackerAdapter]:
     """Open the named trackers for a run that begins at step `first`; `ending` closes them."""
     opened: list[TrackerAdapter] = []
-    for name in names:
+    for name in names if names != NONE else ():
         try:
             opened.append(KINDS[name](run, recipe, first))
         except RAISED as error:

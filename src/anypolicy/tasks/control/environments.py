@@ -74,13 +74,21 @@ class Space:
     def choices(self) -> int:
         """How many discrete actions there are; a box is refused."""
         if not self.discrete:
-            raise InputError("task", f"a box of {self.actions} actions", "this method needs choices (discrete actions)")
+            raise InputError(
+                "task",
+                f"a box of {self.actions} actions",
+                "this method needs choices (discrete actions): for a box of actions use sac, td3 or ppo-control",
+            )
         return self.actions
 
     def box(self) -> int:
         """How many numbers an action in a box has; discrete actions are refused."""
         if self.discrete:
-            raise InputError("task", f"{self.actions} discrete actions", "this method needs a box of actions")
+            raise InputError(
+                "task",
+                f"{self.actions} discrete actions",
+                "this method needs a box of actions: for choices use dqn or ppo-control",
+            )
         return self.actions
 
     def native(self, unit: Tensor) -> Tensor:

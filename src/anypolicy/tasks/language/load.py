@@ -73,5 +73,8 @@ def load_task(spec: str, *, seed: int = 0) -> Task:
         build = named if name in NAMED else next((b for prefix, b in PREFIXES.items() if name.startswith(prefix)), None)
     if build is None:
         known = [*NAMED, *(f"{p}…" for p in PREFIXES), "FILE.jsonl"]
+        if name.startswith("gym/"):
+            raise InputError("task", spec, "it is an environment, for controllers (ppo-control, sac, dqn, …), "
+                             f"and this method learns from prompts: {', '.join(known)}")  # fmt: skip
         raise InputError("task", spec, f"use {', '.join(known)}", choices=known)
     return build(name, seed, parse(arguments))
