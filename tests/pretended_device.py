@@ -156,7 +156,7 @@ class PretendedDevice(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
         if func == torch.Tensor.device.__get__:
-            return torch.device(GPU, 0) if where(args[0]) == GPU else torch.device(CPU)
+            return torch.device(GPU, 0) if where(args[0]) == GPU else func(*args)
         if func in (torch.Tensor.is_cuda.__get__, torch.Tensor.is_cpu.__get__):
             return (where(args[0]) == GPU) == (func == torch.Tensor.is_cuda.__get__)
         if args and isinstance(args[0], torch.Tensor) and where(args[0]) == GPU:

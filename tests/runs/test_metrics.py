@@ -43,6 +43,7 @@ from anypolicy.stages.common import Clip, EpochOrder, PolicyLoss
 from anypolicy.stages.needs import Needs as StageNeeds
 from anypolicy.stages.pairs import PairLoss, preferences
 from anypolicy.stages.recipe import Optimiser, World
+from anypolicy.stages.rewards import OwnReward, OwnRewards
 from anypolicy.stages.targets import WithImitation
 from anypolicy.tasks.control.environments import Space
 from anypolicy.tasks.diffusion import ring8
@@ -223,6 +224,21 @@ def answers():
                  "probe/sharpness": 3}  # fmt: skip
 
 
+def rewarded():
+    """Answers 0 to 3 are worth their number, and odd ones twice 3 more; nobody has an opinion on 2."""
+    policy, task = TablePolicy(3 * torch.eye(4, dtype=D)[:, None]), Even()
+    own = OwnRewards([
+        OwnReward("value", lambda prompt, texts: [None if t == "2" else float(t) for t in texts]),
+        OwnReward("odd", lambda prompt, texts: [3.0 if int(t) % 2 else None for t in texts], 2.0),
+    ])  # fmt: skip
+    log, _ = evaluate(World(policy, NativeEngine(policy), task, Sampling(1), 0, reward_function=own), task.heldout)
+    rewards = [0, 1 + 6, 3 + 6]
+    mean = sum(rewards) / 3
+    error = math.sqrt(sum((r - mean) ** 2 for r in rewards) / 2 / 3)
+    return log, {"eval/accuracy": 0.5, "eval/n": 4, "eval/reward": mean, "eval/reward_se": error, "eval/reward/value": 4 / 3,
+                 "eval/reward/odd": 3}  # fmt: skip
+
+
 def beside():
     """Of independent tokens the divergence is exact whatever was sampled."""
     rng = torch.Generator().manual_seed(0)
@@ -378,7 +394,7 @@ def samples():
                                          "eval/error": again}  # fmt: skip
 
 
-CASES = [groups, orders, ratios, targets, bounds, values, updates, pairs, making, answers, beside, judge, episodes, returns,
+CASES = [groups, orders, ratios, targets, bounds, values, updates, pairs, making, answers, rewarded, beside, judge, episodes, returns,
          proximal, choices, soft, denoising, samples]  # fmt: skip
 
 
@@ -390,7 +406,7 @@ def test_a_logged_number_is_what_its_name_says(case):
 
 def test_every_name_has_a_worked_number():
     worked = {name for case in CASES for name in case()[1]}
-    folded = worked | {f"{name.partition('/')[0]}/<" for name in worked}
+    folded = worked | {f"{head}/<" for name in worked for head in (name.partition("/")[0], name.rpartition("/")[0])}
     without = [
         n for n in NAMES if n not in worked and not any("<" in n and n.startswith(k) for k in folded if "<" in k)
     ]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from anypolicy.data.records import Prompt
 from anypolicy.errors import InputError
 from anypolicy.tasks.arguments import parse
+from anypolicy.tasks.language.base import Score
 from anypolicy.tasks.language.load import load_task
 from anypolicy.tasks.language.reasoning_gym import extracted
 from anypolicy.tasks.language.reverse_and_pick import (
@@ -62,7 +63,7 @@ def test_the_side_does_not_depend_on_what_else_is_there(texts, n):
     ],
 )  # fmt: skip
 def test_verifiers(name, response, answer, right):
-    assert verify(name, [(response, answer)]) == [(float(right), right, "")]
+    assert verify(name, [(response, answer)]) == [Score(float(right), right)]
 
 
 def write(path, *rows):
