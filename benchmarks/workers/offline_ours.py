@@ -18,7 +18,7 @@ from anypolicy.version import __version__
 given = json.loads(sys.argv[1])
 folder = Path(given["folder"])
 torch.set_num_threads(1)
-use_products(choose_products())
+use_products(choose_products(), torch.device("cpu"))
 data = {k: torch.from_numpy(v).float() for k, v in np.load(folder / "data.npz").items()}
 n, rng = len(data["reward"]), torch.Generator().manual_seed(0)
 rows = Transitions(data["observation"], data["action"], data["reward"], data["next_observation"], data["terminated"],
