@@ -15,6 +15,7 @@ from anypolicy.engines.of_policy import engine_for
 from anypolicy.errors import InputError
 from anypolicy.families import language as training
 from anypolicy.families import reward_models
+from anypolicy.loops.reward_model import fit_pairs
 from anypolicy.policies.language.load import load_policy
 from anypolicy.policies.language.reward_model import RewardModel
 from anypolicy.stages.lengths import check_lengths, fit_prompts
@@ -185,3 +186,15 @@ def test_pairs_of_a_reward_model(tmp_path, capsys, long):
     assert reward_models.evaluate(tmp_path / "run")["eval/n"] == shown
     assert reward_models.resume(tmp_path / "run", quiet=True).rows == run.rows
     assert torch.isfinite(torch.tensor(run.model.calibration)).all()
+
+
+def test_a_pair_that_just_fits_is_kept(tmp_path):
+    """The model holds 64 tokens; a byte more does not fit."""
+    model = RewardModel.from_policy(load_policy(SMALL), 0)
+    pairs, _ = reward_models.load_pairs(
+        write(tmp_path / "p.jsonl", *(pair(i, n) for i, n in enumerate(range(40, 70)))), heldout=0.1
+    )
+    longest = {id(p): max(len(model.encode(p.prompt, x)) for x in (p.chosen, p.rejected)) for p in pairs}
+    kept, _, counts = fit_pairs(model, pairs, [], "drop")
+    assert {longest[id(p)] for p in kept} == {n for n in longest.values() if n <= 64} and 64 in longest.values()
+    assert counts == {"train": sum(n > 64 for n in longest.values()), "heldout": 0}

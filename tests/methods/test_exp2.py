@@ -16,7 +16,7 @@ from anypolicy import catalogue
 from anypolicy.cli.app import main
 from anypolicy.errors import InputError
 from anypolicy.families.exact import solve
-from anypolicy.loops.one_sided import History, Naive, full_label_weights, run
+from anypolicy.loops.one_sided import History, Naive, full_label_weights, plain_rate, run
 from anypolicy.methods.exact.exp2 import Exp2, exp2, exp2_step
 from anypolicy.parts.fairness import best_fair_mixture, gaps, objections
 from anypolicy.parts.one_sided import (
@@ -320,6 +320,7 @@ def test_baselines():
     assert fair.accepted[-50:].mean() == 1.0
     w = full_label_weights(s)
     assert w[0].tolist() == [0.5, 0.5] and w[-1, 0] > 0.999
+    assert plain_rate(s) == pytest.approx(math.sqrt(8 * math.log(2) / 400) / 2), "√(8 ln n/T)/k"
 
 
 def test_penalty_buys_fairness():

@@ -42,6 +42,10 @@ def lab():
     return laboratory(3, prompts=12, answers=20, d=4, pairs=80)
 
 
+def test_the_softmax_of_large_numbers():
+    assert policy(np.array([1000.0]), np.array([[[1.0], [0.0]], [[0.0], [1.0]]])).tolist() == [[1, 0], [0, 1]]
+
+
 # --- losses ----------------------------------------------------------------------------------------------------------
 def test_the_scaled_loss():
     h = torch.tensor([2.0], dtype=torch.float64)
