@@ -4,10 +4,11 @@
     scripts/mutate.py --devices        places that move a tensor, against the pretended GPU
 
 A place is an operator, a comparison, a number, a default, a `not`, a condition, a call that stands alone, a reduction
-such as `amin`. All places are equally likely, so that constants have the share they have in the code; annotations,
-cards, texts and what an error says are left out. A mutant is tried on the tests that name its module, then on those of
-the modules that import it, and on the conformance suite of its kind; the first test that fails kills it. What is alive
-then is listed in a JSON file: a person says which of it changes nothing that anybody could see.
+such as `amin`, a `detach`. All places are equally likely, so that constants have the share they have in the code;
+annotations, cards, texts and what an error says are left out. A mutant is tried on the tests that name its module,
+then on those of the modules that import it, and on the conformance suite of its kind; the first test that fails kills
+it, and so does time that runs out where the unchanged code needs less than half of it. What is alive then is listed in
+a JSON file: a person says which of it changes nothing that anybody could see.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import math
 import os
 import random
 import re
@@ -31,12 +33,16 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
 
+from anypolicy.runs.metrics import wilson
+
 ROOT = Path(__file__).parents[1]
-ROOMS = ("methods", "parts", "stages", "loops", "learners", "data", "runs", "engines", "policies")
+ROOMS = ("methods", "parts", "stages", "loops", "learners", "optimisers", "data", "runs", "engines",
+         "policies")  # fmt: skip
 LEFT_OUT = ("tests/fuzz", "tests/sandbox", "tests/test_docs", "tests/test_architecture", "tests/test_benchmarks")
 """What draws too little of one module, or reads no code, to be asked about a mutant."""
 SECONDS = {1: 180, 2: 180}
 """Most seconds of a level: a mutant that is alive then has survived it."""
+TIME = "time is up"
 HANGS = 60
 """Seconds after which one test has hung, which is noticed."""
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
@@ -46,8 +52,9 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 NAMES = {"min": "max", "amin": "amax", "minimum": "maximum", "argmin": "argmax", "any": "all", "floor": "ceil",
-         "cumsum": "cumprod", "sum": "mean", "zeros_like": "ones_like", "zeros": "ones", "exp": "expm1"}  # fmt: skip
-NAMES |= {b: a for a, b in NAMES.items()}
+         "cumsum": "cumprod", "sum": "mean", "zeros_like": "ones_like", "zeros": "ones", "exp": "expm1",
+         "detach": "clone"}  # fmt: skip
+NAMES |= {b: a for a, b in NAMES.items() if b != "clone"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,12 @@ class Tried:
     seconds: float
 
 
+def negates(test: ast.expr) -> bool:
+    """A `not`, or a comparison whose swap is its negation."""
+    swaps = isinstance(test, ast.Compare) and not isinstance(test.ops[0], ast.Lt | ast.LtE | ast.Gt | ast.GtE)
+    return swaps or isinstance(test, ast.UnaryOp)
+
+
 def changed(node: ast.AST) -> Iterator[str]:
     """What may stand in place of an expression or statement."""
     match node:
@@ -86,6 +99,8 @@ def changed(node: ast.AST) -> Iterator[str]:
             yield ast.unparse(ast.BoolOp(SWAPS[type(op)](), values))  # type: ignore[arg-type]
         case ast.Compare(left, [op], [right]):
             yield ast.unparse(ast.Compare(left, [SWAPS[type(op)]()], [right]))  # type: ignore[list-item]
+        case ast.If(test) | ast.While(test) if not negates(test):
+            yield f"not ({ast.unparse(test)})"
         case ast.UnaryOp(ast.Not() | ast.USub() | ast.Invert(), operand):
             yield ast.unparse(operand)
         case ast.Constant(bool() as value):
@@ -108,45 +123,35 @@ def changed(node: ast.AST) -> Iterator[str]:
 
 def parts(node: ast.AST) -> Iterator[ast.AST]:
     """All nodes below that may be changed."""
-    skipped: set[int] = set()
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        skipped |= {id(x) for x in node.decorator_list}
-    if (
-        isinstance(node, ast.Subscript)
-        and isinstance(node.value, ast.Name)
-        and node.value.id in ("Annotated", "Literal")
-    ):
-        return
-    for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns"):
-            continue
-        for child in value if isinstance(value, list) else [value]:
-            if (
-                not isinstance(child, ast.AST)
-                or id(child) in skipped
-                or isinstance(child, ast.JoinedStr | ast.Raise | ast.Assert)
-            ):
-                continue
+    match node:
+        case ast.Subscript(ast.Name("Annotated" | "Literal")):
+            return
+        case _:
+            fields = [x for name, x in ast.iter_fields(node) if name not in ("annotation", "returns", "decorator_list")]
+    for child in (x for value in fields for x in (value if isinstance(value, list) else [value])):
+        if isinstance(child, ast.AST) and not isinstance(child, ast.JoinedStr | ast.Raise | ast.Assert):
             yield child
             yield from parts(child)
+
+
+def place_of(path: Path, source: bytes, node: ast.AST, now: str) -> Place:
+    """A node of a file, with what stands there instead."""
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    begin = starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+    end = starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+    new = now if isinstance(node, ast.stmt) else f"({now})"
+    return Place(str(path.relative_to(ROOT)), node.lineno, begin, end, source[begin:end].decode(), new)  # type: ignore[attr-defined]
 
 
 def places(path: Path) -> list[Place]:
     """Everything that can be changed in a file."""
     source = path.read_bytes()
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    out: list[Place] = []
-    for node in parts(ast.parse(source)):
-        for now in changed(node):
-            begin = starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
-            end = starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
-            new = now if isinstance(node, ast.stmt) else f"({now})"
-            place = Place(str(path.relative_to(ROOT)), node.lineno, begin, end, source[begin:end].decode(), new)  # type: ignore[attr-defined]
-            if compiles(mutated(source, place)):
-                out.append(place)
-    return out
+    found = ((node.test if isinstance(node, ast.If | ast.While) else node, now)
+             for node in parts(ast.parse(source)) for now in changed(node))  # fmt: skip
+    out = [place_of(path, source, node, now) for node, now in found]
+    return [place for place in out if compiles(mutated(source, place))]
 
 
 def mutated(source: bytes, place: Place) -> bytes:
@@ -165,11 +170,7 @@ def compiles(source: bytes) -> bool:
 
 def unmoved(path: Path) -> list[Place]:
     """Every `.to(…)`, `.cpu()` and `device=…` of a file, left out."""
-    source = path.read_bytes()
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    out: list[Place] = []
+    source, out = path.read_bytes(), list[Place]()
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Call(ast.Attribute(of, "to" | "cpu")):
@@ -178,10 +179,9 @@ def unmoved(path: Path) -> list[Place]:
                 now = ast.unparse(ast.Call(f, arguments, [k for k in keywords if k.arg != "device"]))
             case _:
                 continue
-        begin, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[operator]
-        was = source[begin:end].decode()
-        if re.search(r"device|\.cpu\(\)|CPU|master", was) and path.parent.name not in ("cli", "families"):
-            out.append(Place(str(path.relative_to(ROOT)), node.lineno, begin, end, was, f"({now})"))
+        place = place_of(path, source, node, now)
+        if re.search(r"device|\.cpu\(\)|CPU|master", place.was) and path.parent.name not in ("cli", "families"):
+            out.append(place)
     return out
 
 
@@ -270,18 +270,24 @@ class Copies:
 
     def __init__(self, scratch: Path, jobs: int):
         self.free: SimpleQueue[Path] = SimpleQueue()
-        self.clean, self.passes, self.lock = copied(scratch / "clean"), dict[str, bool](), Lock()
+        self.clean, self.passes, self.lock = copied(scratch / "clean"), dict[str, float](), Lock()
         for i in range(jobs):
             self.free.put(copied(scratch / f"copy-{i}"))
 
-    def check(self, arguments: list[str]) -> None:
-        """What failed on a mutant must pass on the code as it is: else nothing is known of the mutant."""
+    def control(self, arguments: list[str]) -> float:
+        """Seconds in which these tests pass on the code as it is; no number is large enough where they do not."""
         with self.lock:
             key = " ".join(arguments)
             if key not in self.passes:
-                self.passes[key] = not run(self.clean, arguments, SECONDS[1])[0]
-        if not self.passes[key]:
-            raise SystemExit(f"{key} fails on the unchanged code too: mend it first")
+                began = time.monotonic()
+                bad = any(run(self.clean, arguments, SECONDS[1]))
+                self.passes[key] = math.inf if bad else time.monotonic() - began
+        return self.passes[key]
+
+    def check(self, arguments: list[str]) -> None:
+        """What failed on a mutant must pass on the code as it is: else nothing is known of the mutant."""
+        if self.control(arguments) == math.inf:
+            raise SystemExit(f"{' '.join(arguments)} fails on the unchanged code too: mend it first")
 
 
 def copied(folder: Path) -> Path:
@@ -304,7 +310,7 @@ def run(folder: Path, arguments: list[str], seconds: float) -> tuple[bool, str]:
     try:
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=max(seconds, 1))
     except subprocess.TimeoutExpired:
-        return False, "time is up"
+        return False, TIME
     if done.returncode in (0, 5):
         return False, ""
     found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - |$)", done.stdout, re.MULTILINE)
@@ -326,7 +332,8 @@ def tried(copies: Copies, place: Place, levels: Levels) -> Tried:
         file.write_bytes(source)
         copies.free.put(folder)
     found.seconds = round(time.monotonic() - began, 1)
-    print(f"{found.verdict} {place.file}:{place.line}  {place.was!r} -> {place.now!r}  {found.by}", flush=True)
+    verdict = "SURVIVED" if found.verdict == "survived" else "killed  "
+    print(f"{verdict} {place.file}:{place.line}  {place.was!r} -> {place.now!r}  {found.by}", flush=True)
     return found
 
 
@@ -336,7 +343,10 @@ def asked(copies: Copies, folder: Path, place: Place, levels: Levels) -> Tried:
     for level, runs in levels(ROOT / place.file).items():
         until = time.monotonic() + SECONDS[level]
         for arguments in runs:
-            failed, by = run(folder, arguments, until - time.monotonic())
+            given = until - time.monotonic()
+            failed, by = run(folder, arguments, given)
+            if by == TIME and copies.control(arguments) < given / 2:
+                return Tried(place, "killed", f"{TIME}: {' '.join(arguments)}", level, 0.0)
             if failed:
                 copies.check([by] if by else arguments)
                 return Tried(place, "killed", by or "a test hung, or its process broke", level, 0.0)
@@ -364,8 +374,7 @@ def main() -> None:
     given = ask.parse_args()
     chosen, which = sampled(given.seed, given.n, given.rooms), levels
     if given.devices:
-        every = sorted((ROOT / "src" / "anypolicy").rglob("*.py"))
-        found = [place for path in every for place in unmoved(path)]
+        found = [place for path in sorted((ROOT / "src" / "anypolicy").rglob("*.py")) for place in unmoved(path)]
         chosen, which = random.Random(given.seed).sample(found, min(given.n, len(found))), on_devices
     if given.list:
         print("\n".join(f"{p.file}:{p.line}  {p.was!r} -> {p.now!r}" for p in chosen))
@@ -383,7 +392,8 @@ def main() -> None:
                      "mutants": [asdict(t) for t in done]}  # fmt: skip
             out.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     killed = sum(t.verdict == "killed" for t in done)
-    print(f"{killed} of {len(done)} killed; {out}")
+    share, (low, high) = killed / max(len(done), 1), wilson(killed, len(done))
+    print(f"{killed} of {len(done)} killed: {share:.0%} ({low:.0%} to {high:.0%}, Wilson 95 %); {out}")
 
 
 if __name__ == "__main__":
