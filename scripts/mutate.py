@@ -29,18 +29,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
 
+from anypolicy import catalogue
 from anypolicy.runs.metrics import wilson
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("methods", "parts", "stages", "loops", "learners", "optimisers", "data", "runs", "engines",
-         "policies")  # fmt: skip
+ROOMS = ("methods", "parts", "stages", "loops", "learners", "optimisers", "data", "runs", "engines", "policies")
 LEFT_OUT = ("tests/fuzz", "tests/sandbox", "tests/test_docs", "tests/test_architecture", "tests/test_benchmarks")
 """What draws too little of one module, or reads no code, to be asked about a mutant."""
-SECONDS = {1: 180, 2: 180}
+SECONDS = 180
 """Most seconds of a level: a mutant that is alive then has survived it."""
 TIME = "time is up"
 HANGS = 60
@@ -136,9 +137,7 @@ def parts(node: ast.AST) -> Iterator[ast.AST]:
 
 def place_of(path: Path, source: bytes, node: ast.AST, now: str) -> Place:
     """A node of a file, with what stands there instead."""
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+    starts = [0, *accumulate(map(len, source.splitlines(keepends=True)))]
     begin = starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
     end = starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
     new = now if isinstance(node, ast.stmt) else f"({now})"
@@ -210,6 +209,7 @@ def test_files() -> tuple[Path, ...]:
     return tuple(sorted((p for p in found if "conformance" not in p.parts), key=lambda p: (p.stat().st_size, p)))
 
 
+DEFAULTS = "tests/conformance/test_defaults.py::test_defaults_are_the_papers_or_have_a_reason"
 CONFORMANCE = {"control": "controller", "diffusion": "diffusion_method"}
 EXAMPLES = {
     "method": ("grpo", "ppo", "dapo", "dpo", "online-dpo", "kto", "sft", "grao", "vade", "mcts-dpo"),
@@ -219,14 +219,18 @@ EXAMPLES = {
 """Methods on which a mutant outside all methods is tried, in the suite of each kind."""
 
 
+def slugs_of(file: Path) -> list[str]:
+    """The methods of a file."""
+    return [slug for slug, m in catalogue.methods(None).items() if m.build.__module__ == named(file)]
+
+
 def conformance(file: Path) -> list[list[str]]:
     """The conformance suite of a method's family, for it alone; for other modules those of all families, for some."""
     room, kind = file.relative_to(ROOT / "src" / "anypolicy").parts[:2]
     if room == "methods" and kind == "exact":
         return []
     if room == "methods":
-        slugs = re.findall(r'slug="([a-z0-9-]+)"', file.read_text()) or [file.stem.replace("_", "-")]
-        wanted = {CONFORMANCE.get(kind, "method"): slugs}
+        wanted = {CONFORMANCE.get(kind, "method"): slugs_of(file)}
     elif room in ("learners", "policies", "loops") and kind.removesuffix(".py") in CONFORMANCE:
         wanted = {CONFORMANCE[kind.removesuffix(".py")]: EXAMPLES[CONFORMANCE[kind.removesuffix(".py")]]}
     else:
@@ -252,16 +256,18 @@ def on_devices(file: Path) -> dict[int, list[list[str]]]:
 
 
 def levels(file: Path) -> dict[int, list[list[str]]]:
-    """Arguments of pytest, level by level: tests that name the module or bear its name; then those of the modules that
-    import it, and the conformance suite."""
+    """Arguments of pytest, level by level: tests that name the module or bear its name, and the table of defaults; then
+    those of the modules that import it, and the conformance suite."""
     module = named(file)
     near = [t for t in test_files() if module in imports(t) or t.stem == f"test_{file.stem}"]
     near.sort(key=lambda t: t.stem != f"test_{file.stem}")
     users = {named(p) for p in (ROOT / "src").rglob("*.py") if module in imports(p)}
     far = [t for t in test_files() if t not in near and imports(t) & users]
     paths = [[str(t.relative_to(ROOT)) for t in some] for some in (near, far)]
-    return {1: [x for x in [paths[0]] if x] + ([] if paths[0] else conformance(file)),
-            2: (conformance(file) if paths[0] else []) + [x for x in [paths[1]] if x]}  # fmt: skip
+    if "methods" in file.parts:
+        paths[0] += [f"{DEFAULTS}[{slug}]" for slug in slugs_of(file)]
+    near_runs, far_runs = ([x] if x else [] for x in paths)
+    return {1: near_runs or conformance(file), 2: far_runs + (conformance(file) if near_runs else [])}
 
 
 # --- trying ---------------------------------------------------------------------------------------------------------
@@ -280,22 +286,15 @@ class Copies:
             key = " ".join(arguments)
             if key not in self.passes:
                 began = time.monotonic()
-                bad = any(run(self.clean, arguments, SECONDS[1]))
+                bad = any(run(self.clean, arguments, SECONDS))
                 self.passes[key] = math.inf if bad else time.monotonic() - began
         return self.passes[key]
-
-    def check(self, arguments: list[str]) -> None:
-        """What failed on a mutant must pass on the code as it is: else nothing is known of the mutant."""
-        if self.control(arguments) == math.inf:
-            raise SystemExit(f"{' '.join(arguments)} fails on the unchanged code too: mend it first")
 
 
 def copied(folder: Path) -> Path:
     """Everything that the repository holds, as it is now."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in filter(os.path.isfile, listed.stdout.splitlines()):
+    listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+    for name in filter(os.path.isfile, listed.splitlines()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder
@@ -305,8 +304,7 @@ def run(folder: Path, arguments: list[str], seconds: float) -> tuple[bool, str]:
     """Whether a test fails, and which ("" where the process broke or a test hung); False where time is up."""
     env = os.environ | {"PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     limit = ["-o", f"faulthandler_timeout={HANGS}", "-o", "faulthandler_exit_on_timeout=true"]
-    quiet = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
-    command = [sys.executable, "-m", "pytest", *quiet, *limit, *arguments]
+    command = [sys.executable, "-m", "pytest", "-xqp", "no:cacheprovider", "--no-header", "--tb=no", *limit, *arguments]
     try:
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=max(seconds, 1))
     except subprocess.TimeoutExpired:
@@ -341,14 +339,15 @@ def asked(copies: Copies, folder: Path, place: Place, levels: Levels) -> Tried:
     """What the levels say of the mutant that stands in a copy."""
     last = ""
     for level, runs in levels(ROOT / place.file).items():
-        until = time.monotonic() + SECONDS[level]
+        until = time.monotonic() + SECONDS
         for arguments in runs:
             given = until - time.monotonic()
             failed, by = run(folder, arguments, given)
             if by == TIME and copies.control(arguments) < given / 2:
                 return Tried(place, "killed", f"{TIME}: {' '.join(arguments)}", level, 0.0)
             if failed:
-                copies.check([by] if by else arguments)
+                if copies.control(again := [by] if by else arguments) == math.inf:
+                    raise SystemExit(f"{' '.join(again)} fails on the unchanged code too: mend it first")
                 return Tried(place, "killed", by or "a test hung, or its process broke", level, 0.0)
             last = by or last
     return Tried(place, "survived", last, 2, 0.0)
@@ -365,8 +364,8 @@ def main() -> None:
     """Draw, try on so many copies at a time, write the results."""
     ask = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     ask.add_argument("--seed", type=int, default=0)
-    ask.add_argument("--n", type=int, default=150)
-    ask.add_argument("--jobs", type=int, default=2)
+    for name, number in (("--n", 150), ("--jobs", 2)):
+        ask.add_argument(name, type=int, default=number)
     ask.add_argument("--out", type=Path, default=None)
     ask.add_argument("--rooms", nargs="*", default=list(ROOMS), help="folders of the package")
     ask.add_argument("--devices", action="store_true", help="leave out what moves tensors, place by place")
@@ -379,7 +378,7 @@ def main() -> None:
     if given.list:
         print("\n".join(f"{p.file}:{p.line}  {p.was!r} -> {p.now!r}" for p in chosen))
         return
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
     out = given.out or ROOT / f"mutants-{given.seed}.json"
     began, done = time.monotonic(), list[Tried]()
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(given.jobs) as pool:
@@ -391,9 +390,10 @@ def main() -> None:
                      "minutes": round((time.monotonic() - began) / 60, 1), "alive": alive,
                      "mutants": [asdict(t) for t in done]}  # fmt: skip
             out.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    killed = sum(t.verdict == "killed" for t in done)
+    killed, late = (sum(getattr(t, at) == x for t in done) for at, x in (("verdict", "killed"), ("by", TIME)))
     share, (low, high) = killed / max(len(done), 1), wilson(killed, len(done))
-    print(f"{killed} of {len(done)} killed: {share:.0%} ({low:.0%} to {high:.0%}, Wilson 95 %); {out}")
+    print(f"{killed} of {len(done)} killed: {share:.0%} ({low:.0%} to {high:.0%}, Wilson 95 %)")
+    print(f"of the others {late} were alive when their time was up; {out}")
 
 
 if __name__ == "__main__":
