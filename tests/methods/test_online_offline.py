@@ -218,6 +218,19 @@ def test_the_laboratory(lab):
     assert (laboratory(4, prompts=12, answers=20, d=4, pairs=80).score != lab.score).any()
 
 
+def test_the_start_has_its_scale():
+    """Each of d weights has standard deviation 0.8/√d."""
+    start = laboratory(0, prompts=2, answers=3, d=400, pairs=20).start
+    assert start.std() * 20 == pytest.approx(0.8, rel=0.15) and abs(start.mean()) * 20 < 0.2
+
+
+@pytest.mark.parametrize("far", [1000.0, -1000.0])
+def test_scores_of_any_size_have_probabilities(far):
+    """Of two answers of which one is so much better, e^−1000 is 0; a third equals the better one."""
+    p = policy(np.array([far, 1.0]), np.array([[[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]))
+    assert p.tolist() == ([[0.5, 0.0, 0.5]] if far > 0 else [[0.0, 1.0, 0.0]])
+
+
 def test_points_and_curves(lab):
     run = Trained([(0, lab.start)])
     start = policy(lab.start, lab.features)
