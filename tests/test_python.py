@@ -61,6 +61,7 @@ def test_a_trained_controller_acts_in_the_environment_itself(slug, name, setting
         action, state = run.predict(observation)
         assert state is None and action in env.action_space
         assert np.array_equal(action, loaded.predict(observation)[0])
+        assert np.array_equal(action, run.predict(observation, None, np.array([False]), True)[0])
         shown.append(observation)
         observation, reward, terminated, truncated, _ = env.step(action)
         over, total, n = terminated or truncated, total + reward, n + 1
@@ -121,7 +122,12 @@ def test_a_language_model_answers(tmp_path):
     assert loaded.rows == run.rows and loaded.generate([]) == []
     drawn = [run.generate("1+1", temperature=1.0, max_tokens=8, seed=s) for s in (0, 0, 1)]
     assert drawn[0] == drawn[1]
-    for wrong in ({"max_tokens": 0}, {"temperature": -1.0}, {"max_tokens": 500}):
+    assert run.generate([{"role": "user", "content": "2+2"}], max_tokens=5) == texts[1:]
+    assert loaded.max_tokens == run.max_tokens < 16 and loaded.generate("1+1") == run.generate("1+1")
+    for wrong in ("", [""], [3], [[]], [[{"role": "user"}]]):
+        with pytest.raises(InputError, match="give a text, or messages"):
+            run.generate(wrong)
+    for wrong in ({"max_tokens": 0, "seed": 1}, {"temperature": -1.0}, {"max_tokens": 500}):
         with pytest.raises(InputError, match=r"max_tokens|temperature"):
             run.generate("1+1", **wrong)
 

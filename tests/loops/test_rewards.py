@@ -73,7 +73,7 @@ def test_fields_of_the_row_by_name():
     for name, function in functions.items():
         OwnRewards([OwnReward(name, function)])([(PROMPT, ["a"])])
     assert seen == [(), (3, "plain", "7"), ("topic", "level", "answer", "reference")]
-    with pytest.raises(InputError, match=r"reward lacks: got 'tone'.*only topic, level, answer, reference"):
+    with pytest.raises(InputError, match=r"reward lacks: got 'tone'.*ask for topic, level, answer, reference"):
         OwnRewards([OwnReward("lacks", lambda prompt, texts, tone: [0])])([(PROMPT, ["a"])])
 
 

@@ -14,7 +14,7 @@ from anypolicy.data.batch import from_groups
 from anypolicy.data.records import Group, Prompt, Tokens
 from anypolicy.engines.base import Sampling, ask
 from anypolicy.engines.of_policy import engine_for
-from anypolicy.errors import check_numbers
+from anypolicy.errors import InputError, check_numbers
 from anypolicy.policies.language.base import Policy
 from anypolicy.runs.metrics import wilson
 from anypolicy.runs.seeds import generator
@@ -122,10 +122,19 @@ def responses(
     policy: Policy, prompts: str | Sequence[Any], max_tokens: int, temperature: float, seed: int
 ) -> list[str]:
     """A response to every prompt: a text, or messages."""
-    given = [prompts] if isinstance(prompts, str) else list(prompts)
-    asked = [[{"role": "user", "content": x}] if isinstance(x, str) else x for x in given]
+    one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
+    asked = [[{"role": "user", "content": x}] if isinstance(x, str) else x for x in ([prompts] if one else prompts)]
+    for messages in asked:
+        if not isinstance(messages, list | tuple) or not messages or not all(map(said, messages)):
+            raise InputError("prompts", messages, "give a text, or messages with role and content")
     requests = [ask(policy, Prompt(str(i), tuple(messages))) for i, messages in enumerate(asked)]
     sampling = Sampling(max_tokens, temperature)
     check_numbers(sampling, positive=("max_tokens",), natural=("temperature",))
     made = engine_for(policy).generate(requests, sampling, generator(seed, "responses")) if requests else []
     return [policy.decode(segment.answer) for [(segment, _)] in made]
+
+
+def said(message: Any) -> bool:
+    """Whether this is a message that says something."""
+    known = isinstance(message, dict) and isinstance(message.get("role"), str)
+    return known and isinstance(message.get("content"), str) and bool(message["content"])

@@ -124,9 +124,12 @@ class ControlRun:
         """The learner as it is asked from outside."""
         return Predictor(self.learner, self.task)
 
-    def predict(self, observation: Any, *, deterministic: bool = True) -> tuple[np.ndarray, None]:
+    def predict(
+        self, observation: Any, state: None = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, None]:
         """The action for an observation as the environment gives it (or several stacked), as the environment takes it,
-        and no state: what Stable-Baselines3's `predict` returns."""
+        and no state: arguments and results of Stable-Baselines3's `predict`, which draws unless told `deterministic`,
+        where this does not. Controllers here have no state, so it and `episode_start` say nothing."""
         return self.predictor(observation, deterministic=deterministic), None
 
     def evaluations(self) -> list[dict[str, Any]]:

@@ -151,17 +151,20 @@ class Run:
     rows: list[dict[str, Any]]
     policy: Policy | None = None
     seconds: float = 0.0
+    max_tokens: int = 128
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Ledger rows of held-out evaluations."""
         return [r for r in self.rows if r.get("event") == "eval"]
 
     def generate(
-        self, prompts: str | Sequence[Any], *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
+        self, prompts: str | Sequence[Any], *, max_tokens: int | None = None, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
-        """A response to every prompt (a text, or messages), greedy unless a temperature is given."""
+        """A response to every prompt (a text, or messages), greedy unless a temperature is given, of at most as many
+        tokens as in training unless `max_tokens` says otherwise."""
         assert self.policy is not None
-        return responses(self.policy, prompts, max_tokens, temperature, seed)
+        most = self.max_tokens if max_tokens is None else max_tokens
+        return responses(self.policy, prompts, most, temperature, seed)
 
 
 @dataclass
@@ -338,7 +341,8 @@ def go(p: Plan, run: RunDirectory, loop: GroupLoop, *, quiet: bool) -> Run:
         evaluate=evaluated, save=save,
     )  # fmt: skip
     run.save_policy(loop.world.policy.save)
-    return Run(run.path, run.read(), loop.world.policy, time.monotonic() - began)
+    most = loop.world.sampling.max_tokens
+    return Run(run.path, run.read(), loop.world.policy, time.monotonic() - began, most)
 
 
 def held_out(
@@ -372,7 +376,8 @@ def fit(
 def load_run(path: str | Path, *, device: str | None = None, trust: bool = False) -> Run:
     """A run as it stands: its newest checkpoint."""
     with RunDirectory.open(path, lock=False) as run:
-        return Run(run.path, run.read(), restored_loop(run, device, trust=trust)[1].world.policy)
+        world = restored_loop(run, device, trust=trust)[1].world
+        return Run(run.path, run.read(), world.policy, max_tokens=world.sampling.max_tokens)
 
 
 def restored_loop(run: RunDirectory, device: str | None, *, trust: bool) -> tuple[Plan, GroupLoop]:

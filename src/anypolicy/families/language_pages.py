@@ -27,6 +27,8 @@ def explain(p: Plan) -> str:
     for f in fields(r):
         stage = getattr(r, f.name)
         lines.append(f"  {f.name:<10} {p.composition.origin[f.name]:<13} {stage if stage is not None else '—'}")
+    own = [*s.reward, *([f"reward model {s.reward_model}"] if s.reward_model else [])]
+    lines += [f"  {'':<10} {'your own':<13} {spec}, in place of the verifier's score" for spec in own]
     rows = (s.prompts or 0) * r.rollout.group_size
     updates = r.optimiser.epochs * r.optimiser.minibatches
     if not rows:

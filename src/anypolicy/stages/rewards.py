@@ -54,9 +54,7 @@ class OwnReward:
         named = [p for p in asked if p.kind is not p.VAR_POSITIONAL]
         for p in named:
             if p.name not in known and p.default is p.empty:
-                told = (
-                    f"the rows have no such field, only {', '.join(known)}: rename the parameter, or give it a default"
-                )
+                told = f"a function can ask for {', '.join(known)}: rename the parameter, or give it a default"
                 raise InputError(f"reward {self.name}", p.name, told, choices=known)
         return {p.name: known[p.name] for p in named if p.name in known}
 
@@ -78,7 +76,7 @@ class OwnReward:
         """The error where the function itself failed, with the line."""
         own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
         at = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-        told = f"it failed on prompt {prompt.id!r}{at}; it must return one number per response"
+        told = f"it failed{at} on prompt {prompt.id!r}: mend it, and go on with `anypolicy resume`"
         return InputError(f"reward {self.name}", f"{type(error).__name__}: {error}", told)
 
 
