@@ -21,6 +21,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -118,17 +119,13 @@ def changed(node: ast.AST) -> Iterator[str]:
             yield ast.unparse(ast.Call(ast.Attribute(of, NAMES[name], f.ctx), arguments, keywords))
         case ast.Expr(ast.Call()):
             yield "pass"
-        case _:
-            return
 
 
 def parts(node: ast.AST) -> Iterator[ast.AST]:
     """All nodes below that may be changed."""
-    match node:
-        case ast.Subscript(ast.Name("Annotated" | "Literal")):
-            return
-        case _:
-            fields = [x for name, x in ast.iter_fields(node) if name not in ("annotation", "returns", "decorator_list")]
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("Annotated", "Literal"):
+        return
+    fields = [x for name, x in ast.iter_fields(node) if name not in ("annotation", "returns", "decorator_list")]
     for child in (x for value in fields for x in (value if isinstance(value, list) else [value])):
         if isinstance(child, ast.AST) and not isinstance(child, ast.JoinedStr | ast.Raise | ast.Assert):
             yield child
@@ -184,7 +181,6 @@ def unmoved(path: Path) -> list[Place]:
     return out
 
 
-# --- which tests -----------------------------------------------------------------------------------------------------
 @cache
 def imports(path: Path) -> frozenset[str]:
     """Modules of the package that a file names in its import statements."""
@@ -270,13 +266,13 @@ def levels(file: Path) -> dict[int, list[list[str]]]:
     return {1: near_runs or conformance(file), 2: far_runs + (conformance(file) if near_runs else [])}
 
 
-# --- trying ---------------------------------------------------------------------------------------------------------
 class Copies:
     """Copies of sources and tests: one for each mutant at work, and one in which nothing is changed."""
 
     def __init__(self, scratch: Path, jobs: int):
         self.free: SimpleQueue[Path] = SimpleQueue()
         self.clean, self.passes, self.lock = copied(scratch / "clean"), dict[str, float](), Lock()
+        self.deselected = list[str]()
         for i in range(jobs):
             self.free.put(copied(scratch / f"copy-{i}"))
 
@@ -339,17 +335,19 @@ def asked(copies: Copies, folder: Path, place: Place, levels: Levels) -> Tried:
     """What the levels say of the mutant that stands in a copy."""
     last = ""
     for level, runs in levels(ROOT / place.file).items():
-        until = time.monotonic() + SECONDS
-        for arguments in runs:
-            given = until - time.monotonic()
+        until, left = time.monotonic() + SECONDS, list(runs)
+        while left:
+            arguments, given = left[0] + copies.deselected, until - time.monotonic()
             failed, by = run(folder, arguments, given)
-            if by == TIME and copies.control(arguments) < given / 2:
-                return Tried(place, "killed", f"{TIME}: {' '.join(arguments)}", level, 0.0)
-            if failed:
-                if copies.control(again := [by] if by else arguments) == math.inf:
-                    raise SystemExit(f"{' '.join(again)} fails on the unchanged code too: mend it first")
+            if failed and copies.control([by] if by else arguments) == math.inf:
+                print(f"{by or arguments} fails on the unchanged code too, and is asked no more", flush=True)
+                copies.deselected += ["--deselect", by] if by else []
+                left = left if by else left[1:]
+                continue
+            if failed or (by == TIME and copies.control(arguments) < given / 2):
                 return Tried(place, "killed", by or "a test hung, or its process broke", level, 0.0)
             last = by or last
+            del left[0]
     return Tried(place, "survived", last, 2, 0.0)
 
 
@@ -371,6 +369,7 @@ def main() -> None:
     ask.add_argument("--devices", action="store_true", help="leave out what moves tensors, place by place")
     ask.add_argument("--list", action="store_true", help="show the places and try nothing")
     given = ask.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell takes it from what runs in the background
     chosen, which = sampled(given.seed, given.n, given.rooms), levels
     if given.devices:
         found = [place for path in sorted((ROOT / "src" / "anypolicy").rglob("*.py")) for place in unmoved(path)]
@@ -380,7 +379,7 @@ def main() -> None:
         return
     commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
     out = given.out or ROOT / f"mutants-{given.seed}.json"
-    began, done = time.monotonic(), list[Tried]()
+    began, done, alive = time.monotonic(), list[Tried](), list[dict[str, object]]()
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(given.jobs) as pool:
         copies = Copies(Path(scratch), given.jobs)
         for found in pool.map(lambda place: tried(copies, place, which), chosen):
@@ -390,7 +389,7 @@ def main() -> None:
                      "minutes": round((time.monotonic() - began) / 60, 1), "alive": alive,
                      "mutants": [asdict(t) for t in done]}  # fmt: skip
             out.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    killed, late = (sum(getattr(t, at) == x for t in done) for at, x in (("verdict", "killed"), ("by", TIME)))
+    killed, late = len(done) - len(alive), sum(x["by"] == TIME for x in alive)
     share, (low, high) = killed / max(len(done), 1), wilson(killed, len(done))
     print(f"{killed} of {len(done)} killed: {share:.0%} ({low:.0%} to {high:.0%}, Wilson 95 %)")
     print(f"of the others {late} were alive when their time was up; {out}")
