@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from anypolicy.families.language import Run as Run
     from anypolicy.families.language import Settings as Settings
     from anypolicy.families.reward_models import train_reward_model as train_reward_model
+    from anypolicy.studies.compare import Arm as Arm
     from anypolicy.studies.compare import compare as compare
     from anypolicy.studies.filtration import filtration_table as filtration_table
     from anypolicy.studies.reproduce import reproduce as reproduce
@@ -46,6 +47,7 @@ _HOME = {
     "load": "families.base",
     "Run": "families.language",
     "Settings": "families.language",
+    "Arm": "studies.compare",
     "compare": "studies.compare",
     "reproduce": "studies.reproduce",
     "show": "studies.show",

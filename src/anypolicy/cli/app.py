@@ -101,7 +101,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
         for word in args[1:]:
             if word.startswith("-"):
                 break
-            specs.append(word)
+            specs.append(word.partition(":")[0] if args[0] == "compare" else word)
         given = [w.removeprefix("--method-file=") for w in args if w.startswith("--method-file=")]
         files = given + [w for i, w in enumerate(args) if "--method-file" in args[:i] and w.endswith(".py")]
         if not specs and not {"-h", "--help"} & set(args):

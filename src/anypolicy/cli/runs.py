@@ -1,7 +1,7 @@
 """Commands about runs: train, resume, look, compare."""
 
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from anypolicy.cli.options import changed, given, settings_dict
 from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
+from anypolicy.tasks.arguments import parse
 
 
 def finish(family: Any, run: Any, quiet: bool) -> None:
@@ -162,6 +163,7 @@ def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
         settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
         knobs: Annotated[Knobs, tyro.conf.arg(name="")],  # type: ignore[valid-type]
         seeds: int = 5,
+        vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
         metric: str | None = None,
         workers: int = 1,
         equal_kl: bool = False,
@@ -170,13 +172,16 @@ def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
         """Train methods with the same seeds and judge the difference.
 
           anypolicy compare grpo ngrpo --task tabular-lock --seeds 5
+          anypolicy compare grpo grpo:kl_coef=0.1 --task tabular-lock --vary lr=0.1,0.3
           anypolicy compare grpo sapo gspo --task tiny-add --steps 200 --seeds 8 --workers 2 --metric eval/accuracy
 
         Args:
-            methods: names or compositions
+            methods: names or compositions, with settings of their own as METHOD:key=value,…
             settings: of every run
             knobs: of the methods
             seeds: runs of each method, with the same seeds in all
+            vary: SETTING=VALUE,VALUE,… of the run or of the methods; every method stands with each of the values, and
+                with all combinations where several settings are varied
             metric: a name of the evaluation rows, e.g. eval/accuracy or probe/success
             workers: processes; give each run --threads 1 when using several
             equal_kl: judge runs at the largest divergence from the reference that all of them reached
@@ -189,11 +194,25 @@ def compare_command(Knobs: type, Settings: type) -> Callable[..., None]:
             raise InputError("seed", seed, "compare uses seeds 0, 1, …: set --seeds N")
         study = study_of.compare(
             list(methods), seeds=seeds, metric=metric, knobs=changed(knobs), workers=workers, quiet=quiet,
-            equal_kl=equal_kl, **own,
+            equal_kl=equal_kl, vary=varied(vary), **own,
         )  # fmt: skip
         print(study)
 
     return compare
+
+
+def varied(texts: tuple[str, ...]) -> dict[str, Sequence[Any]]:
+    """SETTING=VALUE,VALUE,… → {"SETTING": [VALUE, VALUE, …]}."""
+    from anypolicy.studies.compare import plain_value
+
+    found: dict[str, Sequence[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name in found or not values:
+            raise InputError("vary", text, "write SETTING=VALUE,VALUE,…, each setting once")
+        found[name] = [plain_value(parse(f"value={value}", "vary")["value"]) for value in values.split(",")]
+    return found
 
 
 def explain_command(Knobs: type, Settings: type) -> Callable[..., None]:

@@ -14,8 +14,8 @@ from anypolicy.evidence.stats import Interval, bootstrap, improvement_interval, 
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One method's final values by seed, their interquartile mean and its mean cost."""
+class Outcome:
+    """One arm's final values by seed, their interquartile mean and its mean cost."""
 
     name: str
     values: dict[int, float]
@@ -49,7 +49,7 @@ class Comparison:
 
     task: str
     metric: str
-    arms: list[Arm]
+    arms: list[Outcome]
     differences: list[Difference]
     curves: list[Curve]
     unit: str = "tokens"
@@ -139,7 +139,7 @@ def compare_runs(
     arms = []
     for name, values in final.items():
         column = np.array(list(values.values()))[:, None]
-        arms.append(Arm(name, values, bootstrap(column), float(np.mean(list(costs[name].values())))))
+        arms.append(Outcome(name, values, bootstrap(column), float(np.mean(list(costs[name].values())))))
     arms.sort(key=lambda a: -float(np.mean(list(a.values.values()))))
     best, differences = arms[0], []
     level = 1 - 0.05 / (len(arms) * (len(arms) - 1) / 2)

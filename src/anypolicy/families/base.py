@@ -10,17 +10,18 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from anypolicy import catalogue
-from anypolicy.errors import RAISED, InputError, check_names, check_values, checked
+from anypolicy.errors import RAISED, InputError, check_values, checked
 from anypolicy.knobs import check_knobs, knobs_of
 from anypolicy.runs.devices import memory_errors
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.objects import NAMES, check_same, handed
 from anypolicy.runs.recipes import settings_from, stated
 
 
@@ -97,8 +98,31 @@ class Family(Generic[P, R]):
         """The plan of a method with settings by name. `knobs` are the method's own, or by method."""
         if self.data not in settings:
             raise InputError(self.data, None, f"say what {method} learns from")
-        check_names(self.settings, settings, f"a run of the {self.name} family")
-        return self.plan(method, self.settings(**settings), self.own(method, knobs or {}))
+        settings, knobs = self.sorted_out(method, settings, self.own(method, knobs or {}))
+        return self.plan(method, self.settings(**settings), knobs)
+
+    def sorted_out(
+        self, method: str, given: Mapping[str, Any], knobs: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Settings of the run, and those of methods, of which some stand among the former."""
+        names = [f.name for f in fields(self.settings)]
+        words = [w.strip().partition(".")[0] for w in method.split("+")] if self.composes else [method]
+        known = {m.slug: m for m in map(catalogue.methods(None).get, words) if m}
+        own = {slug: dict(k) for slug, k in knobs.items()} if self.composes else {method: dict(knobs)}
+        for name, value in given.items():
+            having = [slug for slug, m in known.items() if name in m.knobs and name not in names]
+            if len(having) > 1:
+                told = f"{' and '.join(having)} have it: say whose it is, knobs={{{having[0]!r}: {{{name!r}: …}}}}"
+                raise InputError(name, value, told)
+            if having:
+                own.setdefault(having[0], {})[name] = value
+            elif name not in names:
+                every = [*names, *(k for m in known.values() for k in m.knobs)]
+                here = catalogue.ELSEWHERE.get(name)
+                told = f"a run of the {self.name} family has the settings {', '.join(every)}"
+                told = f"here it is {here!r}; {told}" if here in every else told
+                raise InputError(name, value, told, choices=() if here in every else every)
+        return {k: v for k, v in given.items() if k in names}, own if self.composes else own.get(method, {})
 
     def own(self, method: str, knobs: dict[str, Any]) -> dict[str, Any]:
         """Knobs as `plan` takes them."""
@@ -201,44 +225,66 @@ def family_of_run(path: str | Path) -> Family[Any, Any]:
 def train(method: str, *, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any) -> Any:
     """Train by a method, whatever it trains, and return the run.
 
-    `method` is a name, or of language models a composition ("grpo+ngrpo.advantage"); `knobs` are settings of the
-    methods themselves, by method where there are several; the rest are the fields of the family's settings, such as
-    `task`. Raises InputError before any work for what cannot be used.
+    `method` is a name, or of language models a composition ("grpo+ngrpo.advantage"); `settings` are the fields of the
+    family's settings, such as `task`, and those of the methods; `knobs` are the latter by themselves, by method where
+    there are several. Where these are texts, objects may stand: as `task` (or `pairs`) a list of rows, a
+    `datasets.Dataset` or a task; as `policy` a transformers model with its tokenizer, (model, tokenizer), of which a
+    copy is trained; as `reward` functions, or (function, weight). Raises InputError before any work for what cannot be
+    used.
     """
     family = family_of(method, settings.get("method_file", ()))
-    return family.train(method, knobs=knobs, quiet=quiet, **settings)
+    with handed(settings) as named:
+        return family.train(method, knobs=knobs, quiet=quiet, **named)
 
 
 @checked
 def resume(
-    path: str | Path, *, steps: int | None = None, device: str | None = None, quiet: bool = False, trust: bool = False
+    path: str | Path, *, steps: int | None = None, device: str | None = None, quiet: bool = False, trust: bool = False,
+    **objects: Any,
 ) -> Any:  # fmt: skip
     """Go on with a run of any family as if it had never stopped; `steps` makes it longer, on another `device` it goes
-    on up to rounding, `trust` runs code that its recipe names and the user has not run before."""
-    return family_of_run(path).resume(path, steps=steps, device=device, quiet=quiet, trust=trust)
+    on up to rounding, `trust` runs code that its recipe names and the user has not run before. `objects` are those the
+    run was begun with, by setting (`task=…`)."""
+    with handed_again(path, objects):
+        return family_of_run(path).resume(path, steps=steps, device=device, quiet=quiet, trust=trust)
+
+
+@contextmanager
+def handed_again(path: str | Path, objects: Mapping[str, Any]) -> Generator[None]:
+    """Inside, what a run was begun with is at hand. Raises InputError for what is something else than that."""
+    for name, value in objects.items():
+        if name not in NAMES:
+            raise InputError(name, value, f"what a run was begun with is {', '.join(NAMES)}", choices=NAMES)
+    with handed(objects) as named:
+        if named:
+            with RunDirectory.open(path, lock=False) as run:
+                check_same(named, run.recipe())
+        yield
 
 
 @checked
-def load(path: str | Path, *, device: str | None = None, trust: bool = False) -> Any:
+def load(path: str | Path, *, device: str | None = None, trust: bool = False, **objects: Any) -> Any:
     """A run of any family as it stands: its ledger, and what its newest checkpoint has learnt (`run.predict` of a
-    controller, `run.generate` of a language model)."""
+    controller, `run.generate` of a language model). `objects` are those the run was begun with."""
     family = family_of_run(path)
-    with family.memory():
+    with handed_again(path, objects), family.memory():
         return family.load(path, device=device, trust=trust)
 
 
 @checked
 def evaluate(path: str | Path, *, trust: bool = False, **options: Any) -> dict[str, float]:
     """Evaluate a run's newest checkpoint: on held-out prompts (`prompts`, `temperature`), in episodes (`episodes`,
-    `video`), by samples (`samples`), or on held-out pairs. Writes samples/eval.*."""
+    `video`), by samples (`samples`), or on held-out pairs. Objects that the run was begun with are handed in by
+    setting. Writes samples/eval.*."""
     family = family_of_run(path)
     known = evaluation_options(family)
+    objects = {k: options.pop(k) for k in NAMES if k in options and k not in known}
     for name, value in options.items():
         if name not in known:
             allowed = f"takes {', '.join(known)}" if known else "takes no options"
             raise InputError(name, value, f"an evaluation of the {family.name} family {allowed}", choices=known)
     check_knobs(knobs_of(family.evaluate), options)
-    with family.memory():
+    with handed_again(path, objects), family.memory():
         return family.evaluate(path, trust=trust, **options)
 
 
@@ -252,4 +298,5 @@ def evaluation_options(family: Family[Any, Any]) -> dict[str, Any]:
 def explain(method: str, *, knobs: dict[str, Any] | None = None, **settings: Any) -> str:
     """What a run would do, stage by stage, without starting it: whose each stage is, its numbers, and its cost."""
     family = family_of(method, settings.get("method_file", ()))
-    return family.explain(family.planned(method, settings, knobs))
+    with handed(settings) as named:
+        return family.explain(family.planned(method, named, knobs))

@@ -17,6 +17,7 @@ from typing import Any
 
 from anypolicy.data.records import LARGEST, Prompt
 from anypolicy.errors import RAISED, InputError
+from anypolicy.runs.objects import PREFIX, given, is_object
 from anypolicy.runs.trust import load_module
 
 Named = dict[str, float]
@@ -133,22 +134,25 @@ def own_rewards(function: Any) -> OwnRewards:
 
 
 def load_reward(spec: str) -> OwnReward:
-    """FILE.py:FUNCTION, or FILE.py:FUNCTION:WEIGHT."""
+    """FILE.py:FUNCTION, or FILE.py:FUNCTION:WEIGHT; or the name of a function that was handed in."""
+    if is_object(spec):
+        whole, _, factor = spec.partition(":")
+        if not callable(function := given("reward", whole)):
+            raise InputError("reward", function, "use a function (prompt, responses, …) that gives one number for each")
+        return OwnReward(whole.removeprefix(PREFIX), function, weighed(spec, factor or "1"))
     known = re.fullmatch(r"(.+\.py):([^:]+)(?::([^:]*))?", spec)
     if known is None or not isfile(known[1]):
         raise InputError("reward", spec, "give FILE.py:FUNCTION (and :WEIGHT) with an existing file")
-    path, name, weight = known[1], known[2], number_of(known[3] or "1")
-    if weight is None:
-        raise InputError("reward", spec, f"the weight is {known[3]!r}: write a number")
+    path, name, weight = known[1], known[2], weighed(spec, known[3] or "1")
     module = load_module("reward", Path(path), f"anypolicy_reward_{Path(path).stem}")
     if not callable(getattr(module, name, None)):
         raise InputError("reward", name, f"{path} has no such function", choices=dir(module))
     return OwnReward(name, getattr(module, name), weight)
 
 
-def number_of(text: str) -> float | None:
-    """A finite number, or None."""
+def weighed(spec: str, text: str) -> float:
+    """The weight that a reward is given, a finite number."""
     with suppress(ValueError):
-        value = float(text)
-        return value if math.isfinite(value) else None
-    return None
+        if math.isfinite(value := float(text)):
+            return value
+    raise InputError("reward", spec, f"the weight is {text!r}: write a number")

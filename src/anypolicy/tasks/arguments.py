@@ -14,23 +14,23 @@ from anypolicy.runs.strict_json import json_text
 Built = TypeVar("Built")
 
 
-def parse(arguments: str) -> dict[str, Any]:
-    """`a=1,b=text` → {"a": 1, "b": "text"}, each value a YAML scalar."""
+def parse(arguments: str, field: str = "task") -> dict[str, Any]:
+    """`a=1,b=text` → {"a": 1, "b": "text"}, each value a YAML scalar; `field` is where they stand."""
     out: dict[str, Any] = {}
     for part in _pairs(arguments) if arguments else []:
         key, equals, text = part.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise InputError("task", part, "write its settings as key=value,key=value")
+            raise InputError(field, part, "write its settings as key=value,key=value")
         if key in out:
-            raise InputError(f"task.{key}", text, f"it is given twice (first {out[key]!r}): keep one")
+            raise InputError(f"{field}.{key}", text, f"it is given twice (first {out[key]!r}): keep one")
         try:
             out[key] = yaml_value(text)
             json_text(out[key])  # dates and bytes have no place in a task
         except (TypeError, ValueError) as error:
-            raise InputError(f"task.{key}", text, "this is no single value: put it in quotes") from error
+            raise InputError(f"{field}.{key}", text, "this is no single value: put it in quotes") from error
         if not isinstance(out[key], str | int | float | list | dict | None):  # YAML has dates, sets and bytes, too
-            raise InputError(f"task.{key}", text, "this is no single value: put it in quotes")
+            raise InputError(f"{field}.{key}", text, "this is no single value: put it in quotes")
     return out
 
 

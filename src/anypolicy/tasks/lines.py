@@ -9,11 +9,15 @@ from typing import Any
 
 from anypolicy.data.readers import parsed
 from anypolicy.errors import InputError
+from anypolicy.runs.objects import given, is_object
 from anypolicy.runs.strict_json import json_text
 
 
 def json_lines(path: str, wanted: str, field: str = "task") -> Iterator[tuple[str, dict[str, Any]]]:
     """("line n", object) of every line that is not blank; `wanted` says what an object must hold."""
+    if is_object(path):
+        yield from ((f"row {n}", row) for n, row in enumerate(given(field, path)))
+        return
     file = Path(path)
     if not isfile(path):
         raise InputError(field, path, "there is no such file")

@@ -3,6 +3,7 @@ masked-diffusion models."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from os.path import exists, isdir, isfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     ByT5Tokenizer,
+    PreTrainedModel,
 )
 
 from anypolicy.data.readers import first_line, json_object
@@ -33,6 +35,7 @@ from anypolicy.policies.language.table import TablePolicy
 from anypolicy.policies.language.text import quiet_transformers
 from anypolicy.policies.language.transformer import small_transformer
 from anypolicy.policies.language.vision_lm import VisionLM
+from anypolicy.runs.objects import given, is_object
 from anypolicy.runs.trust import allow, enter_model
 
 ALIASES: dict[str, Callable[[], Path]] = {"smollm2-135m": smollm2_folder}
@@ -59,6 +62,8 @@ def load_policy(
     if trust:
         allow({"policy": spec})
     quiet_transformers()
+    if is_object(spec):
+        return of_object(spec, given("policy", spec), dtype, lora_rank, seed, device)
     name, _, arguments = spec.partition(":")
     if name == "masked-diffusion" or holds(Path(spec), "ForMaskedLM"):
         if lora_rank:
@@ -102,6 +107,31 @@ def placed(policy: P, device: torch.device) -> P:
         policy.module.to(device)
         if isinstance(policy, CausalLM):
             policy.prepare()
+    return policy
+
+
+def of_object(name: str, value: Any, dtype: str, rank: int, seed: int, device: torch.device) -> Policy:
+    """A policy of a copy of (model, tokenizer), or of (model, processor) where it sees; or a copy of a policy."""
+    pair: Any = value if isinstance(value, list | tuple) and len(value) == 2 else (value, None)  # type: ignore
+    model, words = pair
+    if isinstance(model, PreTrainedModel) and words is not None:
+        check_whole(model.config, name)
+        copied: Any = copy.deepcopy(model)
+        model = copied.to(device, getattr(torch, dtype))
+        sees = getattr(words, "image_processor", None) is not None
+        kind: Any = VisionLM if sees else MaskedDiffusionLM if type(model).__name__.endswith("MaskedLM") else CausalLM
+        policy: Any = tried(lambda: kind(model, words), name)
+        policy.module.requires_grad_(True)
+    elif all(hasattr(model, x) for x in ("encode", "score", "prefill", "save")):
+        policy = placed(copy.deepcopy(model), device)
+        policy.module.to(getattr(torch, dtype))
+    else:
+        told = "hand in (model, tokenizer) of transformers, (model, processor) where it sees"
+        raise InputError("policy", value, told)
+    if rank and not isinstance(policy, CausalLM | VisionLM):
+        raise InputError("lora_rank", rank, "adapters are for language models of transformers: use 0")
+    if rank:
+        adapt(policy, rank, seed)
     return policy
 
 

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from anypolicy.errors import InputError, check_values
+from anypolicy.runs.objects import PREFIX, given
 from anypolicy.tasks.arguments import call, parse
 from anypolicy.tasks.language.base import Task
 
@@ -55,7 +56,17 @@ def named(name: str, seed: int, settings: dict[str, Any]) -> Task:
     return call(build, name, (seed,) if "seed" in inspect.signature(build).parameters else (), settings)
 
 
-PREFIXES = {"reasoning-gym/": reasoning_gym, "hf/": hub}
+def handed(name: str, seed: int, settings: dict[str, Any]) -> Task:
+    value = given("task", name)
+    if isinstance(value, list):
+        return jsonl(name, seed, settings)
+    if not all(hasattr(value, x) for x in ("train", "heldout", "score", "max_tokens")):
+        raise InputError("task", value, "hand in a list of rows, a datasets.Dataset, or a task (train, heldout, score, "
+                         "max_tokens)")  # fmt: skip
+    return value
+
+
+PREFIXES = {"reasoning-gym/": reasoning_gym, "hf/": hub, PREFIX: handed}
 
 
 def load_task(spec: str, *, seed: int = 0) -> Task:
@@ -72,7 +83,7 @@ def load_task(spec: str, *, seed: int = 0) -> Task:
     else:
         build = named if name in NAMED else next((b for prefix, b in PREFIXES.items() if name.startswith(prefix)), None)
     if build is None:
-        known = [*NAMED, *(f"{p}…" for p in PREFIXES), "FILE.jsonl"]
+        known = [*NAMED, *(f"{p}…" for p in PREFIXES if p != PREFIX), "FILE.jsonl"]
         if name.startswith("gym/"):
             raise InputError("task", spec, "it is an environment, for controllers (ppo-control, sac, dqn, …), "
                              f"and this method learns from prompts: {', '.join(known)}")  # fmt: skip
