@@ -8,7 +8,7 @@ BIN := .venv/bin
 TRAIN := train ngrpo --policy smollm2-135m --lr 2e-5 --prompts 8 --minibatches 2 --steps 30 --eval-every 15 --checkpoint-every 15 \
   --task "reasoning-gym/chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2,extract=last-number,max_tokens=12,instruction=Reply with the answer only."
 
-.PHONY: setup train test test-all test-gpu bench-gpu mutate fuzz lint types contracts docs readme bench bench-compare measure check clean
+.PHONY: setup train test test-all test-gpu bench-gpu mutate fuzz lint types contracts docs readme bench bench-compare wheel measure check clean
 
 setup: .venv/.ready
 
@@ -75,6 +75,10 @@ bench: .venv/.ready-dev
 REV ?= HEAD~1
 bench-compare: .venv/.ready-dev
 	@$(BIN)/python benchmarks/compare_revisions.py $(REV)
+
+# the package as a file for pip, claims and their evidence in it
+wheel: .venv/.ready-dev
+	@$(BIN)/python -m hatchling build -t wheel -d dist
 
 # the house in numbers
 measure: .venv/.ready-dev

@@ -15,6 +15,7 @@ from anypolicy.cli.options import (
     knobs_type,
     settings_type,
 )
+from anypolicy.cli.results import chat, push
 from anypolicy.cli.runs import (
     compare_command,
     evaluate_command,
@@ -57,6 +58,7 @@ EXAMPLES = """Any policy learns by any published method.
   anypolicy train pf-ppo --task my_prompts.jsonl --reward-model rm --reward-scale unit
   anypolicy scores pf-ppo --task my_prompts.jsonl --reward-model rm | filtration scores.jsonl
   anypolicy revise --task slots --out revisions.jsonl
+  anypolicy chat runs/ngrpo-tiny-add-0 | push runs/ngrpo-tiny-add-0 OWNER/NAME
   anypolicy methods | show ngrpo | explain ngrpo+vade --task tiny-add | eval DIR | open DIR
 """
 
@@ -91,7 +93,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     plain: dict[str, Callable[..., Any]] = {
         "resume": resume, "reproduce": reproduce, "methods": methods, "show": show, "open": open_page,
         "filtration": filtration, "record": record, "inspect": inspect,
-        "revise": revise,
+        "revise": revise, "push": push, "chat": chat,
     }  # fmt: skip
     Knobs: type = NoKnobs
     Settings: type = NoKnobs

@@ -36,6 +36,11 @@ from anypolicy.runs.strict_json import json_text, json_value
 from anypolicy.runs.trust import allow, load_module
 from anypolicy.runs.workers import in_workers
 
+CHECKOUT = Path(__file__).resolve().parents[3]
+"""Where this package comes from, if it is installed from a checkout."""
+SHIPPED = PACKAGE / "shipped"
+"""Claims and evidence in a wheel."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -223,6 +228,15 @@ def on_one_line(text: str) -> str:
     """JSON with every list of plain numbers on a line of its own."""
     number = r"-?[\d.eE+-]+"
     return re.sub(rf"\[\s+({number}(?:,\s+{number})*)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+
+
+def verdict_of(slug: str) -> dict[str, Any] | None:
+    """What was measured of a method's claim and stands in the checkout or in the package."""
+    for base in (CHECKOUT, SHIPPED):
+        file = base / "docs" / "evidence" / f"{slug}.json"
+        if isfile(file):
+            return json_value(file.read_bytes())
+    return None
 
 
 def table(folder: Path) -> str:

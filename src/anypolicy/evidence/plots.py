@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -106,12 +106,13 @@ def canvas(width: float, height: float) -> tuple[Any, Any]:
     return picture, axes
 
 
-def write_picture(picture: Any, path: Path) -> None:
-    """A file whose type its name says (.svg, .png), the same bytes for the same figure."""
+def write_picture(picture: Any, path: Path | IO[bytes]) -> None:
+    """A file whose type its name says (.svg, .png; an open one is SVG), the same bytes for the same figure."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "anypolicy"}):
-        picture.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        kind = path.suffix[1:] if isinstance(path, Path) else "svg"
+        picture.savefig(path, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
 def save_plane(
@@ -131,7 +132,7 @@ def save_plane(
     write_picture(picture, path)
 
 
-def save_curves(path: Path, curves: Sequence[Curve], *, x: str = "step", y: str, title: str = "") -> None:
+def save_curves(path: Path | IO[bytes], curves: Sequence[Curve], *, x: str = "step", y: str, title: str = "") -> None:
     """The learning curves as a file whose type its name says (.svg, .png)."""
     picture, axes = canvas(7.2, 4.0)
     for i, c in enumerate(curves):

@@ -21,6 +21,7 @@ from anypolicy.errors import RAISED, InputError, check_values, checked
 from anypolicy.knobs import check_knobs, knobs_of
 from anypolicy.runs.devices import memory_errors
 from anypolicy.runs.directory import RunDirectory
+from anypolicy.runs.drive import CALLBACK, Callback
 from anypolicy.runs.objects import NAMES, check_same, handed
 from anypolicy.runs.recipes import settings_from, stated
 
@@ -222,31 +223,47 @@ def family_of_run(path: str | Path) -> Family[Any, Any]:
 
 # --- the Python interface: one of each for all families --------------------------------------------------------------
 @checked
-def train(method: str, *, knobs: dict[str, Any] | None = None, quiet: bool = False, **settings: Any) -> Any:
+def train(
+    method: str, *, knobs: dict[str, Any] | None = None, quiet: bool = False, callback: Callback | None = None,
+    **settings: Any,
+) -> Any:  # fmt: skip
     """Train by a method, whatever it trains, and return the run.
 
     `method` is a name, or of language models a composition ("grpo+ngrpo.advantage"); `settings` are the fields of the
     family's settings, such as `task`, and those of the methods; `knobs` are the latter by themselves, by method where
     there are several. Where these are texts, objects may stand: as `task` (or `pairs`) a list of rows, a
     `datasets.Dataset` or a task; as `policy` a transformers model with its tokenizer, (model, tokenizer), of which a
-    copy is trained; as `reward` functions, or (function, weight). Raises InputError before any work for what cannot be
-    used.
+    copy is trained; as `reward` functions, or (function, weight). `callback` is called with each row of the ledger as
+    it is written, and ends the run there (checkpoint, evaluation and policy included) where it returns False. Raises
+    InputError before any work for what cannot be used.
     """
     family = family_of(method, settings.get("method_file", ()))
-    with handed(settings) as named:
+    with handed(settings) as named, calling(callback):
         return family.train(method, knobs=knobs, quiet=quiet, **named)
 
 
 @checked
 def resume(
     path: str | Path, *, steps: int | None = None, device: str | None = None, quiet: bool = False, trust: bool = False,
-    **objects: Any,
+    callback: Callback | None = None, **objects: Any,
 ) -> Any:  # fmt: skip
     """Go on with a run of any family as if it had never stopped; `steps` makes it longer, on another `device` it goes
     on up to rounding, `trust` runs code that its recipe names and the user has not run before. `objects` are those the
-    run was begun with, by setting (`task=…`)."""
-    with handed_again(path, objects):
+    run was begun with, by setting (`task=…`); `callback` is as in `train`."""
+    with handed_again(path, objects), calling(callback):
         return family_of_run(path).resume(path, steps=steps, device=device, quiet=quiet, trust=trust)
+
+
+@contextmanager
+def calling(callback: Callback | None) -> Generator[None]:
+    """Inside, runs call this with their rows."""
+    if callback is not None and not callable(callback):
+        raise InputError("callback", callback, "give a function of one argument, a row of the ledger")
+    token = CALLBACK.set(callback)
+    try:
+        yield
+    finally:
+        CALLBACK.reset(token)
 
 
 @contextmanager

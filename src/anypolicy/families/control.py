@@ -27,6 +27,7 @@ from anypolicy.evaluation.control import Predictor
 from anypolicy.evidence.film import film
 from anypolicy.families.base import Family
 from anypolicy.families.control_pages import explain, page, summary
+from anypolicy.families.results import Result
 from anypolicy.knobs import Knob
 from anypolicy.learners.base import Learner, load_modules, observing, place, prepare, tell_budget, weights_of
 from anypolicy.learners.recipe import (
@@ -96,8 +97,8 @@ class ControlSettings:
     """environment steps between checkpoints; default a fifth of the run"""
     checkpoint_minutes: float = 5.0
     """minutes after which a checkpoint is written at the latest; 0 for none by time"""
-    trackers: tuple[str, ...] = ("tensorboard",)
-    """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
+    trackers: tuple[str, ...] = ("auto",)
+    """copies of the ledger: auto (tensorboard, where it is installed), none, tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
     """processor threads of torch; default 1, which small networks like best"""
     device: str = "cpu"
@@ -109,12 +110,10 @@ class ControlSettings:
     """.py files with methods of your own"""
 
 
-@dataclass
-class ControlRun:
-    """A run that has ended (or was loaded): its directory, its ledger, its learner and the environment it is for."""
+@dataclass(repr=False)
+class ControlRun(Result):
+    """A run that has ended (or was loaded), with its learner and the environment it is for."""
 
-    path: Path
-    rows: list[dict[str, Any]]
     learner: Learner
     task: EnvironmentTask
     seconds: float = 0.0
@@ -131,10 +130,6 @@ class ControlRun:
         and no state: arguments and results of Stable-Baselines3's `predict`, which draws unless told `deterministic`,
         where this does not. Controllers here have no state, so it and `episode_start` say nothing."""
         return self.predictor(observation, deterministic=deterministic), None
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        """Ledger rows of evaluations."""
-        return [r for r in self.rows if r.get("event") == "eval"]
 
 
 @dataclass

@@ -18,6 +18,7 @@ from anypolicy.evidence.pictures import grid, scatter
 from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Picture, Table, Text, write_report
 from anypolicy.families.base import Family
+from anypolicy.families.results import Result
 from anypolicy.knobs import Knob
 from anypolicy.learners.base import load_modules
 from anypolicy.loops.diffusion import DiffusionLoop, DiffusionRecipe
@@ -78,8 +79,8 @@ class DiffusionSettings:
     """updates between checkpoints; default a fifth of the run"""
     checkpoint_minutes: float = 5.0
     """minutes after which a checkpoint is written at the latest; 0 for none by time"""
-    trackers: tuple[str, ...] = ("tensorboard",)
-    """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
+    trackers: tuple[str, ...] = ("auto",)
+    """copies of the ledger: auto (tensorboard, where it is installed), none, tensorboard, wandb, mlflow, trackio"""
     device: str = "auto"
     """where it computes: auto (a GPU if there is one), cpu, cuda or cuda:N; a run may go on on another"""
     threads: int | None = None
@@ -88,19 +89,13 @@ class DiffusionSettings:
     """.py files with methods of your own"""
 
 
-@dataclass
-class DiffusionRun:
-    """A run that has ended: its directory, its ledger and its model."""
+@dataclass(repr=False)
+class DiffusionRun(Result):
+    """A run that has ended (or was loaded), with its model."""
 
-    path: Path
-    rows: list[dict[str, Any]]
     model: DiffusionModel
     task: PictureTask
     seconds: float = 0.0
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        """Ledger rows of evaluations."""
-        return [r for r in self.rows if r.get("event") == "eval"]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from anypolicy.evaluation.language import evaluate, responses
 from anypolicy.evaluation.reference import beside_reference
 from anypolicy.families.base import Family
 from anypolicy.families.language_pages import explain, page, summary
+from anypolicy.families.results import Result
 from anypolicy.knobs import Knob
 from anypolicy.loops.describe import outlined
 from anypolicy.loops.group import GroupLoop
@@ -116,8 +117,8 @@ class Settings:
     """steps between checkpoints; default a tenth of the run"""
     checkpoint_minutes: float = 5.0
     """minutes after which a checkpoint is written at the latest; 0 for none by time"""
-    trackers: tuple[str, ...] = ("tensorboard",)
-    """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
+    trackers: tuple[str, ...] = ("auto",)
+    """copies of the ledger: auto (tensorboard, where it is installed), none, tensorboard, wandb, mlflow, trackio"""
     threads: int | None = None
     """processor threads of torch; default all cores that the process is granted"""
     device: str = "auto"
@@ -143,19 +144,13 @@ class Settings:
             object.__setattr__(self, "reward", (self.reward,))
 
 
-@dataclass
-class Run:
-    """A run that has ended (or was opened): its directory, its ledger and its trained policy."""
+@dataclass(repr=False)
+class Run(Result):
+    """A run that has ended (or was loaded), with its trained policy."""
 
-    path: Path
-    rows: list[dict[str, Any]]
     policy: Policy | None = None
     seconds: float = 0.0
     max_tokens: int = 128
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        """Ledger rows of held-out evaluations."""
-        return [r for r in self.rows if r.get("event") == "eval"]
 
     def generate(
         self, prompts: str | Sequence[Any], *, max_tokens: int | None = None, temperature: float = 0.0, seed: int = 0

@@ -18,6 +18,7 @@ from anypolicy.evidence.plots import Curve, learning_curves, over
 from anypolicy.evidence.report import Block, Figure, Table, Text, write_report
 from anypolicy.families.base import Family
 from anypolicy.families.language import suggestions
+from anypolicy.families.results import Result
 from anypolicy.loops.reward_model import PreferenceLoop, PreferenceRecipe, calibrate, evaluate_pairs, fit_pairs
 from anypolicy.policies.language.causal_lm import CausalLM
 from anypolicy.policies.language.load import load_policy
@@ -74,22 +75,21 @@ class RewardSettings:
     """steps between checkpoints; default a tenth of the run"""
     checkpoint_minutes: float = 5.0
     """minutes after which a checkpoint is written at the latest; 0 for none by time"""
-    trackers: tuple[str, ...] = ("tensorboard",)
-    """copies of the ledger: tensorboard, wandb, mlflow, trackio"""
+    trackers: tuple[str, ...] = ("auto",)
+    """copies of the ledger: auto (tensorboard, where it is installed), none, tensorboard, wandb, mlflow, trackio"""
     device: str = "auto"
     """where it computes: auto (a GPU if there is one), cpu, cuda or cuda:N; a run may go on on another"""
     threads: int | None = None
     """processor threads of torch; default all cores that the process is granted"""
 
 
-@dataclass
-class RewardRun:
-    """A reward model that has been trained: its directory, ledger and the model itself."""
+@dataclass(repr=False)
+class RewardRun(Result):
+    """A run that has ended (or was loaded), with its reward model."""
 
-    path: Path
-    rows: list[dict[str, Any]]
     model: RewardModel
     seconds: float = 0.0
+    learnt: ClassVar[str] = FOLDER
 
     def __str__(self) -> str:
         shown = [r for r in self.rows if r.get("event") == "eval" and "eval/accuracy" in r]

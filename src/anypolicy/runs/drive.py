@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from anypolicy.runs.stop import Pause, Stopped, first_signal
 from anypolicy.runs.trackers import make_trackers
 
 Row = dict[str, Any]
+Callback = Callable[[Row], Any]
+CALLBACK: ContextVar[Callback | None] = ContextVar("called with each row of a ledger", default=None)
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ def drive(
     """From the position `first` to the end. `learn(n, pause)` makes n more steps and gives the row that they end; where
     there are several it calls `pause(made)` between them, and what `save` writes there must go on to the same bits.
     `evaluate(step)` gives the row of an evaluation, `save(position)` writes a checkpoint. An exception in the middle
-    leaves the last checkpoint as it is; a signal raises Stopped after the step in hand and a checkpoint."""
-    s = schedule
+    leaves the last checkpoint as it is; a signal raises Stopped after the step in hand and a checkpoint. The CALLBACK
+    is given each row as it is logged; where it returns False, the run ends there as it would at its last step."""
+    s, callback, ends = schedule, CALLBACK.get(), False
     with outliving("run"), lasting_output(), ExitStack() as ending:
         bar = ending.enter_context(Progress(s.steps, first.step, title, quiet=quiet))
         if not run.new:
@@ -61,7 +65,9 @@ def drive(
         wish, kept, saved = ending.enter_context(first_signal()), first.step, time.monotonic()
 
         def log(row: Row) -> None:
+            nonlocal ends
             run.append(row)
+            ends = (callback is not None and callback(dict(row)) is False) or ends
             for tracker in copies:
                 tracker.log(row, row["step"])
 
@@ -87,14 +93,16 @@ def drive(
         at = first
         while True:
             if at.step == at.began:
-                last = at.step >= s.steps
+                last = at.step >= s.steps or ends
                 if at.step > first.step and (last or s.due(at.step, s.checkpoint_every)):
                     keep(at)
                 pause(at)
                 if at.step == 0 or last or s.due(at.step, s.eval_every):
                     evaluated(at.step)
                 pause(at)
-                if last:
+                if ends:
+                    keep(at)
+                if last or ends:
                     return
             tick, before, end = time.monotonic(), at, max(s.after(at.began), at.step)
             row = learn(end - before.step, lambda made, b=before: pause(Position(b.step + made, b.began)))

@@ -85,14 +85,18 @@ def trackio(run: Path, recipe: dict[str, Any], first: int) -> TrackerAdapter:
 KINDS = {"tensorboard": tensorboard, "wandb": wandb, "mlflow": mlflow, "trackio": trackio}
 
 
-NONE = ("none",)
+def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The trackers meant: `none` alone is none, `auto` alone tensorboard where it is installed."""
+    if names == ("auto",):
+        return ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+    return () if names == ("none",) else names
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Refuse unknown trackers and missing packages before any work; `none` alone is none."""
-    for name in names if names != NONE else ():
+    """Refuse unknown trackers and missing packages before any work."""
+    for name in chosen(names):
         if name not in KINDS:
-            raise InputError("trackers", name, f"use {', '.join(KINDS)}, or none alone", choices=KINDS)
+            raise InputError("trackers", name, f"use {', '.join(KINDS)}, or auto or none alone", choices=KINDS)
         if importlib.util.find_spec(name) is None:
             raise InputError("trackers", name, f"its package is missing: pip install {name}")
 
@@ -102,7 +106,7 @@ def make_trackers(
 ) -> list[TrackerAdapter]:
     """Open the named trackers for a run that begins at step `first`; `ending` closes them."""
     opened: list[TrackerAdapter] = []
-    for name in names if names != NONE else ():
+    for name in chosen(names):
         try:
             opened.append(KINDS[name](run, recipe, first))
         except RAISED as error:

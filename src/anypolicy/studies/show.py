@@ -7,6 +7,7 @@ from typing import Any
 
 from anypolicy import catalogue
 from anypolicy.errors import checked
+from anypolicy.evidence.claims import verdict_of
 from anypolicy.knobs import said
 
 
@@ -21,6 +22,12 @@ def listing() -> list[dict[str, Any]]:
     return out
 
 
+def measured(slug: str) -> str:
+    """The verdict on a method's claim, one line, where one is known."""
+    known = verdict_of(slug)
+    return f"verdict: {known['verdict']} over {known['seeds']} seeds. {known['note']}\n" if known else ""
+
+
 @checked
 def show(slug: str) -> str:
     """A method: its card, its settings and its whole file."""
@@ -33,5 +40,5 @@ def show(slug: str) -> str:
     return (
         f"{slug}: {m.card.title} ({m.card.paper}, {m.card.year})\n{m.card.idea}\n\n"
         f"changes: {changes}\ncomposes with: {m.card.composes_with}\n"
-        f"claim: {m.card.claim}\nsettings:\n{knobs}\n\n{m.source}"
+        f"claim: {m.card.claim}\n{measured(slug)}settings:\n{knobs}\n\n{m.source}"
     )

@@ -123,7 +123,8 @@ def of_object(name: str, value: Any, dtype: str, rank: int, seed: int, device: t
         policy: Any = tried(lambda: kind(model, words), name)
         policy.module.requires_grad_(True)
     elif all(hasattr(model, x) for x in ("encode", "score", "prefill", "save")):
-        policy = placed(copy.deepcopy(model), device)
+        owned: Any = copy.deepcopy(model)
+        policy = placed(owned, device)
         policy.module.to(getattr(torch, dtype))
     else:
         told = "hand in (model, tokenizer) of transformers, (model, processor) where it sees"
