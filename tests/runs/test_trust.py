@@ -5,6 +5,7 @@ import ast
 import json
 import py_compile
 import stat
+import sys
 import typing
 from dataclasses import fields
 from importlib.util import cache_from_source
@@ -42,7 +43,7 @@ COMMANDS = (datasets.DatasetSettings, revisions.Settings)
 """Settings that only a command or a program gives."""
 NO_CODE = {
     # names of data, looked up in tables or read as JSON, safetensors or arrays
-    "task", "pairs", "demos", "reward_model", "trackers",
+    "pairs", "demos", "reward_model", "trackers",
     # numbers, choices, places to write
     "behaviour", "block_length", "checkpoint_every", "checkpoint_minutes", "denoising_steps", "device", "dtype", "envs", "epochs", "epsilon",
     "eval_episodes", "eval_every", "eval_prompts", "eval_samples", "evaluations", "expert", "group_size", "guidance",
@@ -62,6 +63,8 @@ KNOBS_NO_CODE = {
     # an id of Gymnasium's registry; of a problem, which no recipe describes
     "horizon-free-rfe.env",
 }  # fmt: skip
+NEVER = {("diffusion", "policy"), ("diffusion", "task"), ("policy", "task")}
+"""Asked for, and not run with trust either: a pipeline has no classes of its own, and what acts nowhere no environment."""
 ATTACKS = [(kind, name) for kind, t in RECIPES.items() for name in trust.FIELDS if name in {f.name for f in fields(t)}]
 
 
@@ -73,6 +76,7 @@ def nothing_allowed(tmp_path, monkeypatch):
     before = set(trust.ALLOWED)
     trust.ALLOWED.clear()
     yield
+    sys.modules.pop("mine", None)
     trust.ALLOWED.clear()
     trust.inherit(before)
 
@@ -116,7 +120,7 @@ def attack(tmp_path: Path, kind: str, name: str, mark: Path) -> tuple[Path, Path
         path, value = folder / "mine.py", f"masked-diffusion:{folder},own-code=true"
     else:
         path = code_file(tmp_path, mark)
-        value = (path,) if name == "method_file" else f"{path}:score"
+        value = {"method_file": (path,), "imports": (str(path),), "task": "gym/mine:Mine-v0"}.get(name, f"{path}:score")
     if kind == "reward-model":
         pairs = tmp_path / "pairs.jsonl"
         rows = [json.dumps({"prompt": f"{i}", "chosen": "a", "rejected": "b"}) for i in range(20)]
@@ -131,9 +135,8 @@ def attack(tmp_path: Path, kind: str, name: str, mark: Path) -> tuple[Path, Path
         (tmp_path / "pairs.jsonl").write_text("".join(f"{row}\n" for row in rows))
         given = {"task": str(tmp_path / "pairs.jsonl"), "policy": "transformer:layers=1,width=8,heads=1"}
     run = tmp_path / "run"
-    RunDirectory.create(run, recipe_of(method, {}, RECIPES[kind](**given, trackers=(), **{name: value}))).__exit__(
-        None, None, None
-    )
+    settings = RECIPES[kind](**{**given, "trackers": (), name: value})
+    RunDirectory.create(run, recipe_of(method, {}, settings)).__exit__(None, None, None)
     return run, path
 
 
@@ -201,7 +204,7 @@ def test_a_run_that_names_code_runs_it_only_with_trust(kind, name, tmp_path, mon
     command = [["eval"], ["resume", "--quiet"]][kind == "reward-model"]  # whose evaluation needs no policy
     main([*command, str(run), "--trust"])
     assert REFUSED not in capsys.readouterr().err
-    ran = kind != "diffusion" or name != "policy"  # a pipeline never has classes of its own
+    ran = (kind, name) not in NEVER
     assert marks(mark) == (1 if ran else 0)
 
     trust.ALLOWED.clear()  # another process
@@ -390,6 +393,21 @@ def test_a_minari_data_set_names_no_code(tmp_path, mark):
     assert not mark.exists()
 
 
+def test_a_policy_folder_that_names_a_module_imports_none(tmp_path, monkeypatch, mark):
+    monkeypatch.chdir(tmp_path)
+    code_file(tmp_path, mark)
+    run = control.train_controller("dqn", task="gym/CartPole-v1", steps=1, eval_episodes=1, trackers=(), quiet=True,
+                                   out=tmp_path / "run")  # fmt: skip
+    config = run.path / "policy" / "config.json"
+    config.write_text(config.read_text().replace("gym/CartPole-v1", "gym/mine:Mine-v0"))
+    with pytest.raises(InputError, match=REFUSED):
+        control.load_controller(config.parent)
+    (tmp_path / "datasets.json").write_text(json.dumps({"task": "gym/mine:Mine-v0", "g_min": 0, "g_max": 1}))
+    with pytest.raises(InputError, match=REFUSED):
+        inspection.inspect(["one.safetensors"], quiet=True)
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("task", ["gym/mine:Mine-v0", "gym/mine:Mine=1", "gym/mine", "mine:main", "mine.py:main"])
 def test_a_task_imports_no_module_by_name(task, tmp_path, monkeypatch, mark):
     code_file(tmp_path, mark)
@@ -411,7 +429,7 @@ PLACES = {
     "run_module": set(),
     "compile": {"sandbox/"},
     # of names that stand in our own tables
-    "import_module": {"__init__.py", "catalogue.py", "runs/trackers.py", "sandbox/scorers.py", "families/base.py",
+    "import_module": {"runs/trust.py", "__init__.py", "catalogue.py", "runs/trackers.py", "sandbox/scorers.py", "families/base.py",
                       "tasks/control/scripted.py", "tasks/control/environments.py", "tasks/exact/one_sided.py", "tasks/language/load.py"},
     "make": {"tasks/control/environments.py", "tasks/control/back_and_forth.py", "tasks/control/reacher_sparse.py",
              "tasks/exact/reward_free.py", "tasks/control/pointmaze_sparse.py", "tasks/control/fetchreach_sparse.py"},

@@ -12,7 +12,17 @@ from tyro.conf import Positional
 from anypolicy.cli.options import changed, given, settings_dict
 from anypolicy.errors import InputError
 from anypolicy.runs.strict_json import json_text
+from anypolicy.runs.trust import allow, enter_modules
 from anypolicy.tasks.arguments import parse
+
+Imports = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import")]
+"""Modules that a user names on a command about a run."""
+
+
+def bring(imports: tuple[str, ...]) -> None:
+    """Import what the user names, which is his word for it."""
+    allow({"imports": imports})
+    enter_modules(imports)
 
 
 def finish(family: Any, run: Any, quiet: bool) -> None:
@@ -95,7 +105,8 @@ def train_apart_command(Knobs: type, Settings: type) -> Callable[..., None]:
 
 
 def resume(
-    run: Positional[Path], steps: int | None = None, device: str | None = None, quiet: bool = False, trust: bool = False
+    run: Positional[Path], steps: int | None = None, device: str | None = None, quiet: bool = False,
+    imports: Imports = (), trust: bool = False,
 ) -> None:  # fmt: skip
     """Go on with a run that stopped, to the same numbers as if it had not.
 
@@ -107,10 +118,12 @@ def resume(
         steps: make the run this long in all
         device: auto, cpu, cuda or cuda:N, if not where it was; the numbers are then the same up to rounding
         quiet: no progress
+        imports: a module, or FILE.py, that registers environments of your own; several by repeating it
         trust: run code that the run's recipe names, though you have not run it before
     """
     from anypolicy.families.base import family_of_run
 
+    bring(imports)
     family = family_of_run(run)
     finish(family, family.resume(run, steps=steps, device=device, quiet=quiet, trust=trust), quiet)
 
@@ -119,6 +132,7 @@ def evaluate_command(Options: type) -> Callable[..., None]:
     def evaluate(
         run: Positional[Path],
         options: Annotated[Options, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        imports: Imports = (),
         trust: bool = False,
     ) -> None:
         """Evaluate a run's newest checkpoint: on held-out prompts or pairs, in fresh episodes, or by samples.
@@ -130,16 +144,21 @@ def evaluate_command(Options: type) -> Callable[..., None]:
         Args:
             run: the run directory
             options: of the run's family
+            imports: a module, or FILE.py, that registers environments of your own; several by repeating it
             trust: run code that the run's recipe names, though you have not run it before
         """
         from anypolicy.families import base
 
+        bring(imports)
         print(json_text(base.evaluate(run, trust=trust, **given(options)), indent=2))
 
     return evaluate
 
 
-def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = False, trust: bool = False) -> None:
+def record(
+    run: Positional[Path], out: str, episodes: int = 20, explore: bool = False, imports: Imports = (),
+    trust: bool = False,
+) -> None:  # fmt: skip
     """Write what a trained controller does as demonstrations for other methods (--demos).
 
       anypolicy record runs/sac-gym-Pendulum-v1-0 --episodes 40 --out pendulum.safetensors
@@ -150,10 +169,12 @@ def record(run: Positional[Path], out: str, episodes: int = 20, explore: bool = 
         out: a .safetensors file, or minari:NAME for a Minari data set
         episodes: how many
         explore: act as while learning instead of as evaluated
+        imports: a module, or FILE.py, that registers environments of your own; several by repeating it
         trust: run code that the run's recipe names, though you have not run it before
     """
     from anypolicy.studies import record as acts
 
+    bring(imports)
     print(f"{acts.record(run, episodes=episodes, out=out, explore=explore, trust=trust)} steps in {out}")
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+import tyro
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -61,7 +62,7 @@ from anypolicy.runs.seeds import generator, number
 from anypolicy.runs.stop import Pause
 from anypolicy.runs.strict_json import json_text
 from anypolicy.runs.trackers import check_trackers
-from anypolicy.runs.trust import allow
+from anypolicy.runs.trust import allow, enter_modules
 from anypolicy.tasks.control.chunks import in_chunks
 from anypolicy.tasks.control.demonstrations import load_demonstrations
 from anypolicy.tasks.control.environments import EnvironmentTask, load_environment
@@ -77,7 +78,7 @@ class ControlSettings:
     family: ClassVar[str] = "control"
 
     task: str
-    """gym/ID of Gymnasium (settings follow as :key=value,…) or a test-bed"""
+    """gym/ID or gym/MODULE:ID of Gymnasium (settings follow as :key=value,…) or a test-bed"""
     steps: int = 100_000
     """environment steps; updates, of a method that learns from demonstrations alone"""
     seed: int = 0
@@ -108,6 +109,8 @@ class ControlSettings:
     """library of float32 matrix products; default oneDNN where it is much faster and as exact"""
     method_file: tuple[Path, ...] = ()
     """.py files with methods of your own"""
+    imports: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import")] = ()
+    """a module, or FILE.py, that registers environments of your own with Gymnasium; several by repeating it"""
 
 
 @dataclass(repr=False)
@@ -178,6 +181,7 @@ def plan(method: str, settings: ControlSettings, knobs: dict[str, Any] | None = 
     allow(vars(settings))
     for path in settings.method_file:
         catalogue.load_file(path)
+    enter_modules(settings.imports)
     given = dict(knobs or {})
     check_numbers(settings, positive=("steps", "envs", "eval_episodes", "threads"),
                   natural=("seed", "eval_every", "checkpoint_every", "checkpoint_minutes"))  # fmt: skip

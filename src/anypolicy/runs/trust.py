@@ -2,20 +2,24 @@
 
 What the user writes on a command, or passes to a function, is the user's word: its content is remembered (`allow`) and
 runs. What a file names must have been remembered before (`check`), unless the user says `--trust`. Nothing goes through
-the door (`load_module`, `enter_model`) whose content, as it is at that moment, is not remembered, whoever named it.
+the door (`load_module`, `enter_module`, `enter_model`) whose content, as it is at that moment, is not remembered,
+whoever named it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import os
+import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.abc import SourceLoader
+from importlib.abc import MetaPathFinder, SourceLoader
+from importlib.machinery import ModuleSpec, PathFinder, all_suffixes
 from os.path import isfile
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +31,8 @@ from anypolicy.runs.strict_json import json_text, json_value
 
 ALLOWED = set[str]()
 """What this process was told may run: all of what the cache remembers of it, and what cannot be remembered."""
+TASK = re.compile(r"gym/(?P<module>[A-Za-z_][\w.]*):[^:=,]+(?=:|$)")
+"""A task that names the module which registers its environment, up to the settings behind it."""
 HOW = "read it, then allow it with --trust (in Python: trust=True)"
 
 
@@ -102,13 +108,78 @@ def load_module(field: str, path: Path, name: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
+        with importing(field, str(path)):
+            spec.loader.exec_module(module)
+    except BaseException:
         del sys.modules[name]
-        if isinstance(error, InputError) or not isinstance(error, RAISED):
-            raise
-        raise InputError(field, str(path), f"it cannot be imported: {type(error).__name__}: {error}") from error
+        raise
     return module
+
+
+@contextlib.contextmanager
+def importing(field: str, name: str) -> Generator[None]:
+    """Whatever a module raises while it is imported is one error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except RAISED as error:
+        raise InputError(field, name, f"it cannot be imported: {type(error).__name__}: {error}") from error
+
+
+class Sources(MetaPathFinder):
+    """Finds the modules of packages that went through the door, those of the working directory too, and runs their
+    sources, not what lies in `__pycache__`."""
+
+    def __init__(self):
+        self.entered = set[str]()
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
+        if fullname.partition(".")[0] not in self.entered:
+            return None
+        spec = found(fullname) if path is None else PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.has_location and str(spec.origin).endswith(".py"):
+            spec.loader = Content(Path(str(spec.origin)), Path(str(spec.origin)).read_bytes())
+        return spec
+
+
+SOURCES = Sources()
+
+
+def enter_modules(names: Iterable[str]) -> None:
+    """Import modules by name, or FILE.py under the name of the file (`--import`)."""
+    for name in names:
+        if not name.endswith(".py"):
+            enter_module("import", name)
+            continue
+        if not isfile(name):
+            raise InputError("import", name, "there is no such file: give FILE.py, or the name of a module")
+        path = Path(name).resolve()
+        known = sys.modules.get(path.stem)
+        if known is None:
+            load_module("import", path, path.stem)
+        elif getattr(known, "__file__", None) != str(path):
+            raise InputError("import", name, f"a module called {path.stem} is loaded already: rename the file")
+
+
+def enter_module(field: str, name: str) -> None:
+    """Import a module by its dotted name. Raises InputError where its package is not allowed, or cannot be imported."""
+    code = module_code(field, name)
+    if code is None:
+        raise InputError(field, name, "Python finds no such module: install it, go to its folder, or set PYTHONPATH")
+    if not code.allowed():
+        raise code.refused()
+    if SOURCES not in sys.meta_path:
+        sys.meta_path.insert(0, SOURCES)
+    SOURCES.entered.add(name.partition(".")[0])
+    with importing(field, name):
+        importlib.import_module(name)
+
+
+def found(name: str) -> ModuleSpec | None:
+    """Where a module without a parent is: where Python looks, then in the working directory. Nothing is imported."""
+    specs = (finder.find_spec(name, None) for finder in sys.meta_path if finder is not SOURCES)
+    return next((s for s in specs if s is not None), None) or PathFinder.find_spec(name, [os.getcwd()])
 
 
 def enter_model(field: str, source: str) -> None:
@@ -141,8 +212,24 @@ def model(field: str, value: Any) -> Iterable[Code]:
         yield model_code(field, source.removeprefix("masked-diffusion:"))
 
 
+def modules(field: str, value: Any) -> Iterable[Code]:
+    """A module's name, or FILE.py; or several."""
+    for name in [value] if isinstance(value, str) else value:
+        if str(name).endswith(".py"):
+            yield from files(field, name)
+        elif code := module_code(field, str(name)):
+            yield code
+
+
+def environment(field: str, value: Any) -> Iterable[Code]:
+    """gym/MODULE:ID, whose module registers the environment."""
+    if named := TASK.match(str(value)):
+        yield from modules(field, [named["module"]])
+
+
 FIELDS: dict[str, Callable[[str, Any], Iterable[Code]]] = {
-    "method_file": files, "reward": function, "policy": model, "reference": model, "claim": files,
+    "method_file": files, "reward": function, "policy": model, "reference": model, "claim": files, "imports": modules,
+    "task": environment,
 }  # fmt: skip
 """Setting → the code that a value of it names. No other setting of any recipe may name code."""
 
@@ -154,6 +241,24 @@ def file_code(field: str, path: Path) -> tuple[Code, bytes]:
     except OSError as error:
         raise InputError(field, str(path), f"it cannot be read ({error})") from error
     return Code(field, str(path), hashlib.sha256(source).hexdigest()), source
+
+
+def module_code(field: str, name: str) -> Code | None:
+    """The package (or the one file) that a dotted name begins with: all that Python can import of it, bytecode that it
+    keeps beside left out. None where there is none."""
+    top = name.partition(".")[0]
+    spec = found(top) if all(part.isidentifier() for part in name.split(".")) else None
+    if spec is None or not (spec.has_location or spec.submodule_search_locations):
+        return None
+    if not spec.submodule_search_locations:
+        return file_code(field, Path(str(spec.origin)))[0]
+    parts = dict[str, str]()
+    for folder in map(Path, spec.submodule_search_locations):
+        for path in sorted(p for suffix in all_suffixes() for p in folder.rglob(f"*{suffix}")):
+            if path.is_file() and path.parent.name != "__pycache__":
+                parts[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    where = str(next(iter(spec.submodule_search_locations)))
+    return Code(field, where, hashlib.sha256(json_text(parts).encode()).hexdigest())
 
 
 def model_code(field: str, source: str) -> Code:

@@ -42,6 +42,7 @@ from anypolicy.runs.files import disk_errors, make_place
 from anypolicy.runs.progress import counting
 from anypolicy.runs.recipes import put_back, stated
 from anypolicy.runs.seeds import generator
+from anypolicy.runs.trust import allow, check
 from anypolicy.studies.datasets import KINDS, random_return
 from anypolicy.tasks.control.demonstrations import load_demonstrations
 from anypolicy.tasks.control.environments import EnvironmentTask, load_environment
@@ -264,6 +265,7 @@ def inspect(
                          "several logs the broadest): give it")  # fmt: skip
     if high is None:
         raise InputError("g_max", None, "TQ needs the best mean return known in this task: give it")
+    (allow if trust or task is not None else check)({"task": name})
     environment = load_environment(name)
     space = environment.space
     loaded = {spec: load_dataset(spec, environment, trust=trust) for spec in spread(data)}

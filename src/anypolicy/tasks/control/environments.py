@@ -21,6 +21,7 @@ from torch import Tensor
 from anypolicy.engines.guard import check_bounds, guarded
 from anypolicy.engines.snapshots import layers
 from anypolicy.errors import RAISED, InputError, check_values
+from anypolicy.runs.trust import TASK, enter_module
 from anypolicy.tasks.arguments import fit, parse
 from anypolicy.tasks.control.observations import Flat, Layout
 
@@ -127,11 +128,14 @@ class EnvironmentTask:
 
 
 def load_environment(spec: str) -> EnvironmentTask:
-    """`gym/HalfCheetah-v5`, `gym/Pendulum-v1:reward_scale=0.1`: settings of ours are `reward_scale`, `max_steps` and
+    """`gym/HalfCheetah-v5`, `gym/my_envs:Mine-v0` (whose module is imported to register it, through the door of
+    `runs/trust.py`), `gym/Pendulum-v1:reward_scale=0.1`: settings of ours are `reward_scale`, `max_steps` and
     `time` (true appends the step of the episode to the observation); the others go to the environment. Episodes
     without a limit get one. Raises InputError for what no controller here can learn."""
     check_values({"task": str}, {"task": spec})
-    name, _, arguments = spec.partition(":")
+    known = TASK.match(spec)
+    name = known[0] if known else spec.partition(":")[0]
+    arguments = spec[len(name) + 1 :]
     settings = parse(arguments)
     if name in TESTBEDS:
         module, function = TESTBEDS[name]
@@ -184,7 +188,10 @@ def testbed(
 
 
 def registered(name: str, settings: dict[str, Any]) -> Callable[..., gymnasium.Env[Any, Any]]:
-    """An environment of Gymnasium's registry."""
+    """An environment of Gymnasium's registry, or (MODULE:ID) one that a module enters there."""
+    module, _, name = name.rpartition(":")
+    if module:
+        enter_module("task", module)
     own = dict(settings)
     scale, steps = own.pop("reward_scale", None), own.pop("max_steps", None)
     factor: float | None = None if scale is None else fit("task.reward_scale", scale, float)
