@@ -431,7 +431,7 @@ PLACES = {
     # of names that stand in our own tables
     "import_module": {"runs/trust.py", "__init__.py", "catalogue.py", "runs/trackers.py", "sandbox/scorers.py", "families/base.py",
                       "tasks/control/scripted.py", "tasks/control/environments.py", "tasks/exact/one_sided.py", "tasks/language/load.py"},
-    "make": {"tasks/control/environments.py", "tasks/control/back_and_forth.py", "tasks/control/reacher_sparse.py",
+    "make": {"tasks/control/environments.py", "tasks/control/given.py", "tasks/control/back_and_forth.py", "tasks/control/reacher_sparse.py",
              "tasks/exact/reward_free.py", "tasks/control/pointmaze_sparse.py", "tasks/control/fetchreach_sparse.py"},
     # commands of our own
     "Popen": {"sandbox/"},

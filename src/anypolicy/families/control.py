@@ -78,7 +78,8 @@ class ControlSettings:
     family: ClassVar[str] = "control"
 
     task: str
-    """gym/ID or gym/MODULE:ID of Gymnasium (settings follow as :key=value,…) or a test-bed"""
+    """gym/ID or gym/MODULE:ID of Gymnasium (settings follow as :key=value,…) or a test-bed; in Python also a function
+    that makes an environment, a class of environments, or one that gymnasium.make made"""
     steps: int = 100_000
     """environment steps; updates, of a method that learns from demonstrations alone"""
     seed: int = 0

@@ -65,7 +65,8 @@ class Settings:
     family: ClassVar[str] = "language"
 
     task: str
-    """reasoning-gym/NAME, hf/DATA SET, a .jsonl file or a testbed (tiny-add, …); settings follow as name:key=value,…"""
+    """reasoning-gym/NAME, hf/DATA SET, a file of rows (.jsonl, .jsonl.gz, .json, .csv, .parquet) or a testbed
+    (tiny-add, …); settings follow as name:key=value,…"""
     policy: str | None = None
     """Hugging Face id or folder, a .gguf file, smollm2-135m, vlm:ID, or transformer:layers=2,width=64,heads=4"""
     steps: int = 100

@@ -17,6 +17,8 @@ from anypolicy.errors import InputError
 
 FIELDS = ("task", "pairs", "demos", "reward")
 """Settings that can name data, or a reward of the user's own."""
+ROWS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+"""How the names of files with rows end."""
 
 
 def digests_of(settings: dict[str, Any]) -> dict[str, str]:
@@ -56,7 +58,7 @@ def named(field: str, spec: str) -> Iterator[tuple[str, Path]]:
     own = Path(name.removeprefix("hf/"))
     if field == "task":
         folder = name.startswith("hf/") or isfile(own / "metadata.jsonl")
-        there = isdir(own) if folder else own.suffix == ".jsonl" and isfile(own)
+        there = isdir(own) if folder else name.endswith(ROWS) and isfile(own)
         for value in (part.partition("=")[2].strip(" '\"") for part in arguments.split(",")):
             yield from named("task", value) if value else ()
     elif field == "demos":

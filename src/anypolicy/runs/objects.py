@@ -8,6 +8,7 @@ that it began with.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -57,7 +58,8 @@ def check_same(settings: Mapping[str, Any], written: Mapping[str, Any]) -> None:
     """Refuse objects (by their names) in place of what a run was begun with."""
     for field, value in settings.items():
         begun = written.get(field)
-        if (list(value) if isinstance(value, tuple) else value) != begun:
+        now = list(value) if isinstance(value, tuple) else value
+        if now != begun and not (isinstance(begun, str) and begun.startswith(f"{now}:")):
             raise InputError(field, value, f"the run was begun with {begun!r}: hand in the same")
 
 
@@ -70,16 +72,21 @@ def entered(field: str, value: Any, name: str, objects: dict[str, Any]) -> str:
 
 
 def one(field: str, value: Any, objects: dict[str, Any]) -> Any:
-    """Texts as they are; rows of data by their digest; a class or a function by its name, other objects by that of
-    their class (of a model and its tokenizer: the model's)."""
+    """Texts as they are; rows of data by their digest; other objects by what they are called (a model with its
+    tokenizer as the model is)."""
     if value is None or isinstance(value, str | Path | Real):
         return value
     if field in ("task", "pairs") and (rows := rows_of(field, value)) is not None:
         lines = "\n".join(json_text(row, sort_keys=True, default=content) for row in rows)
         name = f"rows-{hashlib.sha256(lines.encode(errors='surrogateescape')).hexdigest()[:16]}"
         return entered(field, rows, name, objects)
-    whose = value[0] if isinstance(value, list | tuple) and value else value
-    return entered(field, value, getattr(whose, "__name__", type(whose).__name__), objects)
+    return entered(field, value, title_of(value[0] if isinstance(value, list | tuple) and value else value), objects)
+
+
+def title_of(value: Any) -> str:
+    """What an object is called: by its specification, by itself, or by its class."""
+    name = getattr(getattr(value, "spec", None), "id", None) or getattr(value, "__name__", type(value).__name__)
+    return re.sub(r"[^\w.-]+", "-", str(name)).strip("-") or "object"
 
 
 def several(field: str, value: Any, objects: dict[str, Any]) -> Any:

@@ -21,8 +21,10 @@ from torch import Tensor
 from anypolicy.engines.guard import check_bounds, guarded
 from anypolicy.engines.snapshots import layers
 from anypolicy.errors import RAISED, InputError, check_values
+from anypolicy.runs.objects import PREFIX, given
 from anypolicy.runs.trust import TASK, enter_module
 from anypolicy.tasks.arguments import fit, parse
+from anypolicy.tasks.control.given import maker
 from anypolicy.tasks.control.observations import Flat, Layout
 
 PLUGINS = {"minigrid": "minigrid", "gymnasium-robotics": "gymnasium_robotics"}
@@ -143,6 +145,8 @@ def load_environment(spec: str) -> EnvironmentTask:
         make, settings = testbed(name, builder, settings)
     elif name.startswith("gym/"):
         make = registered(name.removeprefix("gym/"), settings)
+    elif name.startswith(PREFIX):
+        make = from_python(name, settings)
     else:
         known = [*TESTBEDS, "gym/…"]
         raise InputError("task", spec, f"a controller learns in {', '.join(known)}", choices=known)
@@ -221,6 +225,21 @@ def registered(name: str, settings: dict[str, Any]) -> Callable[..., gymnasium.E
     return make
 
 
+def from_python(name: str, settings: dict[str, Any]) -> Callable[..., gymnasium.Env[Any, Any]]:
+    """An environment that the program gave; `max_steps` is the only setting that its name can have."""
+    if others := settings.keys() - {"max_steps"}:
+        raise InputError(f"task.{min(others)}", settings[min(others)], f"{name} has its settings in Python")
+    steps = fit("task.max_steps", settings["max_steps"], int) if settings else None
+    build = maker(given("task", name))
+
+    def make(render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+        env = build(render_mode)
+        limit = steps or (own_limit(env) if horizon_of(env) is None else None)
+        return flat(env if limit is None else TimeLimit(env, limit))
+
+    return make
+
+
 class WithStep(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Appends the number of the step to an observation vector: what to do depends on it where episodes have an end."""
 
@@ -277,7 +296,7 @@ def space_of(env: gymnasium.Env[Any, Any], spec: str) -> Space:
         raise InputError("task", spec, f"its observations are {seen}: they must flatten to a vector of numbers")
     width = int(np.prod(seen.shape))
     images = next((layer.layout.images for layer in wrappers if isinstance(layer, Flat)), ())
-    timed, others = any(isinstance(layer, WithStep) for layer in wrappers), spec.startswith("gym/")
+    timed, others = any(isinstance(layer, WithStep) for layer in wrappers), spec.startswith(("gym/", PREFIX))
     tasks = 1 if others else max((getattr(layer, "tasks", 1) for layer in wrappers), default=1)
     more: dict[str, Any] = {"images": images, "tasks": tasks, "steps": horizon_of(env) if timed else None}
     if isinstance(acts, Discrete):
@@ -299,7 +318,10 @@ def layout_of(task: EnvironmentTask) -> Layout:
 
 def horizon_of(env: gymnasium.Env[Any, Any]) -> int | None:
     """The time limit of an episode."""
-    return env.spec.max_episode_steps if env.spec is not None else getattr(env.unwrapped, "horizon", None)
+    if env.spec is not None:
+        return env.spec.max_episode_steps
+    limits = [vars(layer)["_max_episode_steps"] for layer in layers(env) if isinstance(layer, TimeLimit)]
+    return min(limits, default=getattr(env.unwrapped, "horizon", None))
 
 
 def own_limit(env: gymnasium.Env[Any, Any]) -> int | None:

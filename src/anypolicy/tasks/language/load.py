@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from anypolicy.errors import InputError, check_values
+from anypolicy.runs.digests import ROWS
 from anypolicy.runs.objects import PREFIX, given
 from anypolicy.tasks.arguments import call, parse
 from anypolicy.tasks.language.base import Task
@@ -70,20 +71,20 @@ PREFIXES = {"reasoning-gym/": reasoning_gym, "hf/": hub, PREFIX: handed}
 
 
 def load_task(spec: str, *, seed: int = 0) -> Task:
-    """Make a task from its name: reasoning-gym/DATA SET, hf/DATA SET or folder, FILE.jsonl, humaneval, tiny-add,
-    digit-chain, noisy-sort, reverse-and-pick, shapes, slots, tabular-lock.
+    """Make a task from its name: reasoning-gym/DATA SET, hf/DATA SET or folder, FILE.jsonl (or .jsonl.gz, .json, .csv,
+    .parquet), humaneval, tiny-add, digit-chain, noisy-sort, reverse-and-pick, shapes, slots, tabular-lock.
 
     Settings follow a colon, e.g. `reasoning-gym/chain_sum:min_terms=2,max_terms=2`; a value may be quoted to hold a
     comma. The seed decides what is generated, not on which side of the split a problem is.
     """
     check_values({"task": str}, {"task": spec})
     name, _, arguments = spec.partition(":")
-    if name.endswith(".jsonl"):
+    if name.endswith(ROWS):
         build = jsonl
     else:
         build = named if name in NAMED else next((b for prefix, b in PREFIXES.items() if name.startswith(prefix)), None)
     if build is None:
-        known = [*NAMED, *(f"{p}…" for p in PREFIXES if p != PREFIX), "FILE.jsonl"]
+        known = [*NAMED, *(f"{p}…" for p in PREFIXES if p != PREFIX), "FILE.jsonl (.jsonl.gz, .json, .csv, .parquet)"]
         if name.startswith("gym/"):
             raise InputError("task", spec, "it is an environment, for controllers (ppo-control, sac, dqn, …), "
                              f"and this method learns from prompts: {', '.join(known)}")  # fmt: skip
