@@ -153,3 +153,19 @@ def test_links_lead_somewhere(page):
     made |= {f"{up}methods/{slug}.md" for up in ("", "../") for slug in catalogue.methods(None)}
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists() or target in made, target
+
+
+PYTHON = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+
+
+def test_the_page_on_python_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = "\n".join(PYTHON).replace('"smollm2-135m"', '"transformer:layers=1,width=32,heads=2"')
+    small = re.sub(r"steps=(\d[\d_]*)", lambda m: f"steps={4 if m[1] == '200' else 150 if '_' in m[1] else 2}", small)
+    small = small.replace("steps=2)\nrun.plot", "steps=2, max_tokens=4, prompts=4)\nrun.plot").replace(
+        "seeds=5", "seeds=2"
+    )
+    small = small.replace("steps=150", "steps=150, eval_episodes=1, hidden=(8,), batch=4, warmup=20")
+    names: dict[str, object] = {}
+    exec(compile(small, "docs/python.md", "exec"), names)
+    assert names["action"].shape == (1,) and len(names["study"].arms) == 2
