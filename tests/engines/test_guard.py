@@ -239,11 +239,11 @@ def test_boxes_that_cannot_be_scaled_are_refused(acts, registered):
         Environments(SyncVectorEnv([lambda: Acting(acts)], autoreset_mode=MODES[0]), 0)
 
 
-def test_choices_begin_at_the_environments_own_number_and_several_are_refused(registered):
+def test_choices_begin_at_the_environments_own_number_and_a_table_of_several_is_refused(registered):
     assert done(Discrete(3, start=4), [0, 1, 2])[0] == [4, 5, 6]
     assert load_environment(registered(Acting, acts=Discrete(3, start=4))).space.actions == 3
     with pytest.raises(InputError, match="one box or discrete"):
-        Environments(SyncVectorEnv([lambda: Acting(MultiDiscrete([2, 3]))], autoreset_mode=MODES[0]), 0)
+        Environments(SyncVectorEnv([lambda: Acting(MultiDiscrete([[2], [3]]))], autoreset_mode=MODES[0]), 0)
 
 
 def test_an_axis_without_width_is_no_choice(registered):

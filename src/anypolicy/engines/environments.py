@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -59,6 +59,8 @@ class Episodes:
 def in_units(acts: Any, action: Float[Tensor, "environments actions"]) -> np.ndarray:
     """Actions in [−1, 1] scaled to a box and never outside it (rounded, where it holds whole numbers), or an
     environment's own numbers of the choices."""
+    if isinstance(acts, MultiDiscrete):
+        return action.long().numpy() + acts.start
     if isinstance(acts, Discrete):
         return action[:, 0].long().numpy() + acts.start
     unit, whole = action.clamp(-1, 1).numpy(), np.issubdtype(acts.dtype, np.integer)
@@ -82,11 +84,12 @@ class Environments:
         if isinstance(copies, list):
             copies[:] = [guarded(env) for env in copies]
         acts = vector.single_action_space
-        if not isinstance(acts, Box | Discrete):
-            raise InputError("actions", str(acts), "use an environment with one box or discrete action")
+        several = isinstance(acts, MultiDiscrete) and acts.nvec.ndim == 1
+        if not (several or isinstance(acts, Box | Discrete)):
+            raise InputError("actions", str(acts), "use an environment with one box or discrete actions")
         if isinstance(acts, Box):
             check_bounds("actions", acts)
-        self.acts = acts
+        self.acts: Any = acts
         self.started = np.zeros(vector.num_envs, np.bool_)
         self.totals, self.counts = np.zeros(vector.num_envs), np.zeros(vector.num_envs, np.int64)
         self.won, self.told = np.zeros(vector.num_envs), False

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def explain(p: ControlPlan) -> str:
     """What a run would do, without starting it."""
     s, r, space = p.settings, p.recipe, p.task.space
-    acts = f"{space.actions} choices" if space.discrete else f"{space.actions} actions in [−1, 1]"
+    acts = f"{space.actions} choices" if space.discrete and not space.factors else space.said()
     made, meanings = vars(r.learner), knobs_of(type(r.learner))
     own = [f"  {k:<22} {v!s:<16} {meanings[k].meaning}" for k, v in made.items() if k in meanings]
     fed = [f"  {k:<22} {v}" for k, v in vars(r).items() if k not in ("learner", "alone", "episode", *made)]

@@ -171,7 +171,9 @@ def warm_up(learner: Learner, space: Space, seen: Tensor, rng: torch.Generator) 
 
 def uniform(space: Space, n: int, rng: torch.Generator) -> Acted:
     """n uniform actions."""
-    if space.discrete:
+    if space.factors:
+        action = torch.cat([torch.randint(m, (n, 1), generator=rng).float() for m in space.factors], 1)
+    elif space.discrete:
         action = torch.randint(space.actions, (n, 1), generator=rng).float()
     else:
         action = torch.rand(n, space.actions, generator=rng) * 2 - 1

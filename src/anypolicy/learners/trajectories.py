@@ -19,7 +19,7 @@ from anypolicy.learners.base import Acted, Needs
 from anypolicy.parts.direction import Estimator, Step, Trail, begin
 from anypolicy.parts.score import LogProbabilities, hessian_product, positions, score_gradient
 from anypolicy.parts.td import generalised_advantage
-from anypolicy.policies.control.actors import CategoricalActor, GaussianActor
+from anypolicy.policies.control.actors import actor_for
 from anypolicy.tasks.control.environments import Space
 
 RIDGE = 1.0
@@ -49,8 +49,9 @@ class ByTrajectoriesLearner:
 
     def __init__(self, settings: ByTrajectories, space: Space, seed: int):
         rng, self.settings, self.space = torch.Generator().manual_seed(seed), settings, space
-        kind, hidden = (CategoricalActor, (32, 32)) if space.discrete else (GaussianActor, (64, 64))
-        self.actor = kind(space.observations, space.actions, settings.hidden or hidden, rng).requires_grad_(False)
+        hidden = settings.hidden or ((32, 32) if space.discrete else (64, 64))
+        actor = actor_for(space.observations, space.actions, space.discrete, hidden, rng, space.factors)
+        self.actor = actor.requires_grad_(False)
         self.sampler = copy.deepcopy(self.actor)
         self.ascent = Ascent(flat(self.actor))
         self.baseline = LinearBaseline(space.observations, settings.memory)

@@ -1,4 +1,5 @@
-"""Distributions over actions, one row a state: a diagonal Gaussian and a categorical, with one interface."""
+"""Distributions over actions, one row a state: a diagonal Gaussian, a categorical, and several categoricals that are
+independent, with one interface."""
 
 from __future__ import annotations
 
@@ -78,3 +79,36 @@ class Categorical:
     def select(self, rows: Int[Tensor, " rows"]) -> Categorical:
         """The given states."""
         return Categorical(self.log_probabilities[rows])
+
+
+@dataclass(frozen=True)
+class Factored:
+    """Several choices at once, independent of one another given the state: π(a|s) = Π_j p_j(a_j). An action is the
+    index of each, a float in its column."""
+
+    parts: tuple[Categorical, ...]
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "*batch factors"]:
+        """An index drawn from every p_j, one factor after the other."""
+        return torch.cat([p.sample(generator) for p in self.parts], -1)
+
+    def mode(self) -> Float[Tensor, "*batch factors"]:
+        """The likeliest choice of each, which is the likeliest of all combinations."""
+        return torch.cat([p.mode() for p in self.parts], -1)
+
+    def logp(self, action: Float[Tensor, "*batch factors"]) -> Float[Tensor, "*batch"]:
+        """Σ_j ln p_j(a_j)."""
+        each = [p.logp(a) for p, a in zip(self.parts, action.split(1, -1), strict=True)]
+        return torch.stack(each, -1).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """Σ_j H(p_j)."""
+        return torch.stack([p.entropy() for p in self.parts], -1).sum(-1)
+
+    def divergence(self, other: Factored) -> Float[Tensor, "*batch factors"]:
+        """KL(p_j ‖ q_j) of every factor, whose sum is that of the whole."""
+        return torch.cat([p.divergence(q) for p, q in zip(self.parts, other.parts, strict=True)], -1)
+
+    def select(self, rows: Int[Tensor, " rows"]) -> Factored:
+        """The given states."""
+        return Factored(tuple(p.select(rows) for p in self.parts))

@@ -114,7 +114,7 @@ class ProximalPolicyLearner:
     def __init__(self, settings: ProximalPolicy, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
         self.settings, self.total = s, 0
-        self.actor = actor_for(space.observations, space.actions, space.discrete, s.hidden, rng)
+        self.actor = actor_for(space.observations, space.actions, space.discrete, s.hidden, rng, space.factors)
         self.critic = MLP([space.observations, *s.hidden, 1], rng, activation="tanh", init="orthogonal")
         self.moments, self.scale, self.seen = RunningMoments(space.observations), ReturnScale(s.discount), Counter()
         self.modules: dict[str, nn.Module] = {

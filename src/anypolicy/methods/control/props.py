@@ -154,7 +154,7 @@ class RobustSamplingLearner:
     def __init__(self, settings: RobustSampling, space: Space, seed: int):
         s, rng = settings, torch.Generator().manual_seed(seed)
         self.settings, self.target = s, ProximalPolicyLearner(s.ppo, space, seed)
-        self.behaviour = actor_for(space.observations, space.actions, space.discrete, s.ppo.hidden, rng)
+        self.behaviour = actor_for(space.observations, space.actions, space.discrete, s.ppo.hidden, rng, space.factors)
         self.behaviour.load_state_dict(self.target.actor.state_dict())
         self.rollouts = Rollouts(s.buffer * s.horizon, space.observations, space.action_width)
         self.modules = self.target.modules | {"behaviour": self.behaviour, "rollouts": self.rollouts}

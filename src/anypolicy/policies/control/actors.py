@@ -1,4 +1,5 @@
-"""Actors of on-policy methods: a Gaussian for boxes, a categorical for choices; the likeliest last layer for data."""
+"""Actors of on-policy methods: a Gaussian for boxes, a categorical for choices, one for each of several;
+the likeliest last layer for data."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from anypolicy.parts.distributions import Categorical, Gaussian
+from anypolicy.parts.distributions import Categorical, Factored, Gaussian
 from anypolicy.parts.optimisers import make_optimiser
 from anypolicy.policies.control.mlp import MLP, Activation, Init
 
@@ -56,14 +57,36 @@ class CategoricalActor(nn.Module):
         return [self.net.weights[-1], self.net.biases[-1]]
 
 
-Actor = GaussianActor | CategoricalActor
+class FactoredActor(nn.Module):
+    """Several choices at once: each its own softmax of some of a network's outputs."""
+
+    def __init__(
+        self, observations: int, factors: Sequence[int], hidden: Sequence[int], generator: torch.Generator
+    ):  # fmt: skip
+        super().__init__()
+        self.factors = list(factors)
+        self.net = MLP([observations, *hidden, sum(factors)], generator, activation="tanh", init="orthogonal",
+                       last_gain=0.01)  # fmt: skip
+
+    def forward(self, observation: Float[Tensor, "batch observations"]) -> Factored:
+        return Factored(tuple(Categorical(x.log_softmax(-1)) for x in self.net(observation).split(self.factors, -1)))
+
+    def head(self) -> list[nn.Parameter]:
+        """The last layer."""
+        return [self.net.weights[-1], self.net.biases[-1]]
+
+
+Actor = GaussianActor | CategoricalActor | FactoredActor
 """What maps states to distributions that sample, score and compare."""
 
 
 def actor_for(
-    observations: int, actions: int, discrete: bool, hidden: Sequence[int], generator: torch.Generator
+    observations: int, actions: int, discrete: bool, hidden: Sequence[int], generator: torch.Generator,
+    factors: Sequence[int] = (),
 ) -> Actor:  # fmt: skip
-    """The actor for a box of `actions` numbers or for as many choices."""
+    """The actor for a box of `actions` numbers, for as many choices, or for those of several `factors` at once."""
+    if factors:
+        return FactoredActor(observations, factors, hidden, generator)
     kind = CategoricalActor if discrete else GaussianActor
     return kind(observations, actions, hidden, generator)
 

@@ -27,6 +27,9 @@ ROUNDING = 1e-3
 
 def load_demonstrations(spec: str, task: EnvironmentTask) -> list[Episode]:
     """Episodes whose shapes are those of the task."""
+    if task.space.factors:
+        told = f"{task.name} has {task.space.said()}, which nothing here learns from demonstrations: leave it out"
+        raise InputError("demos", spec, told)
     kind = Path(spec).suffix if isfile(spec) else spec.partition(":")[0]
     read = {".safetensors": lambda: load_episodes(spec), ".npz": lambda: arrays(spec, task),
             "scripted": lambda: scripted(spec, task)}  # fmt: skip
@@ -162,7 +165,9 @@ def export_minari(name: str, episodes: list[Episode], task: EnvironmentTask) -> 
     buffers: list[Any] = []
     for i, e in enumerate(episodes):
         action: Any = (
-            e.action[:, 0].long().numpy()
+            e.action.long().numpy()
+            if task.space.factors
+            else e.action[:, 0].long().numpy()
             if task.space.discrete
             else (task.space.native(e.action.double()).float().numpy())
         )

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit, TransformAction, TransformReward
 from torch import Tensor
@@ -42,6 +42,8 @@ TESTBEDS: dict[str, tuple[str, str]] = {
     "fetchreach-sparse": ("anypolicy.tasks.control.fetchreach_sparse", "fetchreach_sparse"),
 }
 """Name → (module, function) of environments of our own."""
+FACTORED = "ppo-control, props, npg-igt or harpg"
+"""Methods that make several choices at once."""
 LIMIT = 1000
 """Steps after which an episode of Gymnasium's is cut where neither it nor the user says a limit."""
 
@@ -49,8 +51,8 @@ LIMIT = 1000
 @dataclass(frozen=True)
 class Space:
     """Shapes that a controller needs: numbers in an observation, and in an action (a box, each in [−1, 1], which is
-    scaled to `low` … `high`) or, if `discrete`, choices. `steps` is the longest episode if observations end with the
-    number of the step (0 before the first action), else None."""
+    scaled to `low` … `high`) or, if `discrete`, choices (those of all `factors`). `steps` is the longest episode if
+    observations end with the number of the step (0 before the first action), else None."""
 
     observations: int
     actions: int
@@ -61,6 +63,8 @@ class Space:
     """Steps of the longest episode, where the last number of an observation is the step."""
     images: tuple[tuple[int, int, int], ...] = ()
     """Height, width and channels of pictures: they come first in an observation, as numbers from 0 to 255."""
+    factors: tuple[int, ...] = ()
+    """How many choices each discrete action has, where several are made at once."""
     tasks: int = 1
     """How many tasks take turns in a world without resets: the last number of an observation says which."""
 
@@ -72,10 +76,13 @@ class Space:
     @property
     def action_width(self) -> int:
         """Columns of a stored action."""
-        return 1 if self.discrete else self.actions
+        return (len(self.factors) or 1) if self.discrete else self.actions
 
     def choices(self) -> int:
-        """How many discrete actions there are; a box is refused."""
+        """How many discrete actions there are; a box is refused, and so are several choices at once."""
+        if self.factors:
+            told = f"this method makes one choice: for several at once use {FACTORED}"
+            raise InputError("task", self.said(), told)
         if not self.discrete:
             raise InputError(
                 "task",
@@ -87,12 +94,17 @@ class Space:
     def box(self) -> int:
         """How many numbers an action in a box has; discrete actions are refused."""
         if self.discrete:
-            raise InputError(
-                "task",
-                f"{self.actions} discrete actions",
-                "this method needs a box of actions: for choices use dqn or ppo-control",
-            )
+            others = FACTORED if self.factors else "dqn or ppo-control"
+            raise InputError("task", self.said(), f"this method needs a box of actions: for choices use {others}")
         return self.actions
+
+    def said(self) -> str:
+        """The actions in words."""
+        if not self.discrete:
+            return f"{self.actions} actions in [−1, 1]"
+        if self.factors:
+            return f"{len(self.factors)} discrete actions at once, of {', '.join(map(str, self.factors))} choices"
+        return f"{self.actions} discrete actions"
 
     def native(self, unit: Tensor) -> Tensor:
         """Actions in the environment's units, of [−1, 1] and beyond."""
@@ -274,13 +286,18 @@ def plugin(package: str) -> None:
 
 
 def flat(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """The environment behind a guard, its observations as one vector (`observations.py`). Choices count from 0;
-    actions of a box of whole numbers are any numbers, and the nearest whole ones are done."""
+    """The environment behind a guard, its observations as one vector (`observations.py`). Choices count from 0,
+    several at once are a vector of them; actions of a box of whole numbers are any numbers, and the nearest whole ones
+    are done."""
     env = guarded(env)
     acts = env.action_space
     if isinstance(acts, Discrete) and acts.start:
         first = int(acts.start)
         env = TransformAction(env, lambda a: int(a) + first, Discrete(int(acts.n)))
+    elif isinstance(acts, MultiDiscrete | MultiBinary):
+        sizes, starts = (acts.nvec, acts.start) if isinstance(acts, MultiDiscrete) else (np.full(acts.shape, 2), 0)
+        own = lambda a: (np.reshape(a, sizes.shape) + starts).astype(acts.dtype)  # noqa: E731
+        env = TransformAction(env, own, MultiDiscrete(sizes.ravel()))
     elif isinstance(acts, Box) and acts.dtype.kind in "iu":
         check_bounds("task", acts)
         low, high = acts.low.astype(np.float64), acts.high.astype(np.float64)
@@ -301,8 +318,11 @@ def space_of(env: gymnasium.Env[Any, Any], spec: str) -> Space:
     more: dict[str, Any] = {"images": images, "tasks": tasks, "steps": horizon_of(env) if timed else None}
     if isinstance(acts, Discrete):
         return Space(width, int(acts.n), True, **more)
+    if isinstance(acts, MultiDiscrete):
+        return Space(width, int(acts.nvec.sum()), True, factors=tuple(acts.nvec.tolist()), **more)
     if not isinstance(acts, Box) or len(acts.shape) != 1:
-        raise InputError("task", spec, f"its actions are {acts}: use an environment with one box or discrete action")
+        told = "use an environment with one box or discrete actions (Discrete, MultiDiscrete, MultiBinary)"
+        raise InputError("task", spec, f"its actions are {acts}: {told}")
     check_bounds("task", acts)
     return Space(width, int(acts.shape[0]), False, tuple(acts.low.tolist()), tuple(acts.high.tolist()), **more)
 
