@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from anypolicy.studies.compare import compare as compare
     from anypolicy.studies.filtration import filtration_table as filtration_table
     from anypolicy.studies.reproduce import reproduce as reproduce
+    from anypolicy.studies.rerun import rerun as rerun
     from anypolicy.studies.show import show as show
 
 _HOME = {
@@ -50,6 +51,7 @@ _HOME = {
     "Arm": "studies.compare",
     "compare": "studies.compare",
     "reproduce": "studies.reproduce",
+    "rerun": "studies.rerun",
     "show": "studies.show",
     "filtration_table": "studies.filtration",
     "train_reward_model": "families.reward_models",

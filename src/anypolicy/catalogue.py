@@ -159,8 +159,8 @@ def get(slug: str, family: str | None = "language") -> Method:
         command = "solve" if other == "exact" else "train"
         raise InputError("method", slug, f"it is of the {other} family: use `anypolicy {command} {slug}` alone")
     if slug not in known:
-        all_names = sorted(REGISTERED)
-        raise InputError("method", slug, f"use one of {', '.join(all_names)}", choices=all_names)
+        told = f"there is no such method: `anypolicy methods` lists all {len(REGISTERED)}"
+        raise InputError("method", slug, told, choices=sorted(REGISTERED))
     return known[slug]
 
 

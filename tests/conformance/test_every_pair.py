@@ -152,7 +152,7 @@ def test_a_whole_method_gives_what_it_changes():
     ("spec", "match"),
     [
         ("ngrpo+sapo", r"both change the loss: write ngrpo\+sapo.loss"),
-        ("nope", "did you mean|use one of"),
+        ("nope", "did you mean|no such method"),
         ("ngrp", "did you mean 'ngrpo'"),
         ("grpo+ngrpo.advntage", "did you mean 'advantage'"),
         ("grpo+ngrpo.loss+sapo.loss", "taken twice"),

@@ -15,7 +15,7 @@ from anypolicy.cli.options import (
     knobs_type,
     settings_type,
 )
-from anypolicy.cli.results import chat, push
+from anypolicy.cli.results import chat, push, rerun
 from anypolicy.cli.runs import (
     compare_command,
     evaluate_command,
@@ -45,7 +45,7 @@ EXAMPLES = """Any policy learns by any published method.
 
   anypolicy train ngrpo --task reasoning-gym/chain_sum --policy smollm2-135m
   anypolicy train grpo+ngrpo.advantage+sapo.loss+vade.sampler --task my_prompts.jsonl
-  anypolicy resume runs/ngrpo-tiny-add-0
+  anypolicy resume runs/ngrpo-tiny-add-0 | rerun runs/ngrpo-tiny-add-0
   anypolicy train dpo --task preferences.jsonl --policy smollm2-135m
   anypolicy compare grpo ngrpo --task tabular-lock --seeds 5
   anypolicy reproduce ngrpo
@@ -93,7 +93,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     plain: dict[str, Callable[..., Any]] = {
         "resume": resume, "reproduce": reproduce, "methods": methods, "show": show, "open": open_page,
         "filtration": filtration, "record": record, "inspect": inspect,
-        "revise": revise, "push": push, "chat": chat,
+        "revise": revise, "push": push, "chat": chat, "rerun": rerun,
     }  # fmt: skip
     Knobs: type = NoKnobs
     Settings: type = NoKnobs

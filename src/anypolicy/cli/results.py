@@ -26,6 +26,22 @@ def push(run: Positional[Path], name: Positional[str], private: bool = False) ->
     print(publish.push(run, name, private=private))
 
 
+def rerun(run: Positional[Path], out: Path | None = None, quiet: bool = False, trust: bool = False) -> None:
+    """Train once more by a run's recipe, in a new folder, and say what differs: numbers, versions, the machine.
+
+      anypolicy rerun runs/ngrpo-tiny-add-0
+
+    Args:
+        run: the run directory
+        out: the new one; default RUN-again
+        quiet: no progress
+        trust: run code that the run's recipe names, though you have not run it before
+    """
+    from anypolicy.studies import rerun as study
+
+    print(study.rerun(run, out=out, quiet=quiet, trust=trust))
+
+
 def chat(
     run: Positional[Path],
     system: str = "",

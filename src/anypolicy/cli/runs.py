@@ -1,5 +1,6 @@
 """Commands about runs: train, resume, look, compare."""
 
+import sys
 import webbrowser
 from collections.abc import Callable, Sequence
 from os.path import isfile
@@ -151,6 +152,8 @@ def evaluate_command(Options: type) -> Callable[..., None]:
 
         bring(imports)
         print(json_text(base.evaluate(run, trust=trust, **given(options)), indent=2))
+        for file in sorted((run / "samples").glob("eval.*")):
+            print(f"wrote {file}", file=sys.stderr)
 
     return evaluate
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.metadata
 import os
 import platform
 import resource
@@ -96,6 +97,14 @@ def commit(package: Path = PACKAGE) -> str | None:
         return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def versions() -> dict[str, str | None]:
+    """What computes here: the package with its commit (None outside of a checkout), Python, libraries, the machine."""
+    names = ("torch", "numpy", "transformers", "gymnasium", "safetensors")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"anypolicy": __version__, "commit": commit(), "python": platform.python_version(), **found,
+            "machine": machine()}  # fmt: skip
 
 
 def machine() -> str:

@@ -13,11 +13,13 @@ import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from anypolicy import catalogue
 from anypolicy.errors import RAISED, InputError, check_values, checked
+from anypolicy.evidence.provenance import versions
 from anypolicy.knobs import check_knobs, knobs_of
 from anypolicy.runs.devices import memory_errors
 from anypolicy.runs.directory import RunDirectory
@@ -135,11 +137,11 @@ class Family(Generic[P, R]):
     def start(self, p: P, *, quiet: bool = False) -> R:
         """Run a plan from step 0 in a new directory."""
         name = self.folder(p).replace("/", "-").replace(":", "-")
-        out = Path(p.settings.out or Path("runs") / name)
+        out = Path(p.settings.out) if p.settings.out else unused(Path("runs") / name)
         RunDirectory.check_free(out)
         with self.memory():
             p, world = self.begin(p)
-            with RunDirectory.create(out, p.written()) as run:
+            with RunDirectory.create(out, p.written(), versions()) as run:
                 return self.go(p, run, world, quiet=quiet)
 
     def memory(self) -> AbstractContextManager[None]:
@@ -170,6 +172,12 @@ class Family(Generic[P, R]):
             with self.memory():
                 p, world = self.begin(self.plan_from(written | given, trust=trust))
                 return self.go(p, run, world, quiet=quiet)
+
+
+def unused(place: Path) -> Path:
+    """The place, or where something is there NAME-2, NAME-3, …"""
+    taken = lambda path: path.exists() and not (path.is_dir() and not any(path.iterdir()))  # noqa: E731
+    return next(p for n in count(1) if not taken(p := place if n == 1 else place.with_name(f"{place.name}-{n}")))
 
 
 FAMILIES = ("language", "control", "diffusion", "reward_models")

@@ -85,7 +85,7 @@ class ControlSettings:
     seed: int = 0
     """one number decides environments, exploration, sampling, initial weights"""
     out: Path | None = None
-    """run directory; default runs/METHOD-TASK-SEED"""
+    """run directory; default runs/METHOD-TASK-SEED, with a number where that is taken"""
     envs: int | None = None
     """copies of the environment; default as the method says"""
     demos: str | None = None

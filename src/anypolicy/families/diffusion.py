@@ -64,7 +64,7 @@ class DiffusionSettings:
     seed: int = 0
     """one number decides data order, noise, references and (with `fresh`) initial weights"""
     out: Path | None = None
-    """run directory; default runs/METHOD-TASK-SEED"""
+    """run directory; default runs/METHOD-TASK-SEED, with a number where that is taken"""
     sampler_steps: int | None = None
     """steps of the reverse process; default as the model says"""
     guidance: float | None = None

@@ -74,7 +74,7 @@ class Settings:
     seed: int = 0
     """one number decides data order, sampling, initial weights"""
     out: Path | None = None
-    """run directory; default runs/METHOD-TASK-SEED"""
+    """run directory; default runs/METHOD-TASK-SEED, with a number where that is taken"""
     prompts: int | None = None
     """groups in a step"""
     group_size: int | None = None

@@ -55,7 +55,7 @@ class RewardSettings:
     seed: int = 0
     """one number decides data order and initial weights"""
     out: Path | None = None
-    """run directory; default runs/METHOD-FILE-SEED"""
+    """run directory; default runs/METHOD-FILE-SEED, with a number where that is taken"""
     lr: float | None = None
     """learning rate"""
     heldout: float = 0.1

@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 import yaml
 
-from anypolicy.data.readers import parsed, yaml_value
+from anypolicy.data.readers import json_object, parsed, yaml_value
 from anypolicy.errors import InputError
 from anypolicy.runs.checkpoint import Position, latest_checkpoint
 from anypolicy.runs.files import check_places, disk_errors, new_folder, sweep, sync, write_text
@@ -27,7 +27,7 @@ from anypolicy.runs.strict_json import json_text
 LOGGED = ("metrics.jsonl", "groups.jsonl")
 """What a checkpoint counts on: the ledger, and the groups of every step where the run keeps them."""
 
-FILES = ("recipe.yaml", *LOGGED, "timing.jsonl", "report.html")
+FILES = ("recipe.yaml", "made-with.json", *LOGGED, "timing.jsonl", "report.html")
 FOLDERS = ("checkpoints", "samples", "policy", "reward-model", "tensorboard")
 """What runs write."""
 
@@ -79,12 +79,14 @@ class RunDirectory:
             sweep(folder)
 
     @classmethod
-    def create(cls, path: Path, recipe: dict[str, Any]) -> RunDirectory:
-        """A new run. The directory appears with its recipe in it or not at all."""
+    def create(cls, path: Path, recipe: dict[str, Any], made_with: dict[str, Any] | None = None) -> RunDirectory:
+        """A new run, and what computes it. The directory appears with its recipe in it or not at all."""
         cls.check_free(path)
         path = path.resolve()
         with new_folder(path, fresh=True) as work:
             (work / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+            if made_with is not None:
+                (work / "made-with.json").write_text(json_text(made_with, indent=1))
         return cls(path, new=True)
 
     @staticmethod
@@ -138,6 +140,12 @@ class RunDirectory:
         if not isinstance(value, dict):
             raise InputError("recipe.yaml", value, "it must hold the settings of a run")
         return value
+
+    def made_with(self) -> dict[str, Any]:
+        """What computed the run when it was begun: versions, commit, machine; empty where that is not known."""
+        file = self.path / "made-with.json"
+        value = json_object(file, "run", "remove it, or put it back") if isfile(file) else {}
+        return dict(value)
 
     def rewrite_recipe(self, recipe: dict[str, Any]) -> None:
         """Replace recipe.yaml (a run that is made longer)."""

@@ -48,6 +48,9 @@ class Progress:
         """A row of the ledger, after which `done` steps are done."""
         if "accuracy" in row:
             news = f"reward {row['reward/mean']:.3f}  correct {row['accuracy']:.2f}{self.held}"
+        elif "reward/mean" in row and not any(k.startswith("pairs/") for k in row):
+            parts = "".join(f"  {k.removeprefix('reward/')} {v:.3f}" for k, v in row.items() if own_part(k))
+            news = f"reward {row['reward/mean']:.3f}{parts}{self.held}"
         elif "episode/return" in row:
             news = f"return {row['episode/return']:.1f}{self.held}"
         elif "pairs/accuracy" in row:
@@ -61,7 +64,9 @@ class Progress:
 
     def evaluated(self, row: dict[str, Any]) -> None:
         """A held-out evaluation, kept in sight."""
-        if "eval/accuracy" in row:
+        if "eval/reward_se" in row and "eval/reward" in row:
+            self.held = f"  held-out reward {row['eval/reward']:.3f} ± {row['eval/reward_se']:.3f}"
+        elif "eval/accuracy" in row:
             text = f"{row['eval/accuracy']:.3f} [{row['eval/low']:.3f}, {row['eval/high']:.3f}]"
             self.held = f"  held-out {text}"
         elif "eval/return" in row:
@@ -79,6 +84,11 @@ class Progress:
         else:
             return
         self.console.print(f"{self.title}  step {row['step']}/{self.steps} {self.held.strip()}", highlight=False)
+
+
+def own_part(name: str) -> bool:
+    """Whether a log name is one reward of several."""
+    return name.startswith("reward/") and name not in ("reward/mean", "reward/std")
 
 
 @contextmanager
