@@ -30,6 +30,8 @@ def page(slug: str, m: catalogue.Method) -> str:
     ]
     lines += [f"- changes: {', '.join(card.changes) or 'no stage of another method: it stands alone'}"]
     lines += [f"- composes with: {card.composes_with}", f"- claim: {card.claim}"]
+    if card.example:
+        lines += [f"- try: `{card.example}` ({card.look_at})"]
     lines += [f"- `{own}` does not go with `{other}`: {why}" for (own, other), why in card.conflicts.items()]
     lines += ["", "```text", m.header, "```", "", "## Settings", ""]
     lines += [inspect.getdoc(m.build) or "", "", "| option | default | meaning | range |", "|---|---|---|---|"]

@@ -33,7 +33,8 @@ class Card:
     `changes` names the stages it gives to a composition; `conflicts` maps
     "own stage × other.stage" pairs that contradict each other to the reason; `no_signal` lists the constant rewards
     from which the method must learn nothing; `metrics` documents log names of its own; `regions`, of a method that
-    learns from data sets, is its mean performance (%) there, by regions of the plane that `inspection` draws."""
+    learns from data sets, is its mean performance (%) there, by regions of the plane that `inspection` draws. `example`
+    is a whole command that shows the method at work in two minutes on two cores, `look_at` what to see in it."""
 
     title: str
     paper: str
@@ -47,6 +48,8 @@ class Card:
     no_signal: tuple[float, ...] = (0.0, 1.0)
     metrics: Mapping[str, str] = field(default_factory=dict[str, str])
     regions: Mapping[str, float] = field(default_factory=dict[str, float])
+    example: str = ""
+    look_at: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from anypolicy.cli.options import (
     knobs_type,
     settings_type,
 )
-from anypolicy.cli.results import chat, push, rerun
+from anypolicy.cli.results import chat, push, rerun, try_method
 from anypolicy.cli.runs import (
     compare_command,
     evaluate_command,
@@ -43,6 +43,7 @@ from anypolicy.version import __version__
 
 EXAMPLES = """Any policy learns by any published method.
 
+  anypolicy try grpo
   anypolicy train ngrpo --task reasoning-gym/chain_sum --policy smollm2-135m
   anypolicy train grpo+ngrpo.advantage+sapo.loss+vade.sampler --task my_prompts.jsonl
   anypolicy resume runs/ngrpo-tiny-add-0 | rerun runs/ngrpo-tiny-add-0
@@ -93,7 +94,7 @@ def commands(args: list[str]) -> dict[str, Callable[..., Any]]:
     plain: dict[str, Callable[..., Any]] = {
         "resume": resume, "reproduce": reproduce, "methods": methods, "show": show, "open": open_page,
         "filtration": filtration, "record": record, "inspect": inspect,
-        "revise": revise, "push": push, "chat": chat, "rerun": rerun,
+        "revise": revise, "push": push, "chat": chat, "rerun": rerun, "try": try_method,
     }  # fmt: skip
     Knobs: type = NoKnobs
     Settings: type = NoKnobs

@@ -1,5 +1,6 @@
 """Commands about what a run has learnt: talk to it, publish it."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,27 @@ def rerun(run: Positional[Path], out: Path | None = None, quiet: bool = False, t
     from anypolicy.studies import rerun as study
 
     print(study.rerun(run, out=out, quiet=quiet, trust=trust))
+
+
+def try_method(method: Positional[str]) -> None:
+    """Run a method's own example: one whole command that shows it at work in two minutes on two cores.
+
+      anypolicy try ngrpo
+
+    Args:
+        method: its name
+    """
+    from anypolicy import catalogue
+    from anypolicy.cli.app import main
+
+    card = catalogue.get(method, None).card
+    if not card.example:
+        raise InputError("method", method, f"it has no example yet: see `anypolicy show {method}` for its claim")
+    for command in card.example.split(" && "):
+        print(f"$ {command}", flush=True)
+        if ended := main(shlex.split(command)[1:]):
+            sys.exit(ended)
+    print(f"look at {card.look_at}")
 
 
 def chat(

@@ -9,8 +9,9 @@ import os
 import platform
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,10 @@ def commit(package: Path = PACKAGE) -> str | None:
         return None
 
 
-def versions() -> dict[str, str | None]:
-    """What computes here: the package with its commit (None outside of a checkout), Python, libraries, the machine."""
+@cache
+def versions() -> Mapping[str, str | None]:
+    """What computes here, asked once: the package with its commit (None outside of a checkout), Python, libraries, the
+    machine."""
     names = ("torch", "numpy", "transformers", "gymnasium", "safetensors")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"anypolicy": __version__, "commit": commit(), "python": platform.python_version(), **found,

@@ -79,14 +79,14 @@ class RunDirectory:
             sweep(folder)
 
     @classmethod
-    def create(cls, path: Path, recipe: dict[str, Any], made_with: dict[str, Any] | None = None) -> RunDirectory:
+    def create(cls, path: Path, recipe: dict[str, Any], made_with: Mapping[str, Any] | None = None) -> RunDirectory:
         """A new run, and what computes it. The directory appears with its recipe in it or not at all."""
         cls.check_free(path)
         path = path.resolve()
         with new_folder(path, fresh=True) as work:
             (work / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
             if made_with is not None:
-                (work / "made-with.json").write_text(json_text(made_with, indent=1))
+                (work / "made-with.json").write_text(json_text(dict(made_with), indent=1))
         return cls(path, new=True)
 
     @staticmethod

@@ -46,7 +46,7 @@ def rerun(path: str | Path, *, out: str | Path | None = None, quiet: bool = Fals
     again = Path(out) if out else path.with_name(f"{path.name}-again")
     new = family.start(family.plan_from(written | {"out": str(again)}, trust=trust), quiet=quiet)
     step, values = first_difference(before, new.rows)
-    now = versions()
+    now = dict(versions())
     changed = {k: (then.get(k), now.get(k)) for k in (then | now) if then and then.get(k) != now.get(k)}
     return Rerun(path, again, step, values, changed)
 

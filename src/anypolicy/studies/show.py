@@ -28,6 +28,11 @@ def measured(slug: str) -> str:
     return f"verdict: {known['verdict']} over {known['seeds']} seeds. {known['note']}\n" if known else ""
 
 
+def tried(card: catalogue.Card) -> str:
+    """The method's example, where it has one."""
+    return f"try: {card.example}\n     ({card.look_at})\n" if card.example else ""
+
+
 @checked
 def show(slug: str) -> str:
     """A method: its card, its settings and its whole file."""
@@ -40,5 +45,5 @@ def show(slug: str) -> str:
     return (
         f"{slug}: {m.card.title} ({m.card.paper}, {m.card.year})\n{m.card.idea}\n\n"
         f"changes: {changes}\ncomposes with: {m.card.composes_with}\n"
-        f"claim: {m.card.claim}\n{measured(slug)}settings:\n{knobs}\n\n{m.source}"
+        f"claim: {m.card.claim}\n{measured(slug)}{tried(m.card)}settings:\n{knobs}\n\n{m.source}"
     )

@@ -41,6 +41,8 @@ from anypolicy.tasks.control.environments import Space
         changes=(),
         composes_with="environments with discrete actions; demonstrations with discrete actions, alone",
         claim="on data that cover little, unconstrained values fall far behind constrained ones",
+        example="anypolicy train dqn --task gym/CartPole-v1 --dqn.hidden 64 64 --dqn.lr 1e-3 --steps 8000",
+        look_at="eval/return: 23 to 191 with seed 0",
         regions={"return": 48.6, "coverage": 86.1, "narrow": 30.4, "all": 67.2},
     ),
     slug="dqn",

@@ -45,6 +45,8 @@ from anypolicy.tasks.control.environments import Space
         changes=(),
         composes_with="any saved policy of bc whose noise decides its action",
         claim="see DSRL: steering alone lifts a mediocre base, with more samples than noise aliasing needs",
+        example="anypolicy train dsrl-sac --task reacher-sparse --demos scripted --steps 500",
+        look_at="eval/success: 0.20 to 0.50 with seed 0",
     ),
     slug="dsrl-sac",
 )

@@ -68,6 +68,8 @@ class HessianAided:
         changes=("sampling point", "direction", "step"),
         composes_with="any environment; built on whole trajectories and the current policy, so not with ratio clipping",
         claim="with two trajectories an iteration the gap to the optimum shrinks like their number to the power −1/2",
+        example="anypolicy train harpg --task gym/CartPole-v1 --steps 30000",
+        look_at="eval/return: 28 to 134 with seed 0",
         metrics={
             "direction/norm": "norm of d_t, the averaged and corrected gradient",
             "product/norm": "norm of the correction v_t",

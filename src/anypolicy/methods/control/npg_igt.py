@@ -68,6 +68,8 @@ class GradientTransport:
         changes=("sampling point", "direction", "step"),
         composes_with="any environment; built on whole trajectories and the current policy, so not with ratio clipping",
         claim="with one trajectory an iteration the gap to the optimum shrinks faster than by plain normalised steps",
+        example="anypolicy train npg-igt --task gym/CartPole-v1 --steps 30000",
+        look_at="eval/return: 28 to 179 with seed 0",
         metrics={
             "direction/norm": "norm of d_t, the averaged gradient",
             "sampler/distance": "distance of the parameters that act from those that are kept",

@@ -58,6 +58,8 @@ from anypolicy.tasks.control.environments import Space
         changes=(),
         composes_with="any environment, with a box of actions or with choices",
         claim="one set of settings learns continuous control as fast as methods that need a trust region",
+        example="anypolicy train ppo-control --task gym/CartPole-v1 --steps 30000",
+        look_at="eval/return: 9 to 157 with seed 0",
     ),
     slug="ppo-control",
 )

@@ -82,6 +82,8 @@ def fitted_error(
         changes=(),
         composes_with="any environment, with a box of actions or with choices",
         claim="at equal steps the data are distributed more like the policy, and the policy learns more from them",
+        example="anypolicy train props --task gym/CartPole-v1 --steps 10000",
+        look_at="eval/return: 9 to 246 with seed 0",
         metrics={
             "behaviour/kl": "estimate of the divergence of behaviour from policy, at the last mini-batch looked at",
             "behaviour/steps": "steps of the behaviour's optimiser in an update",

@@ -47,6 +47,8 @@ from anypolicy.tasks.control.environments import Space
         changes=(),
         composes_with="any environment with a box of actions",
         claim="a learned temperature does away with tuning it for every scale of the reward",
+        example="anypolicy train sac --task gym/Pendulum-v1 --sac.hidden 64 64 --sac.lr 1e-3 --steps 5000",
+        look_at="eval/return: -1277 to -189 with seed 0",
     ),
     slug="sac",
 )

@@ -49,6 +49,8 @@ def smoothed(
         changes=(),
         composes_with="any environment with a box of actions",
         claim="baseline of the claims of other methods",
+        example="anypolicy train td3 --task gym/Pendulum-v1 --td3.hidden 64 64 --td3.lr 1e-3 --steps 5000",
+        look_at="eval/return: -1367 to -511 with seed 0",
     ),
     slug="td3",
 )

@@ -64,6 +64,8 @@ class ImitationLearner:
         (),
         "any diffusion model and any samples with labels or prompts",
         "none of its own: the base beside which preference methods stand",
+        example="anypolicy train diffusion-sft --task ring8 --steps 100",
+        look_at="eval/preferred: 0.17 to 0.50 with seed 0",
     ),
 )
 def diffusion_sft(

@@ -29,6 +29,8 @@ from anypolicy.methods.diffusion.seppo import seppo
         ("loss", "data"),
         "any diffusion model and preferred samples alone",
         "self-play goes on improving where fine-tuning on the same samples stops",
+        example="anypolicy train diffusion-spin --task ring8 --steps 100",
+        look_at="eval/preferred: 0.17 to 0.49 with seed 0, while eval/error rises from 0.4 to 3.1",
         metrics={
             "sign": "1: rivals are always pushed down",
             "behind": "share of the batch on which the last checkpoint denoises the preferred sample better",

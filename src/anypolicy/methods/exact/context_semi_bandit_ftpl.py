@@ -123,6 +123,8 @@ class ContextSemiBanditFTPL:
         changes=("draw of the rule", "audited policy", "estimates"),
         composes_with="a finite class or linear rules, any stream of cases, any panel",
         claim="a penalty on reported pairs cuts the rounds in which the panel objects to a quarter or less",
+        example="anypolicy solve context-semi-bandit-ftpl",
+        look_at="what it finds, printed and drawn in its report",
     ),
 )
 def context_semi_bandit_ftpl(

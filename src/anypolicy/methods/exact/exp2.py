@@ -91,6 +91,8 @@ class Exp2:
         changes=("losses", "estimates", "weights"),
         composes_with="any finite class of rules, any stream of cases, any panel",
         claim="few errors above the best rule without a penalty; with one, few rounds in which the panel objects",
+        example="anypolicy solve exp2",
+        look_at="what it finds, printed and drawn in its report",
     ),
 )
 def exp2(

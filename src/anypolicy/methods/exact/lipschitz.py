@@ -164,6 +164,8 @@ def charts(s: Study, runs: list[Trajectory], x: Tensor, u: Tensor, w: Tensor) ->
         changes=(),
         composes_with="any linear plant with a linear expert, its samples or recorded episodes",
         claim="under worst-case errors of measurement the cost is least near the expert's own Lipschitz constant",
+        example="anypolicy solve lipschitz-imitation",
+        look_at="what it finds, printed and drawn in its report",
     ),
 )
 def lipschitz_imitation(

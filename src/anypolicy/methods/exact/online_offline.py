@@ -88,6 +88,8 @@ def reports(found: Found) -> list[Report]:
         changes=("data source",),
         composes_with="any score, any set of pairs",
         claim="pairs of the live policy win more, at equal divergence and at the peak, than the pairs it began with",
+        example="anypolicy solve online-offline",
+        look_at="what it finds, printed and drawn in its report",
     ),
 )
 def online_offline(

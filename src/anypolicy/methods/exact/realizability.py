@@ -172,6 +172,8 @@ def off_policy_report(
         changes=(),
         composes_with="any critic: its last layer's features, any log",
         claim="LSTD's error falls like n^-1/2 without a floor, amplified by at most 1/(1 − β)",
+        example="anypolicy solve realizability",
+        look_at="what it finds, printed and drawn in its report",
     ),
 )
 def realizability(

@@ -76,6 +76,8 @@ class BoundLoss(ElboLoss):
         changes=("advantage", "loss", "optimiser"),
         composes_with="samplers, rewards, selections and other advantages; needs a masked-diffusion policy",
         claim="with the memory of one mask its gradient of 16 masks is less noisy, and it learns at least as much",
+        example="anypolicy train bgpo --task tiny-add:policy=masked-diffusion --prompts 8 --lr 3e-4 --steps 25",
+        look_at="eval/accuracy: 0.41 to 0.43 with seed 0; too short a run to tell learning from chance",
     )
 )
 def bgpo(

@@ -51,6 +51,8 @@ class ClippedWeight:
         changes=("loss",),
         composes_with="every advantage, sampler and selection",
         claim="baseline of the claims of other methods",
+        example="anypolicy train cispo --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.87 with seed 0",
     )
 )
 def cispo(

@@ -126,6 +126,8 @@ class DualLevelSelection:
         changes=("selection", "loss"),
         composes_with="every sampler and advantage, losses that can do with a part of a response",
         claim="it reaches the success of GRPO at its best rate with less than a fifth of the tokens of GRPO's steps",
+        example="anypolicy train d3s --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.80 with seed 0",
         metrics={
             "selection/rows": "share of the sampled responses that is trained on",
             "selection/tokens": "share of the sampled tokens that is trained on",

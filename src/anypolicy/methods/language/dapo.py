@@ -54,6 +54,8 @@ class SoftOverlong:
         changes=("reward", "selection", "loss"),
         composes_with="samplers and advantages; its filter contradicts methods that learn from all-wrong groups",
         claim="baseline of the claims of other methods",
+        example="anypolicy train dapo --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.94 with seed 0",
     )
 )
 def dapo(

@@ -85,6 +85,8 @@ def prompt_masks(batch: Batch, p: float) -> Bool[Tensor, "rows context_tokens"]:
         changes=("advantage", "loss", "optimiser"),
         composes_with="samplers, rewards, selections and other advantages; needs a masked-diffusion policy",
         claim="baseline of BGPO's claim",
+        example="anypolicy train diffu-grpo --task tiny-add:policy=masked-diffusion --prompts 8 --lr 3e-4 --steps 25",
+        look_at="eval/accuracy: 0.41 to 0.46 with seed 0; too short a run to tell learning from chance",
     )
 )
 def diffu_grpo(

@@ -27,6 +27,8 @@ from anypolicy.stages.recipe import GroupRecipe
         changes=("advantage", "loss"),
         composes_with="samplers, selections, rewards; with another advantage or loss name the stage",
         claim="baseline of the claims of other methods",
+        example="anypolicy train dr-grpo --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.87 with seed 0",
     )
 )
 def dr_grpo(

@@ -174,6 +174,8 @@ class ExplanationLoss:
         changes=("rollout", "loss"),
         composes_with="samplers, advantages, selections",
         claim="on prompts the policy never solves it beats GRPO by 20 points and imitating an expert of another style",
+        example="anypolicy train expo-self-explanation --task tabular-lock:hints=true --steps 60",
+        look_at="probe/success: 0.23 to 0.95 with seed 0",
         no_signal=(),
     )
 )

@@ -162,6 +162,8 @@ def mean_advantage(batch: Batch) -> Float[Tensor, " rows"]:
         changes=("rollout", "reward", "advantage", "loss", "optimiser"),
         composes_with="samplers, selections; its four stages belong together",
         claim="it passes the reference's score, which SFT cannot, in a third of GRPO's steps",
+        example="anypolicy train grao --task tabular-lock:references=true --steps 60",
+        look_at="probe/success: 0.23 to 0.94 with seed 0",
     )
 )
 def grao(

@@ -36,6 +36,8 @@ from anypolicy.stages.recipe import GroupRecipe, Optimiser
         changes=(),
         composes_with="every method of the family",
         claim="baseline of the claims of other methods",
+        example="anypolicy train grpo --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.87 with seed 0",
     )
 )
 def grpo(

@@ -26,6 +26,8 @@ from anypolicy.stages.recipe import GroupRecipe
         changes=("loss", "optimiser"),
         composes_with="every advantage, sampler and selection",
         claim="baseline of the claims of other methods",
+        example="anypolicy train gspo --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.89 with seed 0",
     )
 )
 def gspo(

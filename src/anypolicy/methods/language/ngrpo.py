@@ -58,6 +58,9 @@ class CalibratedAdvantage:
         changes=("advantage", "selection", "loss", "optimiser"),
         composes_with="samplers, other losses by name (sapo.loss), selections that keep all-wrong groups",
         claim="on confidently wrong prompts it reaches at least 1.5 times GRPO's success",
+        example="anypolicy train ngrpo --task tabular-lock:start=confident,prompts=64,length=2,sigma=0.5,bias=3 "
+        "--steps 60",
+        look_at="probe/success: 0.06 to 0.44 with seed 0",
         conflicts={
             ("advantage", "dapo.selection"): "DAPO drops the all-wrong groups that this advantage learns from: "
             "keep ngrpo.selection"

@@ -66,6 +66,8 @@ class FilterByReward:
         "pointless with an exact verifier",
         claim="with a reward model that errs in the middle, best-worst and best-random end above all rows, best-of-n "
         "below",
+        example="anypolicy train pf-ppo --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.69 with seed 0",
         no_signal=(0.0, 1.0),
     )
 )

@@ -90,6 +90,8 @@ class ValueHead:
         changes=("rollout", "advantage", "loss", "critic"),
         composes_with="samplers, selections and rewards; its advantage and critic go together",
         claim="baseline of the claims of other methods",
+        example="anypolicy train ppo --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.43 with seed 0",
         no_signal=(0.0,),
     )
 )

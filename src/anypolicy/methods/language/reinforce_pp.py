@@ -47,6 +47,8 @@ class WhitenedReturns:
         changes=("rollout", "advantage", "loss"),
         composes_with="samplers and selections; with another loss name the stage",
         claim="baseline of the claims of other methods",
+        example="anypolicy train reinforce-pp --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.43 with seed 0",
     )
 )
 def reinforce_pp(

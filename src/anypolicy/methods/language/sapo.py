@@ -68,6 +68,8 @@ class SoftGate:
         changes=("loss", "optimiser"),
         composes_with="every advantage, sampler and selection",
         claim="with an exact verifier and much reuse it ends above GRPO's clip and GSPO; with noise above no clip",
+        example="anypolicy train sapo --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.92 with seed 0",
         metrics={
             "gate/weight": "mean gate weight w of trained tokens (1 at ratio 1)",
             "gate/faded": "share of trained tokens with gate weight below 0.5",

@@ -47,6 +47,8 @@ class RatioLoss(ElboLoss):
         changes=("advantage", "loss", "optimiser"),
         composes_with="samplers, rewards, selections and other advantages; needs a masked-diffusion policy",
         claim="baseline of BGPO's claim",
+        example="anypolicy train vrpo-ol --task tiny-add:policy=masked-diffusion --prompts 8 --lr 3e-4 --steps 25",
+        look_at="eval/accuracy: 0.41 to 0.47 with seed 0; too short a run to tell learning from chance",
     )
 )
 def vrpo_ol(

@@ -168,6 +168,8 @@ class FixedNegativePairs:
         changes=("rollout", "reward", "selection", "loss", "optimiser", "reference"),
         composes_with="samplers, other losses of pairs, other references",
         claim="after five rounds its reward is 0.3 above SPIN's and iterative DPO's, and its gradient does not fade",
+        example="anypolicy train drift --task tabular-lock:recorded=4 --steps 60",
+        look_at="probe/success: 0.23 to 0.35 with seed 0",
         conflicts=CONFLICTS,
         no_signal=(),
         metrics={"drift/one_token": "share of pairs whose fresh response is one token long, as a rule the end alone"},

@@ -55,6 +55,8 @@ class Squared:
         changes=("rollout", "reward", "selection", "loss"),
         composes_with="samplers, rollouts and rewards of sampled responses, other references",
         claim="baseline of the claims of other methods",
+        example="anypolicy train ipo --task tabular-lock:recorded=4 --steps 60",
+        look_at="probe/success: 0.23 to 0.71 with seed 0",
         conflicts=CONFLICTS,
         no_signal=(),
     )

@@ -68,6 +68,8 @@ def sampled_pairs(loss: Loss, samples: int, pairing: Pairing, missing_end: float
         changes=("rollout", "selection", "loss", "optimiser"),
         composes_with="samplers, rewards, other losses of pairs, other references",
         claim="baseline of the claims of other methods",
+        example="anypolicy train online-dpo --task tabular-lock --steps 60",
+        look_at="probe/success: 0.23 to 0.52 with seed 0",
         conflicts=CONFLICTS,
     )
 )

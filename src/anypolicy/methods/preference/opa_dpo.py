@@ -172,6 +172,9 @@ class RevisionLoss:
         changes=("rollout", "reward", "loss", "optimiser"),
         composes_with="samplers, losses of pairs and of marked responses (its answers are scored), other references",
         claim="from a policy fine-tuned on the corrections it errs 0.15 less often than from the first one",
+        example="anypolicy revise --task slots --prompts 500 --out runs/revisions.jsonl && anypolicy train "
+        "opa-dpo --task runs/revisions.jsonl:task=slots --steps 40 --prompts 32 --lr 1e-3",
+        look_at="eval/accuracy: 0.33 to 0.64 with seed 0",
         conflicts=CONFLICTS,
         no_signal=(),
         metrics={

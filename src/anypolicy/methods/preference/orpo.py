@@ -62,6 +62,8 @@ class OddsRatio:
         changes=("rollout", "reward", "selection", "loss"),
         composes_with="samplers, rollouts and rewards of sampled responses",
         claim="baseline of the claims of other methods",
+        example="anypolicy train orpo --task tabular-lock:recorded=4 --steps 60",
+        look_at="probe/success: 0.23 to 0.95 with seed 0",
         conflicts=CONFLICTS,
         no_signal=(),
     )

@@ -64,6 +64,8 @@ class AgainstOwn:
         changes=("rollout", "reward", "selection", "loss", "optimiser", "reference"),
         composes_with="samplers, other losses of pairs",
         claim="baseline of the claims of other methods",
+        example="anypolicy train spin --task tabular-lock:references=true --steps 60",
+        look_at="probe/success: 0.23 to 0.94 with seed 0",
         conflicts=CONFLICTS
         | {
             (

@@ -115,6 +115,8 @@ class EvidenceLoss:
         changes=("rollout", "reward", "advantage", "loss", "optimiser"),
         composes_with="supervised methods that change the optimiser; needs a masked-diffusion policy",
         claim="trains the policies of BGPO's claim from scratch",
+        example="anypolicy train mdlm --task tiny-add:policy=masked-diffusion,references=true --lr 1e-3 --steps 100",
+        look_at="eval/accuracy: 0.41 to 0.47 with seed 0; too short a run to tell learning from chance",
         no_signal=(),
     )
 )

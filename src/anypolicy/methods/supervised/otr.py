@@ -130,6 +130,8 @@ class OneTokenLoss:
         changes=("loss",),
         composes_with="supervised methods that change rollout or optimiser",
         claim="on noisy expert data its samples are at least 20 points more accurate than those of SFT",
+        example="anypolicy train otr --task tabular-lock:references=true --steps 60",
+        look_at="probe/success: 0.23 to 0.98 with seed 0",
         no_signal=(),
         metrics={
             "otr/hits": "mean share of drawn tokens (exact: probability) that are the data token",

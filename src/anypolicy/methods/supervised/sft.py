@@ -86,6 +86,8 @@ class NegativeLogLikelihood:
         changes=("rollout", "reward", "advantage", "loss", "optimiser"),
         composes_with="other losses on reference responses, other optimisers",
         claim="baseline of the claims of other methods",
+        example="anypolicy train sft --task tabular-lock:references=true --steps 60",
+        look_at="probe/success: 0.23 to 0.95 with seed 0",
         no_signal=(),
     )
 )
