@@ -232,6 +232,10 @@ def test_bad_settings_are_named(pairs, tmp_path):
     none = write(tmp_path / "n.jsonl", [{"prompt": f"{i}", "chosen": "a", "rejected": "b"} for i in range(4)])
     with pytest.raises(InputError, match="margin"):
         ap.train_reward_model("bradley-terry", pairs=none, out=tmp_path / "rm", knobs={"margin": True}, **SMALL)
+    rows = [{"prompt": f"{i}", "chosen": "a", "rejected": "b"} | ({"margin": 1.0} if i % 2 else {}) for i in range(12)]
+    one = write(tmp_path / "one.jsonl", rows)  # half of them without one
+    with pytest.raises(InputError, match="margin"):
+        ap.train_reward_model("bradley-terry", pairs=one, out=tmp_path / "rm", knobs={"margin": True}, **SMALL)
     with pytest.raises(InputError, match="no such file"):
         load_pairs(str(tmp_path / "nothing.jsonl"))
     for given, match in (({"reward_model": "nowhere"}, "config.json"), ({"reward_scale": "unit"}, "give one"),

@@ -19,7 +19,7 @@ from anypolicy.loops.preference_study import (
     study,
     train,
 )
-from anypolicy.methods.exact.online_offline import Point, best_in, correlation, frontier, peak, reports
+from anypolicy.methods.exact.online_offline import BINS, Point, best_in, correlation, frontier, peak, reports
 from anypolicy.parts import preference
 from anypolicy.parts.log_linear import (
     accuracy,
@@ -288,3 +288,7 @@ def test_the_command_draws_its_curves(tmp_path):
     for field in ("steps", "beta", "answers"):
         with pytest.raises(InputError, match=field):
             solve("online-offline", **{field: 0})
+
+
+def test_sources_are_compared_in_these_ranges_of_the_divergence():
+    assert BINS == ((0.5, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 5.0))

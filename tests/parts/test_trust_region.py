@@ -102,3 +102,10 @@ def test_the_first_order_rise_is_that_of_the_policy_gradient(f64):
         False,
     )
     assert torch.equal(mean.detach(), before)
+
+
+def test_a_fall_of_exactly_the_share_that_is_asked_is_too_little(f64):
+    line = lambda x: x.sum()  # noqa: E731
+    new, taken = backtrack(line, f64([1.0]), f64([-1.0]), f64(4.0), accept=0.25)  # falls by 1, where 4 × 0.25 is asked
+    assert not taken and float(new) == 1.0
+    assert backtrack(line, f64([1.0]), f64([-1.0]), f64(3.9), accept=0.25)[1]

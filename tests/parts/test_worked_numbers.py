@@ -13,6 +13,7 @@ from torch import tensor
 from anypolicy.errors import InputError
 from anypolicy.parts.advantages import gae, group_normalise, leave_one_out, returns_to_go, token_rewards, whiten
 from anypolicy.parts.kl import kl
+from anypolicy.parts.log_linear import divergence
 from anypolicy.parts.mdp import check_distribution, check_kernel
 from anypolicy.parts.reduce import count, reduce
 from anypolicy.parts.surrogate import clip_active, clipped, clipped_value_loss, sequence_ratio, token_ratio
@@ -238,3 +239,24 @@ def test_distributions_are_refused_by_each_of_their_faults():
             check_distribution(np.array([[0.5, 0.5], row]), "p")
         with pytest.raises(InputError, match=r"kernel\[state 1, action 0\]"):
             check_kernel(np.array([[[0.5, 0.5]], [row]]))
+
+
+def test_whitening_values_that_are_all_equal_gives_exactly_zero():
+    equal = torch.full((1, 13), 0.1)  # whose mean is not 0.1 in float32
+    assert float((equal - equal.mean()).abs().max()) > 0
+    for std in ("sample", "population"):
+        assert not whiten(equal, torch.ones(1, 13, dtype=torch.bool), std).any()
+
+
+def test_groups_are_counted_where_every_row_is_a_sequence_of_its_own():
+    mask = tensor([[1, 1], [1, 0], [0, 0], [1, 1]], dtype=torch.bool)
+    totals = count(mask, group=tensor([7, 7, 7, 9]))
+    assert (totals.groups, totals.pairs, totals.rows, totals.sequences) == (2.0, 1.0, 4.0, 3.0)
+    assert totals.group_sequences is not None and totals.group_sequences.tolist() == [2.0, 2.0, 2.0, 1.0]
+    assert count(mask).groups == count(mask, torch.arange(4)).groups
+
+
+def test_the_divergence_of_two_policies_is_a_mean_over_prompts():
+    p, q = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.25, 0.75], [0.5, 0.5]])
+    each = (p * np.log(p / q)).sum(1)
+    assert divergence(p, q) == pytest.approx(each.sum() / 2, rel=1e-12)
