@@ -167,11 +167,15 @@ def test_a_policy_is_published_with_its_card(run, hub, tmp_path):
     assert str(run.path.parent) not in card + hub.files["recipe.yaml"].decode() and "rows.jsonl" in card
 
 
-def test_what_cannot_be_published_is_refused(run, hub, tmp_path):
+def test_what_cannot_be_published_is_refused(run, hub, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="write OWNER/NAME"):
         run.push("mine")
     with pytest.raises(InputError, match="the hub does not take it"):
         run.push("me/ mine")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", "http://127.0.0.1:9", raising=False)
+    with pytest.raises(InputError, match=r"the hub does not take it.*network"):
+        run.push("me/mine")
     assert main(["push", str(tmp_path), "me/mine"]) == 2
 
 
@@ -180,3 +184,37 @@ def test_one_talks_to_what_was_trained(run, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("say 3\n\n"))
     assert main(["chat", str(run.path), "--max-tokens", "4"]) == 0
     assert capsys.readouterr().out.strip() == run.generate("say 3", max_tokens=4)[0].strip()
+
+
+def test_a_policy_without_words_is_not_talked_to(tmp_path):
+    made = ap.train("grpo", task="tabular-lock", steps=1, out=tmp_path / "run", quiet=True, trackers=())
+    with pytest.raises(InputError, match=r"TablePolicy.*no tokenizer"):
+        made.generate("hello")
+
+
+# --- once more -------------------------------------------------------------------------------------------------------
+def test_a_run_is_made_once_more_to_the_same_bits(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["rerun", str(run.path), "--out", "again", "--quiet"]) == 0
+    assert "the same numbers to the last bit: again" in capsys.readouterr().out
+    assert ap.load("again").rows == run.rows
+    made = json.loads((tmp_path / "again" / "made-with.json").read_text())
+    assert {"anypolicy", "commit", "torch", "transformers", "machine"} <= made.keys()
+    (tmp_path / "again" / "made-with.json").write_text(json.dumps(made | {"torch": "2.0"}))
+    ledger = tmp_path / "again" / "metrics.jsonl"
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    rows[1]["length/mean"] += 1
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = ap.rerun("again", out="third", quiet=True)
+    assert told.step == 0 and list(told.values) == ["length/mean"]
+    assert told.made_with == {"torch": ("2.0", made["torch"])}
+    assert "torch: 2.0 then" in str(told) and "differ first" in str(told)
+
+
+def test_a_default_folder_that_is_taken_gets_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {"task": "tabular-lock", "steps": 1, "quiet": True, "trackers": ()}
+    names = [ap.train("grpo", **small).path.name for _ in range(3)]
+    assert names == ["grpo-tabular-lock-0", "grpo-tabular-lock-0-2", "grpo-tabular-lock-0-3"]
+    with pytest.raises(InputError, match="a run is there"):
+        ap.train("grpo", out="runs/grpo-tabular-lock-0", **small)

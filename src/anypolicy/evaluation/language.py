@@ -122,6 +122,8 @@ def responses(
     policy: Policy, prompts: str | Sequence[Any], max_tokens: int, temperature: float, seed: int
 ) -> list[str]:
     """A response to every prompt: a text, or messages."""
+    if getattr(policy, "tokenizer", None) is None:
+        raise InputError("policy", type(policy).__name__, "it has no tokenizer, so that it reads and writes no text")
     one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], dict))
     asked = [[{"role": "user", "content": x}] if isinstance(x, str) else x for x in ([prompts] if one else prompts)]
     for messages in asked:

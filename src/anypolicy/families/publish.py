@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from anypolicy import catalogue
-from anypolicy.errors import InputError, checked
+from anypolicy.data.readers import first_line
+from anypolicy.errors import RAISED, InputError, checked
 from anypolicy.evidence.claims import verdict_of
 from anypolicy.families.base import family_of_run
 from anypolicy.runs.directory import RunDirectory
@@ -27,7 +28,6 @@ def push(path: str | Path, name: str, *, private: bool = False) -> str:
     """Upload what a run has learnt to OWNER/NAME, with its recipe, its ledger and a model card; the address. The hub is
     that of HF_ENDPOINT, the token that of `hf auth login` or HF_TOKEN."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     path = Path(path)
     folder = next((path / k for k in LEARNT if (path / k).is_dir()), None)
@@ -47,8 +47,8 @@ def push(path: str | Path, name: str, *, private: bool = False) -> str:
             api = HfApi()
             at = str(api.create_repo(name, private=private, exist_ok=True))
             api.upload_folder(repo_id=name, folder_path=work, commit_message=f"Trained with anypolicy {__version__}")
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            first = str(error).strip().splitlines()[0]
+        except RAISED as error:  # what it and the network raise has no common type
+            first = first_line(error)
             raise InputError("name", name, f"the hub does not take it ({first}): check the name, HF_TOKEN and the "
                              "network") from error  # fmt: skip
     return at
