@@ -147,3 +147,13 @@ def test_a_margin_above_alpha_may_leave_nobody_to_compare_with():
     accept = np.ones((1, 2, 1), bool)
     assert best_fair_mixture(accept, np.zeros(1), np.zeros((1, 2, 2)), -0.1) is None
     assert best_fair_mixture(accept, np.zeros(1), np.zeros((1, 2, 2)), 0.0) is not None
+
+
+@pytest.mark.parametrize("gamma", [0.2, 0.4, 0.6, 0.8, 1.0])
+def test_the_panels_metric_is_the_quorum_th_smallest_of_the_auditors(gamma):
+    rng = np.random.default_rng(0)
+    distances = rng.random((5, 6, 6))
+    auditors = [lambda x, y, d=d: d for d in distances]
+    panel = Panel(auditors, gamma=gamma)
+    want = np.sort(distances, axis=0)[round(5 * gamma) - 1]
+    assert np.array_equal(panel.limits(np.zeros((6, 1))), want)
