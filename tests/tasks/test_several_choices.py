@@ -15,10 +15,17 @@ from anypolicy.errors import InputError
 from anypolicy.learners.base import uniform
 from anypolicy.parts.distributions import Categorical, Factored
 from anypolicy.policies.control.actors import FactoredActor
+from anypolicy.runs.objects import handed
 from anypolicy.studies.record import record
 from anypolicy.tasks.control.demonstrations import load_demonstrations
 from anypolicy.tasks.control.environments import load_environment
-from anypolicy.tasks.control.given import name_of
+
+
+def loaded(task):
+    """The task of an object."""
+    with handed({"task": task}) as named:
+        return load_environment(named["task"])
+
 
 SEEN = {
     "dict": Dict({"goal": MultiBinary((2, 2)), "at": Tuple((Discrete(3, start=-1), Box(-1, 1, (2,), np.float32)))}),
@@ -88,7 +95,7 @@ def test_the_actor_splits_its_outputs():
     ("several", (3, 2)), ("from", (2, 4)), ("square", (2, 3, 2, 2)), ("bits", (2, 2, 2)), ("grid", (2, 2, 2, 2)),
 ])  # fmt: skip
 def test_actions_become_the_environments_own(acts, factors):
-    task = load_environment(name_of(task_of(acts=acts)))
+    task = loaded(task_of(acts=acts))
     space = task.space
     assert (space.factors, space.actions, space.action_width) == (factors, sum(factors), len(factors))
     envs = Environments(task.vector(2), 0)
@@ -115,18 +122,17 @@ def test_predict_takes_and_gives_the_environments_forms(seen, acts, tmp_path):
     vector = gymnasium.vector.SyncVectorEnv([make, make])
     many, _ = run.predict(vector.reset(seed=0)[0])
     assert many.shape == (2, *ACTS[acts].shape) and all(env.action_space.contains(a) for a in many)
-    loaded = ap.load(tmp_path / "run")
-    assert np.array_equal(loaded.predict(x := space.sample())[0], run.predict(x)[0])
+    again = ap.load(tmp_path / "run", task=make)
+    assert np.array_equal(again.predict(x := space.sample())[0], run.predict(x)[0])
 
 
-@pytest.mark.parametrize("acts", ["several", "grid"])
-@pytest.mark.parametrize(("slug", "knobs"), [
-    ("ppo-control", {"horizon": 64, "minibatches": 4, "epochs": 4, "hidden": (16,), "lr": 1e-2}),
-    ("props", {"horizon": 128, "collect": 64, "hidden": (16,), "lr": 1e-2}),
-    ("npg-igt", {}),
-    ("harpg", {}),
+@pytest.mark.parametrize(("slug", "acts", "knobs"), [
+    ("ppo-control", "grid", {"horizon": 64, "minibatches": 4, "epochs": 4, "hidden": (16,), "lr": 1e-2}),
+    ("props", "several", {"horizon": 128, "collect": 64, "hidden": (16,), "lr": 1e-2}),
+    ("npg-igt", "several", {}),
+    ("harpg", "grid", {}),
 ])  # fmt: skip
-def test_it_learns_every_factor(slug, knobs, acts, tmp_path):
+def test_it_learns_every_factor(slug, acts, knobs, tmp_path):
     known = ap.methods(None)[slug].knobs
     run = ap.train(slug, task=task_of("bits", acts), steps=4096, trackers=(), quiet=True, out=tmp_path / "run",
                    knobs={k: v for k, v in knobs.items() if k in known})  # fmt: skip
@@ -143,9 +149,11 @@ def test_methods_that_cannot_name_those_which_can(slug, tmp_path):
 
 
 def test_demonstrations_of_several_choices_are_written_and_not_learnt_from(tmp_path):
-    run = ap.train("ppo-control", task=task_of(), steps=32, eval_episodes=1, trackers=(), quiet=True,
+    task = task_of()
+    run = ap.train("ppo-control", task=task, steps=32, eval_episodes=1, trackers=(), quiet=True,
                    out=tmp_path / "run", knobs={"horizon": 32, "minibatches": 2})  # fmt: skip
-    assert record(run.path, episodes=2, out=str(tmp_path / "d.safetensors")) == 16
+    with handed({"task": task}):
+        assert record(run.path, episodes=2, out=str(tmp_path / "d.safetensors")) == 16
     with pytest.raises(InputError, match="which nothing here learns from demonstrations"):
         load_demonstrations(str(tmp_path / "d.safetensors"), run.task)
 
@@ -159,6 +167,6 @@ def test_other_actions_are_refused():
             super().__init__(SEEN["bits"], MultiBinary(2))
             self.action_space = Tuple((Discrete(2), Box(-1, 1, (1,), np.float32)))
 
-    assert load_environment(name_of(odd)).space.factors == (2, 2)
+    assert loaded(odd).space.factors == (2, 2)
     with pytest.raises(InputError, match=r"Discrete, MultiDiscrete, MultiBinary"):
-        load_environment(name_of(Mixed))
+        loaded(Mixed)
